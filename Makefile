@@ -1,0 +1,33 @@
+# Everything happens in .venv/, created and pinned by the first target that needs it.
+VENV   := .venv
+PYTHON ?= python3
+BIN    := $(VENV)/bin
+DATA   ?= $(EGMF_REAL_DATA)
+# Two OpenMP threads beside one busy process ran 60 times slower than one: one thread a process, everywhere.
+export OMP_NUM_THREADS := 1
+export TOKENIZERS_PARALLELISM := false
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: demo real test check install clean
+install: $(VENV)/installed
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: install            ## data and backbone, training on 2 ZeRO-3 ranks under Ray, evaluation, pictures
+	$(BIN)/egmf demo
+
+real: install            ## the same road on MELD's and SIMS-V2's real text: make real DATA=DIR
+	$(BIN)/egmf real --data "$(DATA)"
+
+test: install
+	$(BIN)/python -m pytest
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) runs data backbones hosts

@@ -1,0 +1,28 @@
+"""Settings: the schema, its validation, and reading and writing YAML."""
+
+from egmf_dist.config.load import add_config_arguments, config_from_namespace, dump_config, load_config
+from egmf_dist.config.schema import (
+    BackboneConfig,
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    LaunchConfig,
+    ModelConfig,
+    TrainingConfig,
+)
+from egmf_dist.config.validate import validate
+
+__all__ = [
+    "BackboneConfig",
+    "Config",
+    "DataConfig",
+    "EvaluationConfig",
+    "LaunchConfig",
+    "ModelConfig",
+    "TrainingConfig",
+    "add_config_arguments",
+    "config_from_namespace",
+    "dump_config",
+    "load_config",
+    "validate",
+]

@@ -1,0 +1,161 @@
+"""Every setting of a run as frozen dataclasses; the text under a field is its help on the command line.
+
+Widths, kernel sizes, the number of pseudo tokens, temperatures and LoRA settings are our interpretation of EGMF
+(arXiv 2601.07565 gives none of them), so each is a value here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is read."""
+
+    shards: list[str] = field(default_factory=list)
+    """Folders of shards (each with manifest and index). Several make one joint run."""
+    context_turns: int = 3
+    """How many preceding turns of the dialogue enter the prompt; 0 for none, at most 12."""
+    max_text_tokens: int = 128
+    """An utterance longer than this many tokens keeps its end; a context turn likewise."""
+    max_frames: int = 4096
+    """An audio or vision sequence longer than this many frames is averaged down to it, so one mis-cut clip cannot run out of memory."""
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """The large language model and its adapter."""
+
+    path: str = ""
+    """Folder or hub id of any Hugging Face causal language model."""
+    revision: str | None = None
+    """Hub revision (branch, tag or commit)."""
+    trust_remote_code: bool = False
+    """Allow code that ships with the model to run. Leave off unless you have read it."""
+    lora_rank: int = 32
+    """Rank r of the LoRA matrices; 0 freezes the backbone wholly."""
+    lora_alpha: int = 128
+    """LoRA's alpha; the update is scaled by alpha / r."""
+    lora_dropout: float = 0.05
+    """Dropout before the LoRA matrices."""
+    lora_targets: str = "all-linear"
+    """PEFT target modules: `all-linear`, or module names separated by commas."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The expert-guided fusion."""
+
+    width: int = 128
+    """Width d of the packed tokens; a multiple of 16 (kernels load 16 bytes at a time)."""
+    heads: int = 4
+    """Attention heads of the semantic and the global expert; must divide the width."""
+    kernel_sizes: list[int] = field(default_factory=lambda: [3, 5, 7])
+    """Odd kernel sizes of the local expert's depthwise convolutions."""
+    local_expert: bool = True
+    """Fine-grained local expert: multi-scale depthwise convolution inside one modality."""
+    semantic_expert: bool = True
+    """Semantic-correlation expert: attention from one modality to the others."""
+    global_expert: bool = True
+    """Global-context expert: self-attention over the sample's joint sequence."""
+    gate: bool = True
+    """Hierarchical dynamic gate. Off: experts and present modalities weigh the same."""
+    gate_temperature: float = 1.0
+    """Temperature of the gate's first level (experts, per token)."""
+    modality_temperature: float = 1.0
+    """Temperature of the gate's second level (modalities, per sample)."""
+    modality_weight_in: Literal["pooling", "mix"] = "pooling"
+    """Where the second level acts: when pooling into pseudo tokens, or already on the expert mix. Never in both."""
+    pseudo_tokens: int = 4
+    """Number K of pseudo tokens; 0 leaves the fusion out and the LLM reads the prompt alone."""
+    text_stream: Literal["backbone", "learned"] = "backbone"
+    """The experts' text: the backbone's input embeddings (detached), or an embedding of its own that is learnt."""
+    dropout: float = 0.0
+    """Dropout on the tokens that enter the experts."""
+    auxiliary_weight: float = 0.5
+    """Weight of the auxiliary class and value heads on the fused representation; 0 for none."""
+    kernels: Literal["auto", "reference", "triton"] = "auto"
+    """Implementation of the fused operators."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The optimisation."""
+
+    seed: int = 0
+    """Seed of initialisation, order and dropout."""
+    steps: int = 1200
+    """Optimiser steps."""
+    global_batch: int = 32
+    """Samples in one optimiser step, over all ranks and micro-batches."""
+    micro_batch: int = 16
+    """The most samples one rank puts through the model at once; the rest is gradient accumulation."""
+    learning_rate: float = 3e-4
+    """Peak learning rate of the adapter."""
+    fusion_learning_rate: float | None = None
+    """Peak learning rate of the fusion modules; null for the adapter's."""
+    warmup_steps: int = 50
+    """Linear warm-up; a cosine to zero follows."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay, on matrices only."""
+    gradient_clipping: float = 1.0
+    """Largest global gradient norm; 0 for none."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """Arithmetic of the forward and backward pass; the optimiser's copy is always fp32."""
+    zero_stage: Literal[0, 1, 2, 3] = 3
+    """DeepSpeed ZeRO stage. Where the backbone fits one device, 1 or 2 move only the adapter's bytes."""
+    validate_every: int = 200
+    """Steps between scorings of the validation split."""
+    validation_samples: int = 0
+    """Score at most this many validation samples (spread evenly over the split); 0 for all."""
+    select_by: str = ""
+    """Keep the adapter that is best by this TASK.METRIC, such as `emotion.weighted_f1`; empty: the mean over tasks of
+    weighted F1 (classification) and Corr (regression)."""
+    patience: int = 0
+    """Stop after this many validations without a better score; 0 never stops early."""
+    checkpoint_every: int = 200
+    """Steps between checkpoints."""
+    keep_checkpoints: int = 2
+    """How many checkpoints stay on disk."""
+    log_every: int = 10
+    """Steps between two lines of metrics."""
+    max_skipped_steps: int = 10
+    """Stop after this many steps in a row with a non-finite loss or gradient."""
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How answers are scored."""
+
+    batch_size: int = 32
+    """Samples scored at once on one rank."""
+
+
+@dataclass(frozen=True)
+class LaunchConfig:
+    """How ranks come to be where Ray starts them."""
+
+    max_failures: int = 0
+    """How often Ray restarts the group of workers after one died; each restart resumes from the newest checkpoint."""
+    cpus_per_worker: int = 1
+    """CPU cores Ray reserves for each worker."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    """What is read."""
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    """The LLM and its adapter."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The fusion."""
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """The optimisation."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """Scoring."""
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
+    """Ray's part."""
