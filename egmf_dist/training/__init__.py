@@ -1,0 +1,1 @@
+"""Training with DeepSpeed: the loop, its engine, checkpoints, health and records."""

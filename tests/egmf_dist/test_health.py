@@ -1,0 +1,58 @@
+"""Collapse to one answer is said; non-finite steps stop the run after the limit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from egmf_shards.task import Task
+
+from egmf_dist.errors import EgmfError
+from egmf_dist.training.health import NonFiniteGuard, collapse
+
+LABELS = ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger")
+MELD = Task(
+    name="meld-emotion", kind="classification", questions={"en": "Emotion?"}, labels=LABELS, answers={"en": LABELS}
+)
+SIMS = Task(name="sims", kind="regression", questions={"zh": "情感？"}, convention="sims", low=-1.0, high=1.0, step=0.2)
+
+
+def test_always_neutral_on_meld_is_a_collapse() -> None:
+    truth = [c for c, n in enumerate([1256, 281, 50, 208, 402, 68, 345]) for _ in range(n)]
+    assert collapse(MELD, truth, [0] * 2610) == (
+        "meld-emotion: 2610 of 2610 answers are 'neutral' (the truth has 7 classes): "
+        "the model has collapsed to one answer"
+    )
+
+
+def test_classes_need_more_than_99_percent() -> None:
+    truth = [i % 7 for i in range(1000)]
+    assert collapse(MELD, truth, [4] * 991 + [0] * 9) is not None
+    assert collapse(MELD, truth, [4] * 990 + [0] * 10) is None
+
+
+def test_a_lopsided_truth_is_no_collapse() -> None:
+    assert collapse(MELD, [3] * 1000, [3] * 1000) is None
+    assert collapse(MELD, [3] * 992 + [0] * 8, [3] * 1000) is None
+
+
+def test_regression_needs_less_than_2_percent_of_the_spread() -> None:
+    truth = np.linspace(-1, 1, 200)
+    message = collapse(SIMS, truth.tolist(), (0.12 + 0.015 * truth).tolist())
+    assert message is not None
+    assert "sims: all 200 answers are about 0.12" in message
+    assert collapse(SIMS, truth.tolist(), (0.12 + 0.025 * truth).tolist()) is None
+    assert collapse(SIMS, [0.5] * 200, [0.5] * 200) is None
+
+
+def test_nothing_is_claimed_from_a_handful_or_from_nothing() -> None:
+    assert collapse(MELD, [0, 1, 2], [0, 0, 0]) is None
+    assert collapse(SIMS, [], []) is None
+
+
+def test_guard_counts_a_row_and_the_total() -> None:
+    guard = NonFiniteGuard(3)
+    for finite in (False, False, True, False, False):
+        guard.saw(finite, "step 5")
+    assert (guard.total, guard.in_a_row) == (4, 2)
+    with pytest.raises(EgmfError, match=r"step 9 \(samples a, b\).*3 steps in a row \(5 in all\)"):
+        guard.saw(False, "step 9 (samples a, b)")
