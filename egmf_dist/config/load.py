@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import jsonargparse
 import yaml
@@ -29,10 +30,21 @@ def config_from_namespace(namespace: jsonargparse.Namespace) -> Config:
     Raises:
         EgmfError: a setting breaks a rule of :mod:`egmf_dist.config.validate`.
     """
+    return config_from_dict({name: namespace[name].as_dict() for name in Config.__dataclass_fields__})
+
+
+def config_from_dict(sections: Mapping[str, Any]) -> Config:
+    """Checked settings from nested dictionaries, as ``dataclasses.asdict`` of a :class:`Config` gives them.
+
+    Raises:
+        EgmfError: a key is unknown, a value has the wrong type or breaks a rule.
+    """
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Config, "config")
-    sections = {name: namespace[name] for name in Config.__dataclass_fields__}
-    config = parser.instantiate(parser.parse_object({"config": sections}))["config"]
+    try:
+        config: Config = parser.instantiate(parser.parse_object({"config": dict(sections)}))["config"]
+    except jsonargparse.ArgumentError as error:
+        raise EgmfError(f"config: {one_line(error)}") from error
     validate(config)
     return config
 

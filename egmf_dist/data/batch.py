@@ -1,0 +1,75 @@
+"""One micro-batch: packed modality tokens, the LLM's prompt and answer columns, targets and weights.
+
+Shape legend: B samples, M = 3 modalities (text, audio, vision), T packed tokens of all modalities, L prompt columns,
+A answer columns, N answer-tree nodes, C legal answers.
+
+Invariants: modalities are packed without padding, sample-major and modality-minor; a batch's structure (which tensors exist,
+their dtypes) never depends on its samples; a filler sample has weight 0 and is otherwise an ordinary sample.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+
+from egmf_dist.tasks.answers import TreeBatch
+
+
+@dataclass
+class RaggedBatch:
+    """A micro-batch on one device."""
+
+    ids: list[str]
+    """Sample ids, for messages and predictions."""
+    weight_B: torch.Tensor
+    """float32: 1, or 0 for a filler."""
+    task_B: torch.Tensor
+    """int64: which task of the run."""
+    language_B: torch.Tensor
+    """int64: which language of the run."""
+    answer_B: torch.Tensor
+    """int64: which legal answer is right (class, or nearest legal number)."""
+    value_B: torch.Tensor
+    """float32: the regression target; 0 for a classification."""
+    text_ids: torch.Tensor
+    """int64 ``[Tt]``: backbone token ids of the utterances, packed."""
+    audio: torch.Tensor
+    """float32 ``[Ta, audio dim]``, packed."""
+    vision: torch.Tensor
+    """float32 ``[Tv, vision dim]``, packed."""
+    order_T: torch.Tensor
+    """int64 ``[T]``: rows of ``cat(text, audio, vision)`` in sample-major order."""
+    cu_segments: torch.Tensor
+    """int32 ``[B * M + 1]``: where each (sample, modality) segment begins."""
+    position_T: torch.Tensor
+    """int64 ``[T]``: place of a token inside its segment."""
+    joint_length: int
+    """The most tokens of one sample over all its modalities."""
+    prompt_BL: torch.Tensor
+    """int64: prompt ids, padded on the left, so that every answer begins in the same column."""
+    prompt_mask_BL: torch.Tensor
+    """bool."""
+    target_BA: torch.Tensor
+    """int64: the right answer's ids and end-of-sequence, padded on the right."""
+    target_mask_BA: torch.Tensor
+    """bool."""
+    tree: TreeBatch | None = None
+    """The prefix trees of all legal answers; only when answers are to be scored."""
+
+    def to(self, device: torch.device) -> RaggedBatch:
+        """The same batch on ``device``."""
+        moved = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, torch.Tensor):
+                value = value.to(device, non_blocking=True)
+            elif isinstance(value, TreeBatch):
+                value = value.to(device)
+            moved[f.name] = value
+        return RaggedBatch(**moved)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the batch: packed modality tokens plus real prompt and answer tokens."""
+        return int(self.order_T.numel() + self.prompt_mask_BL.sum() + self.target_mask_BA.sum())

@@ -1,0 +1,58 @@
+"""What a run reads: its tasks, languages and feature widths, and the shards of each split."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from egmf_dist.config import Config, DataConfig
+from egmf_dist.data.collate import Collator
+from egmf_dist.errors import EgmfError
+from egmf_shards import ShardSet, Task
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The part of a run's data that its weights depend on; saved beside them."""
+
+    tasks: Mapping[str, Task]
+    languages: Sequence[str]
+    dims: Mapping[str, int]
+
+    @classmethod
+    def of(cls, shards: ShardSet) -> RunData:
+        """From the training split."""
+        return cls(dict(shards.tasks), list(shards.languages), dict(shards.dims))
+
+    def collator(self, tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> Collator:
+        """The collator that packs this run's samples."""
+        return Collator(tokenizer, self.tasks, self.languages, self.dims, config)
+
+    def to_json(self) -> dict[str, Any]:
+        """For the adapter's description."""
+        return {
+            "tasks": [task.to_json() for task in self.tasks.values()],
+            "languages": list(self.languages),
+            "dims": dict(self.dims),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> RunData:
+        """The inverse of :meth:`to_json`."""
+        tasks = [Task.from_json(t, "adapter.json") for t in data["tasks"]]
+        return cls({t.name: t for t in tasks}, data["languages"], data["dims"])
+
+
+def open_split(config: Config, split: str) -> ShardSet:
+    """The samples of one split over all of the run's shard folders.
+
+    Raises:
+        EgmfError: no folder is configured.
+        ShardError: a folder is missing, damaged, or has no such split.
+    """
+    if not config.data.shards:
+        raise EgmfError("config: data.shards is empty; name at least one folder of shards, such as [data/demo]")
+    return ShardSet.open(config.data.shards, split)

@@ -1,0 +1,1 @@
+"""Scoring of legal answers, and evaluation of a split."""

@@ -1,0 +1,82 @@
+"""The three experts' streams, before their output projections (those belong to the gated mix).
+
+Shape legend: T packed tokens, D width, B samples, J longest joint sequence, M modalities.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import egmf_kernels
+from egmf_dist.config import ModelConfig
+from egmf_shards.sample import MODALITIES
+
+
+class LocalExpert(nn.Module):
+    """Fine-grained local expert: convolutions of several sizes inside one modality of one sample."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList(
+            [nn.Parameter(torch.empty(config.width, size)) for size in config.kernel_sizes]
+        )
+        for weight in self.weights:
+            nn.init.uniform_(weight, -1 / math.sqrt(weight.shape[1]), 1 / math.sqrt(weight.shape[1]))
+        self.bias = nn.Parameter(torch.zeros(len(config.kernel_sizes), config.width))
+        self.scale = nn.Parameter(torch.ones(len(config.kernel_sizes)))
+
+    def forward(self, x_TD: torch.Tensor, cu_segments: torch.Tensor) -> torch.Tensor:
+        """``[T, D]``."""
+        return egmf_kernels.ms_dwconv(x_TD, list(self.weights), self.bias, self.scale, cu_segments)
+
+
+class AttentionExperts(nn.Module):
+    """Semantic-correlation and global-context experts: attention over a sample's joint sequence, with different masks.
+
+    The semantic expert's queries see the other modalities' tokens only (a token with no other modality gets zeros); the
+    global expert's see every token of the sample. Both read one wide projection of x. The joint sequences are padded for
+    torch's attention alone; the mask keeps padding out, and the result is packed again.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.kinds = [k for k, on in (("semantic", config.semantic_expert), ("global", config.global_expert)) if on]
+        self.heads = config.heads
+        self.qkv = nn.Linear(config.width, 3 * config.width * len(self.kinds))
+
+    def forward(self, x_TD: torch.Tensor, cu_segments: torch.Tensor, joint_length: int) -> list[torch.Tensor]:
+        """One ``[T, D]`` stream per enabled expert, semantic before global."""
+        tokens, width = x_TD.shape
+        lengths_S = cu_segments.diff().long()
+        batch = lengths_S.numel() // len(MODALITIES)
+        segment_T = torch.repeat_interleave(
+            torch.arange(lengths_S.numel(), device=x_TD.device), lengths_S, output_size=tokens
+        )
+        sample_T = segment_T // len(MODALITIES)
+        sample_start_B = cu_segments[:-1].long()[:: len(MODALITIES)]
+        column_T = torch.arange(tokens, device=x_TD.device) - sample_start_B[sample_T]
+        # -1 marks padding, which is of no modality.
+        kind_BJ = torch.full((batch, joint_length), -1, device=x_TD.device, dtype=torch.long)
+        kind_BJ = kind_BJ.index_put((sample_T, column_T), segment_T % len(MODALITIES))
+        real_BJ = kind_BJ >= 0
+
+        qkv = self.qkv(x_TD)
+        padded = qkv.new_zeros(batch, joint_length, qkv.shape[1]).index_put((sample_T, column_T), qkv)
+        heads = padded.view(batch, joint_length, len(self.kinds), 3, self.heads, width // self.heads)
+        streams = []
+        for i, kind in enumerate(self.kinds):
+            query, key, value = (heads[:, :, i, j].transpose(1, 2) for j in range(3))
+            sees_BJJ = real_BJ[:, None, :].expand(-1, joint_length, -1)
+            if kind == "semantic":
+                sees_BJJ = sees_BJJ & (kind_BJ[:, None, :] != kind_BJ[:, :, None])
+            # A row that sees nothing would be NaN, forward and backward: let it see everything, then zero it.
+            blind_BJ = ~sees_BJJ.any(-1)
+            mask = (sees_BJJ | blind_BJ[:, :, None])[:, None]
+            out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+            out_BJD = out.transpose(1, 2).reshape(batch, joint_length, width).masked_fill(blind_BJ[:, :, None], 0.0)
+            streams.append(out_BJD[sample_T, column_T])
+        return streams

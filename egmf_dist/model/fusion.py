@@ -1,0 +1,182 @@
+"""Expert-guided fusion: packed tokens to K pooled vectors through three experts and the two-level gate.
+
+Our interpretation of the paper (its text gives no equations)::
+
+    c_b     = W_c [mean of x per modality (0 if absent); presence; task; language]
+    alpha_t = softmax_e((W_g x_t + U c_b) / tau_1)                 level 1: experts, per token
+    beta_b  = softmax_m(W_z c_b / tau_2 + log presence)            level 2: modalities, per sample
+    o_t     = RMSNorm(x_t + sum_e alpha_te (W_e a_te + b_e))
+    P_bk    = sum_m beta_bm sum_t softmax_t(q_k . o_t / sqrt(d)) o_t
+
+Shape legend: T packed tokens, D width, B samples, M modalities, E enabled experts, K pseudo tokens.
+Invariant: every rank runs every module, whatever its samples hold.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import egmf_kernels
+from egmf_dist.config import ModelConfig
+from egmf_dist.data.batch import RaggedBatch
+from egmf_dist.model.experts import AttentionExperts, LocalExpert
+from egmf_shards.sample import MODALITIES
+
+
+@dataclass
+class Fused:
+    """What the fusion block gives."""
+
+    pooled_BKD: torch.Tensor
+    """The fused representation."""
+    expert_weight_BE: torch.Tensor
+    """Mean gate weight of each expert over the sample's tokens (detached), in the order of :attr:`Fusion.experts`."""
+    modality_weight_BM: torch.Tensor
+    """Gate weight of each modality (detached)."""
+
+
+class GateContext(nn.Module):
+    """Per-sample context of the gate and the logits of both its levels."""
+
+    def __init__(self, config: ModelConfig, experts: int, tasks: int, languages: int) -> None:
+        super().__init__()
+        self.tasks, self.languages = tasks, languages
+        inputs = len(MODALITIES) * (config.width + 1) + tasks + languages
+        self.context = nn.Linear(inputs, config.width)
+        self.to_experts = nn.Linear(config.width, experts) if experts > 1 else None
+        self.to_modalities = nn.Linear(config.width, len(MODALITIES))
+
+    def forward(
+        self, mean_BMD: torch.Tensor, presence_BM: torch.Tensor, batch: RaggedBatch
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """Logits ``[B, E]`` for the experts (None where there is only one) and ``[B, M]`` for the modalities."""
+        parts = [
+            mean_BMD.flatten(1),
+            presence_BM,
+            F.one_hot(batch.task_B, self.tasks),
+            F.one_hot(batch.language_B, self.languages),
+        ]
+        context_BD = self.context(torch.cat([p.to(mean_BMD.dtype) for p in parts], 1))
+        return self.to_experts(context_BD) if self.to_experts is not None else None, self.to_modalities(context_BD)
+
+
+class ExpertMix(nn.Module):
+    """Owns the weights that the fused mix reads, so that ZeRO-3 gathers them with this module."""
+
+    def __init__(self, config: ModelConfig, experts: int) -> None:
+        super().__init__()
+        width = config.width
+        self.temperature = config.gate_temperature
+        self.weight = nn.Parameter(torch.empty(experts, width, width).uniform_(-1, 1) / math.sqrt(width))
+        self.bias = nn.Parameter(torch.zeros(experts, width))
+        self.norm_weight = nn.Parameter(torch.ones(width))
+        self.gate_weight = (
+            nn.Parameter(torch.empty(experts, width).uniform_(-1, 1) / math.sqrt(width)) if config.gate and experts > 1 else None
+        )
+
+    def forward(
+        self,
+        x_TD: torch.Tensor,
+        streams: list[torch.Tensor],
+        gate_context_BE: torch.Tensor | None,
+        modality_weight_BM: torch.Tensor | None,
+        cu_segments: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mixed tokens ``[T, D]`` and gate weights ``[T, E]``."""
+        return egmf_kernels.gated_expert_mix(
+            x_TD,
+            streams,
+            self.weight,
+            self.bias,
+            self.gate_weight,
+            gate_context_BE,
+            cu_segments,
+            len(MODALITIES),
+            self.norm_weight,
+            self.temperature,
+            modality_weight_BM,
+        )
+
+
+class QueryPool(nn.Module):
+    """K learned queries over each modality's tokens, and the modality mix."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.temperature = config.modality_temperature
+        self.queries = nn.Parameter(torch.randn(config.pseudo_tokens, config.width) * 0.5)
+
+    def forward(
+        self, mixed_TD: torch.Tensor, logits_BM: torch.Tensor, cu_segments: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pooled ``[B, K, D]`` and the modalities' weights ``[B, M]``."""
+        return egmf_kernels.ragged_pool_gate(mixed_TD, self.queries, logits_BM, cu_segments, self.temperature)
+
+
+class Fusion(nn.Module):
+    """Packed tokens of a batch to its fused representation."""
+
+    def __init__(self, config: ModelConfig, tasks: int, languages: int) -> None:
+        super().__init__()
+        self.config = config
+        self.experts = [
+            name
+            for name, on in (
+                ("local", config.local_expert),
+                ("semantic", config.semantic_expert),
+                ("global", config.global_expert),
+            )
+            if on
+        ]
+        self.local = LocalExpert(config) if config.local_expert else None
+        self.attention = AttentionExperts(config) if config.semantic_expert or config.global_expert else None
+        self.gate = GateContext(config, len(self.experts), tasks, languages) if config.gate else None
+        self.mix = ExpertMix(config, len(self.experts))
+        self.pool = QueryPool(config)
+
+    def forward(self, x_TD: torch.Tensor, batch: RaggedBatch) -> Fused:
+        """Run the experts, mix, pool.
+
+        Args:
+            x_TD: packed tokens, sample-major.
+            batch: segment boundaries, tasks and languages.
+        """
+        cu = batch.cu_segments
+        lengths_BM = cu.diff().reshape(-1, len(MODALITIES))
+        presence_BM = lengths_BM > 0
+        segment_T = torch.repeat_interleave(
+            torch.arange(lengths_BM.numel(), device=x_TD.device), lengths_BM.reshape(-1).long(), output_size=len(x_TD)
+        )
+        streams = []
+        if self.local is not None:
+            streams.append(self.local(x_TD, cu))
+        if self.attention is not None:
+            streams.extend(self.attention(x_TD, cu, batch.joint_length))
+
+        context_BE, logits_BM = None, x_TD.new_zeros(presence_BM.shape)
+        if self.gate is not None:
+            mean_BMD = segment_mean(x_TD, segment_T, lengths_BM)
+            context_BE, logits_BM = self.gate(mean_BMD, presence_BM, batch)
+        in_mix = self.config.modality_weight_in == "mix"
+        beta_BM = egmf_kernels.modality_gate(logits_BM, presence_BM, self.config.modality_temperature)
+        mixed_TD, alpha_TE = self.mix(x_TD, streams, context_BE, beta_BM if in_mix else None, cu)
+        # The second level acts once: where it weighed the mix already, the pooling takes present modalities equally.
+        pooled_BKD, _ = self.pool(mixed_TD, torch.zeros_like(logits_BM) if in_mix else logits_BM, cu)
+
+        with torch.no_grad():
+            tokens_B1 = lengths_BM.sum(1, keepdim=True).clamp_min(1)
+            expert_BE = alpha_TE.new_zeros(len(lengths_BM), len(self.experts), dtype=torch.float32)
+            expert_BE = expert_BE.index_add(0, segment_T // len(MODALITIES), alpha_TE.float()) / tokens_B1
+        return Fused(pooled_BKD, expert_BE, beta_BM.detach().float())
+
+
+def segment_mean(x_TD: torch.Tensor, segment_T: torch.Tensor, lengths_BM: torch.Tensor) -> torch.Tensor:
+    """Mean of each (sample, modality) segment, zeros where it is empty: ``[B, M, D]`` in the dtype of ``x_TD``."""
+    sums = torch.zeros(lengths_BM.numel(), x_TD.shape[1], device=x_TD.device, dtype=torch.promote_types(x_TD.dtype, torch.float32))
+    sums = sums.index_add(0, segment_T, x_TD.to(sums.dtype))
+    return (sums / lengths_BM.reshape(-1, 1).clamp_min(1)).view(*lengths_BM.shape, -1).to(x_TD.dtype)

@@ -1,0 +1,322 @@
+"""Training, top to bottom: :func:`train` is what every rank runs.
+
+The loss of a step is, over the global batch's valid samples, the mean of each sample's sum of -log p over answer and
+end-of-sequence tokens (plus the weighted auxiliary loss). It does not depend on how the batch was cut: each micro-batch gives
+a sum, the count of valid samples is all-reduced, and DeepSpeed's own division by ranks and by accumulation steps is
+multiplied back.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+import time
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from torch import nn
+
+from egmf_dist import __version__, distributed
+from egmf_dist.config import Config
+from egmf_dist.data import Collator
+from egmf_dist.data.run_data import RunData, open_split
+from egmf_dist.errors import EgmfError
+from egmf_dist.inference.score import evaluate_predictions, score_samples, selection_score
+from egmf_dist.model.backbone import load_tokenizer
+from egmf_dist.model.build import build_egmf, trained_parameters
+from egmf_dist.training.checkpoint import Progress, load_checkpoint, on_rank_zero, save_best, save_checkpoint, write_json
+from egmf_dist.training.engine import deepspeed_settings, initialise, learning_rate_factor, partitioned_loading
+from egmf_dist.training.records import Records
+from egmf_shards import MicroBatch, ShardSet, Stream
+
+
+def train(config: Config, run: Path, resume: str, console: bool) -> dict[str, Any]:
+    """Train; every rank of the process group must call this with the same arguments.
+
+    Args:
+        config: the run's settings.
+        run: the run's folder, opened by :func:`egmf_dist.run_folder.open_run`, shared by all ranks.
+        resume: ``auto`` (the newest checkpoint, or from the start where there is none), ``never``, or a checkpoint's path.
+        console: rank 0 shows its records itself.
+
+    Returns:
+        Steps done, the best score and its step, and why training ended.
+
+    Raises:
+        EgmfError: bad settings or data, a checkpoint that does not fit, or too many non-finite steps in a row.
+    """
+    training = config.training
+    ranks, rank, device = distributed.world_size(), distributed.rank(), distributed.device()
+    shards, validation = open_split(config, "train"), open_split(config, "valid")
+    run_data = RunData.of(shards)
+    check_selection(training.select_by, run_data)
+    stream = Stream(
+        shards,
+        seed=training.seed,
+        global_batch=training.global_batch,
+        micro_batch=training.micro_batch,
+        rank=rank,
+        world=ranks,
+    )
+    tokenizer = load_tokenizer(config.backbone)
+    collator = run_data.collator(tokenizer, config.data)
+    settings = deepspeed_settings(config, stream.micro_batches)
+    with partitioned_loading(config, settings):
+        model = build_egmf(config, tokenizer, run_data.tasks, run_data.languages, run_data.dims)
+    engine, peaks = initialise(config, model, settings)
+    # Dropout masks differ between ranks from here on; each rank's random state is part of the checkpoint.
+    torch.manual_seed(training.seed * 1_000_003 + rank)
+
+    identity = {"world_size": ranks, "data": shards.index_hash, "seed": training.seed, "backbone": backbone_identity(config)}
+    progress = load_checkpoint(engine, run, resume, identity) or Progress()
+    records = Records(run, rank == 0, console, progress.step)
+    on_rank_zero_write_manifest(run, config, identity)
+    records.write(start_record(config, progress, ranks, model))
+    reason = "all steps done"
+    clock = Clock()
+    try:
+        while progress.step < training.steps:
+            factor = learning_rate_factor(progress.step, training)
+            for group, peak in zip(engine.optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * factor
+            sums = train_step(engine, stream.read(progress.position), collator, device, ranks)
+            progress.step += 1
+            progress.position += training.global_batch
+            clock.add(sums["valid"], sums["tokens"])
+            grad_norm = float(engine.get_global_grad_norm() or 0.0)
+            note_non_finite(progress, sums, grad_norm, training.max_skipped_steps, records)
+
+            if progress.step % training.log_every == 0 or progress.step == training.steps:
+                records.write(train_record(progress, sums, grad_norm, factor * peaks[0], len(shards), config, clock))
+            last = progress.step == training.steps
+            if progress.step % training.validate_every == 0 or last:
+                improved = validate(engine, validation, collator, config, run_data, progress, run, records)
+                clock.restart()
+                progress.without_improvement = 0 if improved else progress.without_improvement + 1
+            stop_early = 0 < training.patience <= progress.without_improvement
+            if progress.step % training.checkpoint_every == 0 or last or stop_early:
+                save_checkpoint(engine, run, progress, identity, training.keep_checkpoints)
+                clock.restart()
+            if stop_early:
+                reason = f"{progress.without_improvement} validations without a better score"
+                break
+        records.write({"kind": "end", "step": progress.step, "reason": reason, "best_step": progress.best_step})
+    finally:
+        records.close()
+        engine.destroy()
+    return {
+        "step": progress.step,
+        "best_step": progress.best_step,
+        "best_score": progress.best_score,
+        "reason": reason,
+    }
+
+
+def train_step(
+    engine: Any, micro_batches: list[MicroBatch], collator: Collator, device: torch.device, ranks: int
+) -> dict[str, float]:
+    """One optimiser step over this rank's micro-batches.
+
+    Returns:
+        Global sums of the step: ``valid`` samples, ``tokens``, ``answer`` and ``auxiliary`` loss.
+    """
+    batches = [collator(m.samples, m.weights).to(device) for m in micro_batches]
+    valid, tokens = distributed.sum_over_ranks(
+        [float(sum(b.weight_B.sum() for b in batches)), float(sum(b.tokens for b in batches))]
+    )
+    if valid == 0:
+        raise EgmfError(f"the global batch that holds {batches[0].ids[0]} has no valid sample")
+    answer = torch.zeros((), dtype=torch.float64, device=device)
+    auxiliary = torch.zeros((), dtype=torch.float64, device=device)
+    engine.train()
+    for batch in batches:
+        sums = engine(batch)
+        engine.backward(sums.total * (ranks * len(batches) / valid))
+        engine.step()
+        answer += sums.answer
+        auxiliary += sums.auxiliary
+    totals = distributed.sum_over_ranks([float(answer), float(auxiliary)])
+    return {"valid": valid, "tokens": tokens, "answer": totals[0], "auxiliary": totals[1]}
+
+
+def note_non_finite(progress: Progress, sums: dict[str, float], grad_norm: float, limit: int, records: Records) -> None:
+    """Count steps whose loss or gradient is not finite (DeepSpeed skips them), and stop when they do not end.
+
+    Raises:
+        EgmfError: ``limit`` of them in a row.
+    """
+    finite = math.isfinite(sums["answer"]) and math.isfinite(sums["auxiliary"]) and math.isfinite(grad_norm) and grad_norm >= 0
+    if finite:
+        progress.skipped_in_a_row = 0
+        return
+    progress.skipped += 1
+    progress.skipped_in_a_row += 1
+    message = f"step {progress.step} was skipped: its loss or gradient is not finite ({progress.skipped} so far)"
+    records.write({"kind": "warning", "step": progress.step, "message": message})
+    if progress.skipped_in_a_row >= limit:
+        raise EgmfError(
+            f"training: {limit} steps in a row up to step {progress.step} had a non-finite loss or gradient; "
+            "lower training.learning_rate, or look for non-finite features with: egmf shards info DIR"
+        )
+
+
+def validate(
+    engine: Any,
+    validation: ShardSet,
+    collator: Collator,
+    config: Config,
+    run_data: RunData,
+    progress: Progress,
+    run: Path,
+    records: Records,
+) -> bool:
+    """Score the validation split, keep the adapter if it is the best so far, say if answers have collapsed."""
+    engine.eval()
+    wanted = config.training.validation_samples or len(validation)
+    chosen = np.linspace(0, len(validation), min(wanted, len(validation)), endpoint=False).astype(int).tolist()
+    rows = score_samples(engine.module, validation, collator, config.evaluation.batch_size, chosen)
+    results = evaluate_predictions(rows, run_data.tasks) if distributed.rank() == 0 else {}
+    results = distributed.broadcast_object(results)
+    score = selection_score(results, config.training.select_by)
+    improved = progress.best_score is None or score > progress.best_score
+    selected_by = f"valid {config.training.select_by or 'mean of weighted_f1 and corr over tasks'}"
+    if improved:
+        progress.best_score, progress.best_step = score, progress.step
+        description = {
+            "step": progress.step,
+            "score": score,
+            "selected_by": selected_by,
+            "config": asdict(config),
+            "data": run_data.to_json(),
+            "backbone": backbone_identity(config),
+        }
+        save_best(engine.module, run, progress.step, description)
+    records.write(
+        {
+            "kind": "valid",
+            "step": progress.step,
+            "score": score,
+            "selected_by": selected_by,
+            "best": improved,
+            "samples": len(chosen),
+            "tasks": {name: {"metrics": r["metrics"], "collapsed": r["collapsed"]} for name, r in results.items()},
+        }
+    )
+    for result in results.values():
+        if result["collapsed"]:
+            records.write({"kind": "warning", "step": progress.step, "message": result["collapsed"]})
+    return improved
+
+
+def check_selection(select_by: str, run_data: RunData) -> None:
+    """Refuse a selection metric of a task that the run does not have."""
+    if select_by and select_by.split(".")[0] not in run_data.tasks:
+        raise EgmfError(
+            f"config: training.select_by is {select_by!r}; this run's tasks are {', '.join(run_data.tasks)}, such as "
+            f"{next(iter(run_data.tasks))}.weighted_f1"
+        )
+
+
+class Clock:
+    """Samples and tokens per second since the last reading, validations and checkpoints left out."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin a new window."""
+        self.since, self.samples, self.tokens = time.perf_counter(), 0.0, 0.0
+
+    def add(self, samples: float, tokens: float) -> None:
+        """Count a step."""
+        self.samples += samples
+        self.tokens += tokens
+
+    def read(self) -> tuple[float, float]:
+        """Samples and tokens per second; begins a new window."""
+        seconds = max(time.perf_counter() - self.since, 1e-9)
+        rates = self.samples / seconds, self.tokens / seconds
+        self.restart()
+        return rates
+
+
+def train_record(
+    progress: Progress, sums: dict[str, float], grad_norm: float, lr: float, epoch_samples: int, config: Config, clock: Clock
+) -> dict[str, Any]:
+    """The metrics line of a step; losses are means over the global batch's valid samples."""
+    answer, auxiliary = sums["answer"] / sums["valid"], sums["auxiliary"] / sums["valid"]
+    samples_per_s, tokens_per_s = clock.read()
+    if torch.cuda.is_available():
+        memory = torch.cuda.max_memory_allocated() / 2**20
+    else:
+        memory = psutil.Process().memory_info().rss / 2**20
+    return {
+        "kind": "train",
+        "step": progress.step,
+        "epoch": progress.position / epoch_samples,
+        "position": progress.position,
+        "loss": answer + config.model.auxiliary_weight * auxiliary,
+        "loss_answer": answer,
+        "loss_auxiliary": auxiliary,
+        "grad_norm": grad_norm,
+        "lr": lr,
+        "samples_per_s": samples_per_s,
+        "tokens_per_s": tokens_per_s,
+        "mem_mib": memory,
+        "skipped": progress.skipped,
+    }
+
+
+def start_record(config: Config, progress: Progress, ranks: int, model: nn.Module) -> dict[str, Any]:
+    """The first line of a run, and of each continuation."""
+    trained = trained_parameters(model)
+    return {
+        "kind": "start",
+        "steps": config.training.steps,
+        "step": progress.step,
+        "position": progress.position,
+        "global_batch": config.training.global_batch,
+        "ranks": ranks,
+        "zero_stage": config.training.zero_stage,
+        "precision": config.training.precision,
+        "trained_parameters": sum(getattr(p, "ds_numel", p.numel()) for p in trained.values()),
+        "parameters": sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters()),
+    }
+
+
+def backbone_identity(config: Config) -> dict[str, Any]:
+    """What names the base model: its path and revision, and the hash of its own configuration where it is a folder."""
+    from egmf_dist.training.checkpoint import sha256
+
+    own = Path(config.backbone.path) / "config.json"
+    return {
+        "path": config.backbone.path,
+        "revision": config.backbone.revision,
+        "config_sha256": sha256(own) if own.is_file() else None,
+    }
+
+
+def on_rank_zero_write_manifest(run: Path, config: Config, identity: dict[str, Any]) -> None:
+    """Write ``manifest.json``: versions, seeds, data and base model identity, hosts."""
+    hosts = distributed.gather_objects(platform.node())
+
+    def write() -> None:
+        packages = ("torch", "deepspeed", "transformers", "peft", "ray", "webdataset", "triton")
+        write_json(
+            run / "manifest.json",
+            {
+                "egmf_dist": __version__,
+                "python": platform.python_version(),
+                "versions": {p: version(p) for p in packages},
+                "identity": identity,
+                "data": config.data.shards,
+                "hosts": hosts,
+            },
+        )
+
+    on_rank_zero(write)

@@ -1,0 +1,150 @@
+"""Fixtures that several test folders use: a random small backbone in Hugging Face format, generated shards, samples in memory."""
+
+from __future__ import annotations
+
+import os
+
+# One thread a process, before torch is imported: two OpenMP threads beside a busy process are many times slower than one.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from egmf_shards.sample import Sample, Turn
+from egmf_shards.task import Task
+
+EMOTION = Task(
+    name="emotion",
+    kind="classification",
+    questions={"en": "Emotion?", "zh": "情绪？"},
+    labels=("neutral", "joy", "anger"),
+    answers={"en": ("neutral", "joy", "anger"), "zh": ("中性", "高兴", "愤怒")},
+)
+SENTIMENT = Task(
+    name="sentiment",
+    kind="regression",
+    questions={"en": "Sentiment?", "zh": "情感？"},
+    convention="mosei",
+    low=-1.0,
+    high=1.0,
+    step=0.5,
+)
+
+
+@pytest.fixture(scope="session")
+def tasks() -> dict[str, Task]:
+    """A classification and a regression, both bilingual."""
+    return {t.name: t for t in (EMOTION, SENTIMENT)}
+
+
+@pytest.fixture(scope="session")
+def make_samples():
+    """``make_samples(count, presence=None, seed=0)``: random bilingual samples of both tasks, audio 6 and vision 5 wide."""
+
+    def make(count: int, presence: list[tuple[int, int, int]] | None = None, seed: int = 0) -> list[Sample]:
+        rng = np.random.default_rng(seed)
+        out = []
+        for i in range(count):
+            has = presence[i] if presence is not None else (1, 1, 1)
+            language = "en" if i % 2 == 0 else "zh"
+            words = ["i", "am", "glad", "no", "wait"] if language == "en" else ["我", "很", "高兴", "不", "等"]
+            text = (" " if language == "en" else "").join(rng.choice(words, size=rng.integers(2, 6)))
+            emotion = (i // 2) % 2 == 0
+            out.append(
+                Sample(
+                    id=f"s-{i}",
+                    text=text if has[0] else "",
+                    language=language,
+                    task="emotion" if emotion else "sentiment",
+                    dataset="toy",
+                    split="train",
+                    modalities=tuple(m for m, h in zip(("text", "audio", "vision"), has, strict=True) if h),
+                    label=EMOTION.labels[int(rng.integers(3))] if emotion else None,
+                    value=None if emotion else float(rng.choice(SENTIMENT.values)),
+                    speaker="A",
+                    dialogue="d",
+                    turn=1,
+                    context=(Turn("B", "wait"),),
+                    audio=rng.normal(size=(int(rng.integers(1, 9)), 6)).astype(np.float32) if has[1] else None,
+                    vision=rng.normal(size=(int(rng.integers(1, 7)), 5)).astype(np.float32) if has[2] else None,
+                )
+            )
+        return out
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def random_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Qwen2 of two layers with random weights and a byte-level tokenizer, saved as Hugging Face saves them."""
+    import torch
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+    out = tmp_path_factory.mktemp("backbone")
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(["i am glad no wait Emotion? Answer: neutral joy anger -0.5 1.0"] * 4, vocab_size=300, special_tokens=["<pad>", "<eos>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, pad_token="<pad>", eos_token="<eos>")
+    tokenizer.save_pretrained(out)
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
+    Qwen2ForCausalLM(config).save_pretrained(out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def run_ranks(tmp_path_factory: pytest.TempPathFactory):
+    """``run_ranks(script, world, job)``: start ``world`` processes of a script beside the tests and give back rank 0's result.
+
+    The script reads its job from the file in argv[1] and writes its result (``torch.save``) to argv[2].
+    """
+    import socket
+    import subprocess
+    import sys
+
+    import torch
+
+    def run(script: str, world: int, job: dict, timeout: float = 240):
+        folder = tmp_path_factory.mktemp("ranks")
+        torch.save(job, folder / "job.pt")
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            port = s.getsockname()[1]
+        processes = []
+        for rank in range(world):
+            environment = os.environ | {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(world),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+            }
+            command = [sys.executable, str(Path(__file__).parent / "distributed" / script), str(folder / "job.pt"), str(folder / "result.pt")]
+            log = open(folder / f"rank-{rank}.log", "w")  # noqa: SIM115
+            processes.append((subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT), log))
+        try:
+            codes = [p.wait(timeout) for p, _ in processes]
+        finally:
+            for p, log in processes:
+                p.kill()
+                log.close()
+        logs = "\n".join((folder / f"rank-{r}.log").read_text()[-3000:] for r in range(world))
+        assert codes == [0] * world, logs
+        return torch.load(folder / "result.pt", weights_only=False)
+
+    return run

@@ -1,0 +1,82 @@
+"""One rank of a gradient measurement: the whole path of a training step, then the full gradients on rank 0.
+
+``branch`` makes the model choose a module by what its first sample holds: the mistake that ZeRO-3 turns into silent mixing.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from torch import nn
+
+from egmf_dist import distributed
+from egmf_dist.data import Collator
+from egmf_dist.distributed import process_group
+from egmf_dist.model.backbone import load_tokenizer
+from egmf_dist.model.build import build_egmf, trained_parameters
+from egmf_dist.training.engine import deepspeed_settings, initialise, partitioned_loading
+from egmf_dist.training.loop import train_step
+from egmf_shards import MicroBatch, share
+
+
+class BranchingEncoder(nn.Module):
+    """Chooses an encoder by the batch's content, as a program written for one process might."""
+
+    def __init__(self, encoders: nn.Module) -> None:
+        super().__init__()
+        self.encoders = encoders
+        self.first = nn.Linear(encoders.width, encoders.width)
+        self.second = nn.Linear(encoders.width, encoders.width)
+
+    def forward(self, text, batch):
+        packed = self.encoders(text, batch)
+        lengths = batch.cu_segments.diff()
+        return self.first(packed) if int(lengths[1]) > 0 else self.second(packed)
+
+
+def main() -> None:
+    job = torch.load(sys.argv[1], weights_only=False)
+    config, samples, tasks = job["config"], job["samples"], job["tasks"]
+    with process_group():
+        rank, world = distributed.rank(), distributed.world_size()
+        own = share(len(samples), rank, world)
+        pieces = -(-len(share(len(samples), 0, world)) // config.training.micro_batch)
+        cuts = [share(len(own), i, pieces) for i in range(pieces)]
+        micro = []
+        for cut in cuts:
+            part = [samples[own[i]] for i in cut]
+            micro.append(MicroBatch(part or [samples[own[0]]], [], [1.0] * len(part) or [0.0]))
+        settings = deepspeed_settings(config, pieces)
+        # Small parameters stay whole by default; partition every one, or nothing is tested.
+        settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+        settings["gradient_clipping"] = 0.0
+        tokenizer = load_tokenizer(config.backbone)
+        with partitioned_loading(config, settings):
+            model = build_egmf(config, tokenizer, tasks, ["en", "zh"], job["dims"])
+        if job["branch"]:
+            torch.manual_seed(1)
+            model.encoders = BranchingEncoder(model.encoders)
+        generator = torch.Generator().manual_seed(2)
+        for name, parameter in trained_parameters(model).items():
+            if "lora_B" in name:
+                with torch.no_grad():
+                    parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+        engine, _ = initialise(config, model, settings)
+        engine.optimizer.step_original = engine.optimizer.step
+        gradients = {}
+
+        def capture(*arguments, **options):
+            from deepspeed.utils import safe_get_full_grad
+
+            for name, parameter in trained_parameters(engine.module).items():
+                gradients[name] = safe_get_full_grad(parameter).clone()
+
+        engine.optimizer.step = capture
+        collator = Collator(tokenizer, tasks, ["en", "zh"], job["dims"], config.data)
+        sums = train_step(engine, micro, collator, distributed.device(), world)
+        if rank == 0:
+            torch.save({"gradients": gradients, "sums": sums}, sys.argv[2])
+
+
+main()
