@@ -1,13 +1,13 @@
-"""One sample: an utterance in its dialogue, one question, its answer, and the features of the modalities that are there.
+"""One sample: an utterance in its dialogue, one question, its answer, the features of the modalities that are there.
 
-Invariants: absence is declared (``modalities``), never guessed from a missing file; feature arrays have their real length;
-the preceding turns travel with the sample, because a shuffled stream never sees neighbours.
+Invariants: absence is declared (``modalities``), never guessed from a missing file; feature arrays have their real
+length; the preceding turns travel with the sample, because a shuffled stream never sees neighbours.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -52,9 +52,9 @@ class Sample:
     """The utterance's place in its dialogue, from 0."""
     context: tuple[Turn, ...] = ()
     """The preceding turns, oldest first, at most :data:`MAX_CONTEXT_TURNS`."""
-    audio: np.ndarray | None = None
+    audio: np.ndarray | None = field(default=None, repr=False)
     """float32 ``[frames, dim]``; None where absent."""
-    vision: np.ndarray | None = None
+    vision: np.ndarray | None = field(default=None, repr=False)
     """float32 ``[frames, dim]``; None where absent."""
 
     def without(self, modality: str) -> Sample:
@@ -84,11 +84,12 @@ class Sample:
         return data | ({"label": self.label} if self.label is not None else {"value": self.value})
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any], arrays: Mapping[str, np.ndarray], where: str) -> Sample:
-        """The inverse of :meth:`to_json`; ``arrays`` holds the decoded feature members.
+    def from_json(cls, data: Mapping[str, Any], arrays: Mapping[str, Any], where: str) -> Sample:
+        """The inverse of :meth:`to_json`; ``arrays`` holds the decoded feature members (modality to array).
 
         Raises:
-            ShardError: a field is missing, or the declared modalities and the arrays disagree (``where`` names the sample).
+            ShardError: a field is missing, or the declared modalities and the arrays disagree (``where`` names the
+                sample).
         """
         try:
             modalities = tuple(data["modalities"])

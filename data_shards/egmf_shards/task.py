@@ -1,7 +1,7 @@
 """What a data set asks: the kind of answer, the legal answers, the language and the question in words.
 
-A task belongs to the data, so it is part of the shard manifest; a training run reads it from there. Two shard folders of one
-run may carry the same task only if the definitions are equal.
+A task belongs to the data, so it is part of the shard manifest; a training run reads it from there. Two shard folders
+of one run may carry the same task only if the definitions are equal.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Task:
     questions: Mapping[str, str]
     """The question in words, one per language code (``en``, ``zh``)."""
     convention: str = "classes"
-    """Which published metric convention applies: ``classes``, ``mosei`` (zero is non-negative) or ``sims`` (zero is negative)."""
+    """Which published metrics apply: ``classes``, ``mosei`` (zero is non-negative) or ``sims`` (zero is negative)."""
     labels: tuple[str, ...] = ()
     """Classification: the label keys, in the data set's usual order."""
     answers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -47,14 +47,20 @@ class Task:
 
     def __post_init__(self) -> None:
         if self.kind not in (CLASSIFICATION, REGRESSION):
-            raise ShardError(f"task {self.name!r}: kind is {self.kind!r}; it must be {CLASSIFICATION!r} or {REGRESSION!r}")
+            raise ShardError(
+                f"task {self.name!r}: kind is {self.kind!r}; it must be {CLASSIFICATION!r} or {REGRESSION!r}"
+            )
         if self.convention not in CONVENTIONS:
-            raise ShardError(f"task {self.name!r}: convention is {self.convention!r}; it must be one of {', '.join(CONVENTIONS)}")
+            raise ShardError(
+                f"task {self.name!r}: convention is {self.convention!r}; it must be one of {', '.join(CONVENTIONS)}"
+            )
         if not self.questions:
             raise ShardError(f"task {self.name!r}: no question; give at least one language, such as {{'en': '...'}}")
         if self.kind == CLASSIFICATION:
             if len(self.labels) < 2 or len(set(self.labels)) != len(self.labels):
-                raise ShardError(f"task {self.name!r}: labels are {list(self.labels)}; at least two different ones are needed")
+                raise ShardError(
+                    f"task {self.name!r}: labels are {list(self.labels)}; at least two different ones are needed"
+                )
             for language in self.questions:
                 words = self.answers.get(language, ())
                 if len(words) != len(self.labels) or len(set(words)) != len(words):
@@ -64,7 +70,8 @@ class Task:
                     )
         elif not (self.step > 0 and self.high > self.low):
             raise ShardError(
-                f"task {self.name!r}: range [{self.low}, {self.high}] with step {self.step}; low < high and step > 0 are needed"
+                f"task {self.name!r}: range [{self.low}, {self.high}] with step {self.step}; "
+                "low < high and step > 0 are needed"
             )
 
     @property
@@ -74,7 +81,7 @@ class Task:
 
     @property
     def decimals(self) -> int:
-        """Decimals that write every number of the grid exactly enough: 1 for steps of 0.2 or 0.5, 2 for 0.25 and for thirds."""
+        """Decimals that write the grid's numbers well enough: 1 for steps of 0.2 or 0.5, 2 for 0.25 and thirds."""
         return next((d for d in range(1, 3) if abs(round(self.step, d) - self.step) < 1e-9), 2)
 
     @property
@@ -103,9 +110,14 @@ class Task:
         """Refuse a target outside the label space or the range; ``where`` names the sample in the message."""
         if self.kind == CLASSIFICATION:
             if label not in self.labels:
-                raise ShardError(f"{where}: label {label!r} is not in the label space of task {self.name!r}: {', '.join(self.labels)}")
+                raise ShardError(
+                    f"{where}: label {label!r} is not in the label space of task {self.name!r}: "
+                    f"{', '.join(self.labels)}"
+                )
         elif value is None or not self.low - 1e-6 <= value <= self.high + 1e-6:
-            raise ShardError(f"{where}: value {value!r} is outside the range [{self.low}, {self.high}] of task {self.name!r}")
+            raise ShardError(
+                f"{where}: value {value!r} is outside the range [{self.low}, {self.high}] of task {self.name!r}"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """The task as the manifest stores it."""

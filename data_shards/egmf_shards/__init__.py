@@ -1,0 +1,46 @@
+"""WebDataset shards out of any data set, and samples back in any order, checked, resumable by one integer.
+
+Needs numpy, webdataset (to write) and rich; knows nothing of torch, models or training. Writing: :class:`ShardWriter`,
+:func:`synthesize`, :func:`import_meld`, :func:`import_label_csv`. Reading: :class:`ShardSet`, :class:`Stream`. Looking:
+:func:`describe`, :func:`print_info`.
+"""
+
+from egmf_shards.errors import ShardError
+from egmf_shards.importers import import_label_csv, import_meld
+from egmf_shards.info import describe, print_info
+from egmf_shards.order import Order, Permutation
+from egmf_shards.reader import ShardSet
+from egmf_shards.sample import FEATURE_MODALITIES, MAX_CONTEXT_TURNS, MODALITIES, SPLITS, Sample, Turn
+from egmf_shards.stream import IndexBatch, MicroBatch, Slot, Stream, sequential, share
+from egmf_shards.synthetic import synthesize
+from egmf_shards.task import CLASSIFICATION, CONVENTIONS, REGRESSION, Task
+from egmf_shards.writer import ShardWriter
+
+__all__ = [
+    "CLASSIFICATION",
+    "CONVENTIONS",
+    "FEATURE_MODALITIES",
+    "MAX_CONTEXT_TURNS",
+    "MODALITIES",
+    "REGRESSION",
+    "SPLITS",
+    "IndexBatch",
+    "MicroBatch",
+    "Order",
+    "Permutation",
+    "Sample",
+    "ShardError",
+    "ShardSet",
+    "ShardWriter",
+    "Slot",
+    "Stream",
+    "Task",
+    "Turn",
+    "describe",
+    "import_label_csv",
+    "import_meld",
+    "print_info",
+    "sequential",
+    "share",
+    "synthesize",
+]

@@ -1,0 +1,135 @@
+"""The best any model can do on the generated data: from the exact posterior of the construction, by enumeration.
+
+The context (the opening line, which tells the mood) is always seen; removing a modality removes it from the utterance
+only. A cue that is present is taken as read without error (bit and intensity); the frame noise is small enough for
+that, and a test decodes generated arrays to check it. What remains uncertain is what noise, missing modalities and
+the mood leave open.
+
+* **Corr** (sentiment): the best predictor is E[s | seen], its correlation with s is ``sqrt(Var E[s | seen] / Var s)``.
+* **Weighted F1** (emotion): of the expected confusion matrix of a decision rule. The argmax of the posterior is the
+  best rule for accuracy but not for F1: among classes that are equally likely it always names the same one, and
+  spreading the answers scores higher. So the rule may be randomised, and is improved from the argmax and from the
+  posterior itself by ascent on F1 until it gains no more; the better result is the ceiling.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from egmf_shards.construction import CODE, CUES, LABELS, emotion_prior, missing_patterns, sentiment
+
+SUBSETS = tuple(s for s in product((True, False), repeat=3) if any(s))
+
+
+def compute_ceilings(missing: float, noise: float) -> dict[str, dict[str, Any]]:
+    """Per task its metric and the ceiling with each subset of modalities.
+
+    ``{"emotion": {"metric": "weighted_f1", "text+audio+vision": x, ...}, "sentiment": {"metric": "corr", ...}}``.
+
+    Args:
+        missing: the rate at which each modality is missing in the data, on top of the modalities removed.
+        noise: the rate at which a cue's bit is flipped.
+    """
+    emotion: dict[str, Any] = {"metric": "weighted_f1"}
+    values: dict[str, Any] = {"metric": "corr"}
+    for subset in SUBSETS:
+        name = "+".join(cue for cue, kept in zip(CUES, subset, strict=True) if kept)
+        joint = emotion_joint(missing, noise, subset)
+        emotion[name] = round(best_weighted_f1(joint), 4)
+        values[name] = round(sentiment_correlation(missing, noise, subset), 4)
+    return {"emotion": emotion, "sentiment": values}
+
+
+def emotion_joint(missing: float, noise: float, kept: tuple[bool, ...]) -> np.ndarray:
+    """float64 ``[cells, 7]``: P(what is seen, emotion), where only the ``kept`` modalities may be seen.
+
+    A cell is a mood and, per modality, bit 0, bit 1 or absent: cell ``mood * 27 + sum 3 ** i * (bit or 2)``.
+    """
+    joint = np.zeros((2, 27, len(LABELS)))
+    bit_given_class = np.where(CODE[..., None] == np.arange(2), 1 - noise, noise)  # [7, 3, bit]
+    for present, probability in missing_patterns(missing):
+        seen = [p and k for p, k in zip(present, kept, strict=True)]
+        for states in product(*[(0, 1) if s else (2,) for s in seen]):
+            likelihood = np.full(len(LABELS), probability)
+            for i, state in enumerate(states):
+                if state < 2:
+                    likelihood = likelihood * bit_given_class[:, i, state]
+            joint[:, cell_code(states)] += 0.5 * emotion_prior() * likelihood
+    return joint.reshape(2 * 27, len(LABELS))
+
+
+def cell_code(states: tuple[int, ...]) -> int:
+    """The number of a combination of cue states (0, 1, or 2 for absent)."""
+    return sum(3**i * state for i, state in enumerate(states))
+
+
+def weighted_f1(joint: np.ndarray, rule: np.ndarray) -> float:
+    """Weighted F1 of the expected confusion matrix: ``sum_k P(k) * 2 TP_k / (P(k) + P(answer k))``.
+
+    Args:
+        joint: ``[cells, classes]`` P(seen, class).
+        rule: ``[cells, classes]`` P(answer | seen).
+    """
+    hits, answered, prior = _confusion(joint, rule)
+    return float((prior * 2 * hits / (prior + answered)).sum())
+
+
+def argmax_rule(joint: np.ndarray) -> np.ndarray:
+    """The rule that always answers with the likeliest class (the first of equals)."""
+    return np.eye(joint.shape[1])[joint.argmax(axis=1)]
+
+
+def best_weighted_f1(joint: np.ndarray, steps: int = 400) -> float:
+    """The highest weighted F1 found over all (randomised) decision rules; see the module's text."""
+    joint = joint[joint.sum(axis=1) > 0]
+    seen = joint.sum(axis=1, keepdims=True)
+    posterior = joint / seen
+    best = weighted_f1(joint, argmax_rule(joint))
+    for rule in (0.9 * argmax_rule(joint) + 0.1 * posterior, posterior):
+        rule = (rule + 1e-6) / (rule + 1e-6).sum(axis=1, keepdims=True)
+        for _ in range(steps):
+            hits, answered, prior = _confusion(joint, rule)
+            scale = 2 * prior / (prior + answered)
+            gradient = scale * posterior - scale * hits / (prior + answered)  # per unit of P(seen)
+            rule = rule * np.exp(2.0 * gradient)  # exponentiated-gradient ascent stays on the simplex
+            rule /= rule.sum(axis=1, keepdims=True)
+        best = max(best, weighted_f1(joint, rule))
+    return best
+
+
+def _confusion(joint: np.ndarray, rule: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Per class: P(class and answered so), P(answered so), P(class)."""
+    return (joint * rule).sum(axis=0), (joint.sum(axis=1, keepdims=True) * rule).sum(axis=0), joint.sum(axis=0)
+
+
+def sentiment_states(noise: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Every state of (mood, shown bits, levels): ``mood [n], bits [n, 3], levels [n, 3], probability [n]``."""
+    every_bits = np.array(list(product((0, 1), repeat=3)))
+    every_levels = np.array(list(product(range(3), repeat=3)))
+    # P(shown bits | class): a product over the cues.
+    match = every_bits[:, None, :] == CODE[None]
+    shown = np.where(match, 1 - noise, noise).prod(axis=2)  # [8, 7]
+    given_mood = emotion_prior() @ shown.T  # [2, 8]
+    mood, b, v = (axis.ravel() for axis in np.meshgrid(range(2), range(8), range(27), indexing="ij"))
+    return mood, every_bits[b], every_levels[v], 0.5 * given_mood[mood, b] / 27
+
+
+def sentiment_correlation(missing: float, noise: float, kept: tuple[bool, ...]) -> float:
+    """``sqrt(Var E[s | seen] / Var s)`` where only the ``kept`` modalities may be seen."""
+    mood, bits, levels, probability = sentiment_states(noise)
+    s = sentiment(bits, levels)
+    mean = float((probability * s).sum())
+    variance = float((probability * (s - mean) ** 2).sum())
+    explained = 0.0
+    for present, pattern_probability in missing_patterns(missing):
+        code = mood.copy()
+        for i in range(3):
+            cue = bits[:, i] * 3 + levels[:, i]
+            code = code * 6 + (cue if present[i] and kept[i] else 0)
+        mass = np.bincount(code, weights=probability)
+        total = np.bincount(code, weights=probability * (s - mean))
+        explained += pattern_probability * float((total[mass > 0] ** 2 / mass[mass > 0]).sum())
+    return float(np.sqrt(explained / variance))

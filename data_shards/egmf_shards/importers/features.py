@@ -1,0 +1,95 @@
+"""An optional folder of per-clip ``.npy`` features beside a data set's table.
+
+Rules, each counted and told in the manifest: a clip without a file lacks the modality; a file that is unreadable (not
+``.npy``, a pickle, not numbers, not ``[frames, dim]`` or ``[dim]``, empty) counts as lacking; a number that is not
+finite becomes 0. One vector ``[dim]`` is one frame. A folder in which not one clip is found is an error: it is the
+wrong folder, or names its files otherwise.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from egmf_shards.errors import ShardError
+
+
+class FeatureFolder:
+    """One modality's features; ``path`` None means that the data set has none."""
+
+    def __init__(self, path: str | os.PathLike[str] | None, modality: str) -> None:
+        self.path = None if path is None else Path(path)
+        self.modality = modality
+        if self.path is not None and not self.path.is_dir():
+            raise ShardError(f"{self.path}: there is no such folder of {modality} features")
+        self.found = 0
+        self.absent = 0
+        self.unreadable = 0
+        self.not_finite = 0
+        self._example = ""
+
+    def load(self, names: Sequence[str]) -> np.ndarray | None:
+        """float32 ``[frames, dim]`` of the first of ``names`` (paths inside the folder) that exists; None: absent."""
+        if self.path is None:
+            return None
+        self._example = self._example or " or ".join(names)
+        # A name is made from cells of a table: it may not lead out of the folder.
+        inside = [n for n in names if ".." not in PurePosixPath(n).parts and not PurePosixPath(n).is_absolute()]
+        file = next((self.path / name for name in inside if (self.path / name).is_file()), None)
+        if file is None:
+            self.absent += 1
+            return None
+        self.found += 1
+        array = _read(file)
+        if array is None:
+            self.unreadable += 1
+            return None
+        finite = np.isfinite(array)
+        if not finite.all():
+            self.not_finite += 1
+            array = np.where(finite, array, np.float32(0))
+        return array
+
+    def report(self) -> dict[str, object] | None:
+        """What the manifest's ``source`` says about this folder.
+
+        Raises:
+            ShardError: not one clip was found in it.
+        """
+        if self.path is None:
+            return None
+        if not self.found:
+            raise ShardError(
+                f"{self.path}: holds {self.modality} features of not one clip; the first looked for was {self._example}"
+            )
+        return {
+            "clips_found": self.found,
+            "clips_without_file": self.absent,
+            "clips_unreadable": self.unreadable,
+            "clips_with_non_finite_set_to_0": self.not_finite,
+        }
+
+
+def _read(file: Path) -> np.ndarray | None:
+    try:
+        array = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError, SyntaxError):
+        return None
+    if (
+        not isinstance(array, np.ndarray)
+        or array.dtype.kind not in "fiu"
+        or array.ndim not in (1, 2)
+        or 0 in array.shape
+    ):
+        return None
+    with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite, hence counted and set to 0
+        return np.atleast_2d(array).astype(np.float32)
+
+
+def feature_source(audio: FeatureFolder, vision: FeatureFolder) -> dict[str, dict[str, object]]:
+    """The reports of the folders that were given, by modality."""
+    reports = {folder.modality: folder.report() for folder in (audio, vision)}
+    return {modality: report for modality, report in reports.items() if report is not None}

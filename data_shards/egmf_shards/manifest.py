@@ -1,0 +1,58 @@
+"""``manifest.json``: what a shard folder holds, in words a person and a training run can both read.
+
+Keys: ``schema``, ``dataset``, ``tasks``, ``dims`` (feature width per modality, 0 = none), ``languages``, ``splits``
+(samples, utterances, label counts or value statistics per task, missing modalities), ``shards`` (name, bytes,
+samples), ``index`` (content hash of the index that belongs to it), ``source`` (where it came from), and for generated
+data ``ceilings``.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from egmf_shards.errors import ShardError
+from egmf_shards.task import Task
+
+MANIFEST_NAME = "manifest.json"
+SCHEMA = 1
+_KEYS = ("schema", "dataset", "tasks", "dims", "languages", "splits", "shards", "index", "source")
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write ``manifest`` into ``folder``; the same manifest gives the same bytes."""
+    text = json.dumps(manifest, ensure_ascii=False, allow_nan=False, indent=2)
+    (folder / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a shard folder.
+
+    Raises:
+        ShardError: there is no such folder or no manifest in it, it is not JSON, of another schema, or lacks a key.
+    """
+    path = folder / MANIFEST_NAME
+    if not folder.is_dir():
+        raise ShardError(
+            f"{folder}: there is no such folder of shards; make one with `egmf shards synth` or `egmf shards import`"
+        )
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ShardError(f"{folder}: holds no {MANIFEST_NAME}, so it is not a finished folder of shards") from error
+    except (ValueError, OSError) as error:
+        raise ShardError(f"{path}: not a readable JSON file ({error})") from error
+    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
+        found = manifest.get("schema") if isinstance(manifest, dict) else None
+        raise ShardError(f"{path}: schema is {found!r}; this version reads {SCHEMA}")
+    lacking = [key for key in _KEYS if key not in manifest]
+    if lacking:
+        raise ShardError(f"{path}: lacks {', '.join(lacking)}; write the folder anew")
+    return manifest
+
+
+def tasks_of(manifest: dict[str, Any], where: Path) -> dict[str, Task]:
+    """The manifest's tasks by name."""
+    tasks = [Task.from_json(data, str(where / MANIFEST_NAME)) for data in manifest["tasks"]]
+    return {task.name: task for task in tasks}

@@ -1,0 +1,141 @@
+"""Who reads which sample when: a pure function of one integer, the position.
+
+Position p counts samples over the whole run. The global batch at p is the slots p, p+1, ..., p+G-1 of an endless
+order (:mod:`egmf_shards.order`), so it is always full and may cross an epoch's end, and each sample comes exactly
+once per epoch. A rank computes a contiguous share of it, cut into micro-batches.
+
+Invariants: the sequence of global batches does not depend on the number of ranks or the micro-batch; shares differ by
+at most one sample; the number of micro-batches is the same on every rank, because control flow may never depend on a
+sample; where a rank has nothing left for a micro-batch, it repeats its first sample with weight 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from egmf_shards.errors import ShardError
+from egmf_shards.order import Order
+from egmf_shards.reader import ShardSet
+from egmf_shards.sample import Sample
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One place of the run and the sample that stands there."""
+
+    position: int
+    """Counts samples over the whole run, from 0."""
+    epoch: int
+    index: int
+    """The sample's number in the shard set."""
+
+
+@dataclass(frozen=True, eq=False)
+class MicroBatch:
+    """What one forward pass reads; the three lists run in parallel and are never empty."""
+
+    samples: list[Sample]
+    slots: list[Slot]
+    weights: list[float]
+    """1.0 for a real entry, 0.0 for a filler that must not count."""
+
+
+@dataclass(frozen=True)
+class IndexBatch:
+    """One batch of an evaluation on one rank: sample numbers, and 1.0 for a real entry or 0.0 for a filler."""
+
+    indices: list[int]
+    weights: list[float]
+
+
+def share(count: int, rank: int, world: int) -> range:
+    """The contiguous share of ``range(count)`` that is ``rank``'s; shares differ by at most one, the first are longer.
+
+    Raises:
+        ShardError: ``rank`` is not one of ``world`` ranks.
+    """
+    if not 0 <= rank < world:
+        raise ShardError(f"rank is {rank} of {world}; ranks count from 0 to the number of ranks - 1")
+    size, extra = divmod(count, world)
+    start = rank * size + min(rank, extra)
+    return range(start, start + size + (rank < extra))
+
+
+def sequential(count: int, rank: int, world: int, batch: int) -> list[IndexBatch]:
+    """An evaluation's batches on ``rank``: every number below ``count`` exactly once over all ranks, in order.
+
+    Every rank gets the same number of batches (each of at most ``batch`` entries); one that would be empty holds a
+    filler of weight 0: the rank's first sample, or sample 0 where the rank has none.
+    """
+    if batch < 1:
+        raise ShardError(f"the batch is {batch}; at least 1 is needed")
+    own = share(count, rank, world)
+    filler = own[0] if own else 0
+    longest = len(share(count, 0, world))
+    batches = [list(own[i : i + batch]) for i in range(0, longest, batch)]
+    return [IndexBatch(b, [1.0] * len(b)) if b else IndexBatch([filler], [0.0]) for b in batches]
+
+
+class Stream:
+    """The training data of one rank.
+
+    Args:
+        shards: the split to train on.
+        seed: chooses the order; the run's.
+        global_batch: samples of one optimizer step over all ranks.
+        micro_batch: the most samples of one forward pass on one rank.
+        rank: this process, from 0.
+        world: the number of ranks.
+
+    Raises:
+        ShardError: a number below 1, a rank that is none, or a global batch smaller than the number of ranks.
+    """
+
+    def __init__(
+        self, shards: ShardSet, *, seed: int, global_batch: int, micro_batch: int, rank: int, world: int
+    ) -> None:
+        if micro_batch < 1:
+            raise ShardError(f"the micro-batch is {micro_batch}; at least 1 is needed")
+        if global_batch < world:
+            raise ShardError(
+                f"the global batch is {global_batch} for {world} ranks; at least one sample a rank is needed"
+            )
+        self.shards = shards
+        self.order = Order(len(shards), seed, shards.index_hash)
+        self.global_batch = global_batch
+        self._share = share(global_batch, rank, world)
+        self.micro_batches = -(-len(share(global_batch, 0, world)) // micro_batch)
+        """Micro-batches of one global batch: the same on every rank."""
+
+    def global_slots(self, position: int) -> list[Slot]:
+        """The whole global batch that begins at ``position``: the same on every rank, for any number of ranks."""
+        return self._slots(position, range(self.global_batch))
+
+    def plan(self, position: int) -> list[list[Slot]]:
+        """This rank's part of the global batch at ``position``: :attr:`micro_batches` lists as equally long as can be.
+
+        Only real entries: a list is empty where :meth:`read` puts a filler. A pure function of the arguments.
+        """
+        slots = self._slots(position, self._share)
+        cuts = [share(len(slots), i, self.micro_batches) for i in range(self.micro_batches)]
+        return [slots[cut.start : cut.stop] for cut in cuts]
+
+    def read(self, position: int) -> list[MicroBatch]:
+        """The samples of :meth:`plan`; an empty micro-batch holds the rank's first sample with weight 0.
+
+        Raises:
+            ShardError: a sample's bytes have changed.
+        """
+        batches: list[MicroBatch] = []
+        for slots in self.plan(position):
+            if slots:
+                batches.append(MicroBatch([self.shards[s.index] for s in slots], slots, [1.0] * len(slots)))
+            else:  # never the first: a rank has at least one sample
+                first = batches[0]
+                batches.append(MicroBatch(first.samples[:1], first.slots[:1], [0.0]))
+        return batches
+
+    def _slots(self, position: int, part: range) -> list[Slot]:
+        start = position + part.start
+        indices = self.order.indices(start, len(part)).tolist()
+        return [Slot(start + k, self.order.epoch(start + k), index) for k, index in enumerate(indices)]

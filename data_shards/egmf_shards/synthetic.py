@@ -1,0 +1,176 @@
+"""``egmf shards synth``: bilingual dialogues with cues in words, voice and face, and the ceilings they allow.
+
+:mod:`egmf_shards.construction` says what is drawn, :mod:`egmf_shards.ceilings` what it allows. Every utterance gives
+two samples, ``demo-000123-emotion`` and ``demo-000123-sentiment``. Each dialogue is drawn from its own random stream
+(seed, split, dialogue), lies in one split, is in one language, and begins with an opening line (turn 0) that is
+context and no sample. The same arguments give the same bytes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from egmf_shards import construction as c
+from egmf_shards.ceilings import compute_ceilings
+from egmf_shards.errors import ShardError
+from egmf_shards.progress import progress
+from egmf_shards.sample import MODALITIES, SPLITS, Sample, Turn
+from egmf_shards.writer import ShardWriter
+
+DATASET = "demo"
+SMALLEST = 30
+_SHORTEST, _LONGEST = 3, 5
+
+
+def synthesize(
+    out: str | os.PathLike[str], seed: int = 0, samples: int = 4000, missing: float = 0.03, noise: float = 0.01
+) -> dict[str, Any]:
+    """Generate a folder of shards and return its manifest.
+
+    Args:
+        out: the folder to make; it must not exist.
+        seed: chooses everything that is drawn, from 0.
+        samples: utterances over all splits, 80 / 10 / 10; each gives one emotion and one sentiment sample.
+        missing: the rate at which each modality is missing.
+        noise: the rate at which a cue contradicts its emotion.
+
+    Raises:
+        ShardError: an argument is out of range, or ``out`` exists.
+    """
+    if samples < SMALLEST:
+        raise ShardError(
+            f"samples is {samples}; at least {SMALLEST} utterances are needed for three splits of whole dialogues"
+        )
+    for name, value, top in (("missing", missing, 1.0), ("noise", noise, 0.5)):
+        if not 0.0 <= value < top:
+            raise ShardError(f"{name} is {value}; it must be at least 0 and below {top:g}")
+    if seed < 0:
+        raise ShardError(f"seed is {seed}; it must be at least 0")
+    source = {"generator": "egmf shards synth", "seed": seed, "samples": samples, "missing": missing, "noise": noise}
+    with ShardWriter(
+        out,
+        DATASET,
+        [c.EMOTION, c.SENTIMENT],
+        dims={"audio": c.AUDIO_DIM, "vision": c.VISION_DIM},
+        provenance=source,
+        ceilings=compute_ceilings(missing, noise),
+    ) as writer:
+        pairs = _utterances(seed, samples, missing, noise)
+        for pair in progress(pairs, "generating utterances", total=samples):
+            for sample in pair:
+                writer.write(sample)
+    assert writer.manifest is not None
+    return writer.manifest
+
+
+def split_sizes(samples: int) -> dict[str, int]:
+    """Utterances per split: a tenth each to ``valid`` and ``test``, the rest to ``train``."""
+    tenth = round(samples / 10)
+    return {"train": samples - 2 * tenth, "valid": tenth, "test": tenth}
+
+
+def dialogue_lengths(utterances: int, rng: np.random.Generator) -> list[int]:
+    """Lengths of 3 to 5 that sum to ``utterances`` (at least 3)."""
+    lengths = []
+    while utterances > _LONGEST:
+        # At most what leaves enough for one more dialogue.
+        length = min(int(rng.integers(_SHORTEST, _LONGEST + 1)), utterances - _SHORTEST)
+        lengths.append(length)
+        utterances -= length
+    return [*lengths, utterances]
+
+
+def _utterances(seed: int, samples: int, missing: float, noise: float) -> Iterator[tuple[Sample, Sample]]:
+    number = 0
+    for s, (split, count) in enumerate(split_sizes(samples).items()):
+        assert split == SPLITS[s]
+        for d, length in enumerate(dialogue_lengths(count, np.random.default_rng([seed, s, 0]))):
+            rng = np.random.default_rng([seed, s, d + 1])  # 0 drew the lengths
+            for pair in _dialogue(rng, f"{split}-{d:05d}", split, length, number, missing, noise):
+                yield pair
+                number += 1
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """One utterance as the construction draws it."""
+
+    emotion: int
+    bits: np.ndarray
+    levels: np.ndarray
+    modalities: tuple[str, ...]
+
+
+def _draw(rng: np.random.Generator, mood: int, missing: float, noise: float) -> _Drawn:
+    emotion = int(rng.choice(len(c.LABELS), p=c.emotion_prior()[mood]))
+    bits = c.CODE[emotion] ^ (rng.random(3) < noise)
+    levels = rng.integers(0, 3, size=3)
+    absent = rng.random(3) < missing
+    modalities = (
+        MODALITIES if absent.all() else tuple(m for m, gone in zip(MODALITIES, absent, strict=True) if not gone)
+    )
+    return _Drawn(emotion, bits, levels, modalities)
+
+
+def _dialogue(
+    rng: np.random.Generator, name: str, split: str, length: int, number: int, missing: float, noise: float
+) -> Iterator[tuple[Sample, Sample]]:
+    language = c.LANGUAGES[int(rng.integers(2))]
+    mood = int(rng.integers(2))
+    speakers = c.SPEAKERS[language]
+    opening = _sentence(rng, language, c.MOOD_WORDS[language][mood], int(rng.integers(3, 5)), int(rng.integers(3, 6)))
+    context = [Turn(speakers[0], opening)]
+    for turn in range(1, length + 1):
+        drawn = _draw(rng, mood, missing, noise)
+        words = c.BIT_WORDS[language][int(drawn.bits[0])]
+        text = _sentence(rng, language, words, int(c.CUE_WORDS[drawn.levels[0]]), int(rng.integers(4, 9)))
+        audio = _frames(
+            rng, c.AUDIO_FRAMES, c.AUDIO_BURST, c.AUDIO_DIRECTIONS[drawn.bits[1]] * c.GAINS[drawn.levels[1]]
+        )
+        vision = _frames(
+            rng, c.VISION_FRAMES, c.VISION_BURST, c.VISION_DIRECTIONS[drawn.bits[2]] * c.GAINS[drawn.levels[2]]
+        )
+        text = text if "text" in drawn.modalities else ""
+        common: dict[str, Any] = {
+            "text": text,
+            "language": language,
+            "dataset": DATASET,
+            "split": split,
+            "modalities": drawn.modalities,
+            "speaker": speakers[turn % 2],
+            "dialogue": name,
+            "turn": turn,
+            "context": tuple(context),
+            "audio": audio if "audio" in drawn.modalities else None,
+            "vision": vision if "vision" in drawn.modalities else None,
+        }
+        key = f"{DATASET}-{number + turn - 1:06d}"
+        yield (
+            Sample(id=f"{key}-emotion", task="emotion", label=c.LABELS[drawn.emotion], **common),
+            Sample(
+                id=f"{key}-sentiment", task="sentiment", value=float(c.sentiment(drawn.bits, drawn.levels)), **common
+            ),
+        )
+        context.append(Turn(speakers[turn % 2], text))
+
+
+def _sentence(rng: np.random.Generator, language: str, cues: tuple[str, ...], count: int, fillers: int) -> str:
+    """``fillers`` filler words with ``count`` of the ``cues`` (drawn with repetition) at random places among them."""
+    words = [str(w) for w in rng.choice(c.FILLER_WORDS[language], size=fillers)]
+    for word in rng.choice(cues, size=count):
+        words.insert(int(rng.integers(len(words) + 1)), str(word))
+    return ("" if language == "zh" else " ").join(words)
+
+
+def _frames(rng: np.random.Generator, lengths: tuple[int, int], burst: int, direction: np.ndarray) -> np.ndarray:
+    """float32 ``[frames, dim]``: noise, with ``direction`` added to ``burst`` consecutive frames somewhere."""
+    frames = int(rng.integers(*lengths))
+    array = rng.normal(scale=c.FRAME_NOISE, size=(frames, len(direction)))
+    start = int(rng.integers(0, frames - burst + 1))
+    array[start : start + burst] += direction
+    return array.astype(np.float32)

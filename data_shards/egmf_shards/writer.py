@@ -1,0 +1,274 @@
+"""Samples in, a finished folder of WebDataset shards out: tars, ``index.npz`` and ``manifest.json``.
+
+Invariants: every sample is checked before it is written, and a message names it; the same samples in the same order
+give the same bytes; the folder appears whole or not at all (everything is written to a hidden sibling and renamed at
+the end).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from egmf_shards import codec
+from egmf_shards.errors import ShardError
+from egmf_shards.index import build_index, save_index
+from egmf_shards.manifest import SCHEMA, write_manifest
+from egmf_shards.sample import FEATURE_MODALITIES, MAX_CONTEXT_TURNS, MODALITIES, SPLITS, Sample
+from egmf_shards.task import CLASSIFICATION, Task
+
+if TYPE_CHECKING:
+    from webdataset.writer import TarWriter
+
+_KEY = re.compile(r"[A-Za-z0-9_-]+")
+
+
+class _SplitStatistics:
+    """What the manifest says about one split."""
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self.utterances: set[tuple[str, str | int]] = set()
+        self.labels: dict[str, Counter[str]] = {}
+        self.values: dict[str, list[float]] = {}
+        self.missing = dict.fromkeys(MODALITIES, 0)
+
+    def add(self, sample: Sample) -> None:
+        self.samples += 1
+        # Several tasks may ask about one utterance; a sample outside any dialogue is an utterance of its own.
+        self.utterances.add((sample.dialogue, sample.turn) if sample.dialogue else ("", sample.id))
+        if sample.label is not None:
+            self.labels.setdefault(sample.task, Counter())[sample.label] += 1
+        if sample.value is not None:
+            self.values.setdefault(sample.task, []).append(sample.value)
+        for modality in MODALITIES:
+            self.missing[modality] += modality not in sample.modalities
+
+    def to_json(self, tasks: Mapping[str, Task]) -> dict[str, Any]:
+        return {
+            "samples": self.samples,
+            "utterances": len(self.utterances),
+            "labels": {
+                name: {label: self.labels[name][label] for label in tasks[name].labels} for name in sorted(self.labels)
+            },
+            "values": {name: _statistics(self.values[name]) for name in sorted(self.values)},
+            "missing": self.missing,
+        }
+
+
+def _statistics(values: list[float]) -> dict[str, float]:
+    return {
+        "count": len(values),
+        "mean": round(float(np.mean(values)), 6),
+        "std": round(float(np.std(values)), 6),
+        "min": min(values),
+        "max": max(values),
+    }
+
+
+class ShardWriter:
+    """Context manager: ``with ShardWriter(out, "meld", [task]) as writer: writer.write(sample)``.
+
+    Args:
+        out_dir: the folder to make; it must not exist. dataset: the data set's name; every sample must carry it.
+            tasks: the tasks that samples may name. dims: the width of each feature modality (``{"audio": 16,
+            "vision": 0}``; 0 = none); left out, the first array decides. samples_per_shard: samples in one tar.
+            provenance: what the manifest's ``source`` says (JSON); it can be added to through :attr:`source` until
+            the end. ceilings: what the manifest's ``ceilings`` says, for generated data.
+
+    Raises:
+        ShardError: on entering, the folder exists; on writing, a bad sample; on leaving, no sample was written.
+    """
+
+    def __init__(
+        self,
+        out_dir: str | os.PathLike[str],
+        dataset: str,
+        tasks: Sequence[Task],
+        dims: Mapping[str, int] | None = None,
+        samples_per_shard: int = 1000,
+        provenance: Mapping[str, Any] | None = None,
+        ceilings: Mapping[str, Any] | None = None,
+    ) -> None:
+        if samples_per_shard < 1:
+            raise ShardError(f"samples_per_shard is {samples_per_shard}; at least 1 is needed")
+        if len({task.name for task in tasks}) != len(tasks) or not tasks:
+            raise ShardError(f"tasks are {[task.name for task in tasks]}; at least one is needed, each name once")
+        unknown = set(dims or {}) - set(FEATURE_MODALITIES)
+        if unknown:
+            raise ShardError(f"dims name {sorted(unknown)}; only {', '.join(FEATURE_MODALITIES)} have a width")
+        self.out = Path(os.path.abspath(out_dir))
+        self.dataset = dataset
+        self.tasks = {task.name: task for task in tasks}
+        self.source: dict[str, Any] = dict(provenance or {})
+        self.manifest: dict[str, Any] | None = None
+        """The written manifest; set when the folder is finished."""
+        self._ceilings = ceilings
+        self._dims = dict(dims or {})
+        self._samples_per_shard = samples_per_shard
+        self._keys: set[str] = set()
+        self._languages: set[str] = set()
+        self._splits: dict[str, _SplitStatistics] = {}
+        self._open: dict[str, TarWriter] = {}
+        self._shards: dict[str, int] = {}
+        self._made_parents: list[Path] = []
+        self._tmp = self.out.parent / f".{self.out.name}.{os.getpid()}-{secrets.token_hex(4)}.partial"
+
+    def __enter__(self) -> ShardWriter:
+        if self.out.exists() or self.out.is_symlink():
+            raise ShardError(f"{self.out}: exists already; name a folder that does not exist, or remove it first")
+        try:
+            for parent in reversed([p for p in self.out.parents if not p.exists()]):
+                parent.mkdir()
+                self._made_parents.append(parent)
+            self._tmp.mkdir()
+        except OSError as error:
+            self._discard()
+            raise ShardError(f"{self.out}: cannot be written ({error.strerror})") from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            for tar in self._open.values():
+                tar.close()
+            if kind is None:
+                self._finish()
+        except BaseException:
+            self._discard()
+            raise
+        if kind is not None:
+            self._discard()
+
+    def write(self, sample: Sample) -> None:
+        """Check ``sample`` and append it to its split's open shard.
+
+        Raises:
+            ShardError: the sample breaks a rule; the message names it.
+        """
+        self._check(sample)
+        members = codec.encode(sample)
+        statistics = self._splits.setdefault(sample.split, _SplitStatistics())
+        if statistics.samples % self._samples_per_shard == 0:
+            self._next_shard(sample.split, statistics.samples // self._samples_per_shard)
+        self._open[sample.split].write({"__key__": sample.id, **members})
+        self._shards[f"{sample.split}-{statistics.samples // self._samples_per_shard:06d}.tar"] += 1
+        statistics.add(sample)
+        self._keys.add(sample.id)
+        self._languages.add(sample.language)
+
+    def _next_shard(self, split: str, number: int) -> None:
+        # webdataset imports torch where torch is installed: readers, and everything that only reads, go without.
+        from webdataset.writer import TarWriter
+
+        if split in self._open:
+            self._open.pop(split).close()
+        name = f"{split}-{number:06d}.tar"
+        # A fixed integer time: the same input gives the same bytes, and no PAX header is needed for a fraction.
+        self._open[split] = TarWriter(str(self._tmp / name), encoder=False, mtime=0)
+        self._shards[name] = 0
+
+    def _check(self, sample: Sample) -> None:
+        where = f"sample {sample.id!r}"
+        if not _KEY.fullmatch(sample.id):
+            raise ShardError(f"{where}: an id may hold only letters, digits, '-' and '_', at least one")
+        if sample.id in self._keys:
+            raise ShardError(f"{where}: the id occurs twice")
+        if sample.dataset != self.dataset:
+            raise ShardError(f"{where}: data set is {sample.dataset!r}; this folder holds {self.dataset!r}")
+        if sample.split not in SPLITS:
+            raise ShardError(f"{where}: split is {sample.split!r}; it must be one of {', '.join(SPLITS)}")
+        task = self.tasks.get(sample.task)
+        if task is None:
+            raise ShardError(f"{where}: task {sample.task!r} is not among this folder's: {', '.join(self.tasks)}")
+        if sample.language not in task.languages:
+            raise ShardError(
+                f"{where}: language is {sample.language!r}; task {task.name!r} knows {', '.join(task.languages)}"
+            )
+        if (task.kind == CLASSIFICATION and sample.value is not None) or (
+            task.kind != CLASSIFICATION and sample.label is not None
+        ):
+            raise ShardError(f"{where}: task {task.name!r} is a {task.kind}; a label and a value exclude each other")
+        task.check_target(sample.label, sample.value, where)
+        if len(sample.context) > MAX_CONTEXT_TURNS:
+            raise ShardError(f"{where}: {len(sample.context)} turns of context; at most {MAX_CONTEXT_TURNS} are kept")
+        if sample.turn < 0:
+            raise ShardError(f"{where}: turn is {sample.turn}; turns count from 0")
+        self._check_modalities(sample, where)
+
+    def _check_modalities(self, sample: Sample, where: str) -> None:
+        if set(sample.modalities) - set(MODALITIES) or len(set(sample.modalities)) != len(sample.modalities):
+            raise ShardError(
+                f"{where}: modalities are {list(sample.modalities)}; each of {', '.join(MODALITIES)} at most once"
+            )
+        if ("text" in sample.modalities) != bool(sample.text.strip()):
+            declared = "declared present" if "text" in sample.modalities else "declared absent"
+            raise ShardError(f"{where}: the text is {declared} but is {sample.text[:40]!r}")
+        for modality in FEATURE_MODALITIES:
+            array = getattr(sample, modality)
+            if (modality in sample.modalities) != (array is not None):
+                declared = "present" if modality in sample.modalities else "absent"
+                raise ShardError(
+                    f"{where}: {modality} is declared {declared} but there is {'no' if array is None else 'an'} array"
+                )
+            if array is not None:
+                self._check_array(array, modality, where)
+
+    def _check_array(self, array: np.ndarray, modality: str, where: str) -> None:
+        if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind not in "fiu" or 0 in array.shape:
+            shape = f"{getattr(array, 'dtype', type(array).__name__)} {list(getattr(array, 'shape', []))}"
+            raise ShardError(
+                f"{where}: {modality} is {shape}; numbers [frames, dim] with at least one frame are needed"
+            )
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(array.astype(np.float32)).all()
+        if not finite:
+            raise ShardError(f"{where}: {modality} holds a number that is not finite in float32")
+        dim = self._dims.setdefault(modality, array.shape[1])
+        if dim != array.shape[1]:
+            raise ShardError(f"{where}: {modality} has width {array.shape[1]}; this folder's is {dim}")
+
+    def _finish(self) -> None:
+        if not self._keys:
+            raise ShardError(f"{self.out}: no sample was written")
+        self._open.clear()
+        index = build_index(self._tmp, list(self._shards))
+        save_index(self._tmp, index)
+        sizes = dict(zip(index.shard_names.tolist(), index.shard_sizes.tolist(), strict=True))
+        self.manifest = {
+            "schema": SCHEMA,
+            "dataset": self.dataset,
+            "tasks": [task.to_json() for task in self.tasks.values()],
+            "dims": {modality: self._dims.get(modality, 0) for modality in FEATURE_MODALITIES},
+            "languages": sorted(self._languages),
+            "splits": {s: self._splits[s].to_json(self.tasks) for s in SPLITS if s in self._splits},
+            "shards": [
+                {"name": name, "size": sizes[name], "samples": self._shards[name]} for name in sorted(self._shards)
+            ],
+            "index": index.content_hash,
+            "source": self.source,
+        }
+        if self._ceilings is not None:
+            self.manifest["ceilings"] = dict(self._ceilings)
+        write_manifest(self._tmp, self.manifest)
+        try:
+            self._tmp.rename(self.out)
+        except OSError as error:
+            raise ShardError(f"{self.out}: cannot be put in place ({error.strerror})") from error
+
+    def _discard(self) -> None:
+        shutil.rmtree(self._tmp, ignore_errors=True)
+        for parent in reversed(self._made_parents):
+            with suppress(OSError):  # somebody else may have put something there meanwhile
+                parent.rmdir()
