@@ -1,0 +1,83 @@
+"""Small shard folders that the tests of this folder write for themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from egmf_shards import Sample, ShardWriter, Task, Turn
+
+MOOD = Task(
+    name="mood",
+    kind="classification",
+    questions={"en": "Mood?", "zh": "心情？"},
+    labels=("good", "bad"),
+    answers={"en": ("good", "bad"), "zh": ("好", "坏")},
+)
+SCORE = Task(name="score", kind="regression", questions={"en": "Score?"}, convention="mosei", low=-1, high=1, step=0.5)
+
+SampleMaker = Callable[..., Sample]
+FolderMaker = Callable[..., Path]
+
+
+@pytest.fixture
+def sample() -> SampleMaker:
+    """``sample(i, **changes)``: sample number ``i``; every third lacks audio, every fifth is a regression."""
+
+    def make(i: int, **changes: object) -> Sample:
+        rng = np.random.default_rng(i)
+        score = i % 5 == 4
+        audio = None if i % 3 == 2 else rng.normal(size=(1 + i % 7, 4)).astype(np.float32)
+        base = Sample(
+            id=f"toy-{i}",
+            text=f"words of {i}, 字",
+            language="en",
+            task="score" if score else "mood",
+            dataset="toy",
+            split=("train", "train", "train", "valid", "test")[i % 5],
+            modalities=("text", "vision") if audio is None else ("text", "audio", "vision"),
+            label=None if score else ("good", "bad")[i % 2],
+            value=0.25 if score else None,
+            speaker="Ann",
+            dialogue=f"d{i // 4}",
+            turn=i % 4,
+            context=tuple(Turn("Ben", f"turn {k}") for k in range(i % 4)),
+            audio=audio,
+            vision=rng.normal(size=(2, 3)).astype(np.float32),
+        )
+        return replace(base, **changes)
+
+    return make
+
+
+@pytest.fixture
+def folder(tmp_path: Path, sample: SampleMaker) -> FolderMaker:
+    """``folder(name, samples=None, **writer_arguments)``: a finished folder in ``tmp_path``; 30 samples by default."""
+
+    def make(name: str = "toy", samples: Iterable[Sample] | None = None, **arguments: object) -> Path:
+        settings: dict = {"dataset": "toy", "tasks": [MOOD, SCORE], "samples_per_shard": 7} | arguments
+        with ShardWriter(tmp_path / name, **settings) as writer:
+            for one in (sample(i) for i in range(30)) if samples is None else samples:
+                writer.write(one)
+        return tmp_path / name
+
+    return make
+
+
+def same(a: Sample, b: Sample) -> bool:
+    """Equal in every field, arrays to the bit."""
+    if a.to_json() != b.to_json():
+        return False
+    for x, y in ((a.audio, b.audio), (a.vision, b.vision)):
+        if (x is None) != (y is None) or (x is not None and y is not None and not np.array_equal(x, y)):
+            return False
+    return True
+
+
+@pytest.fixture
+def equal() -> Callable[[Sample, Sample], bool]:
+    """``equal(a, b)``: see :func:`same`."""
+    return same

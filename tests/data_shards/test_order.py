@@ -1,0 +1,90 @@
+"""The computed permutation: a bijection for every size and key, well mixed, another one in every epoch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from egmf_shards import Order, Permutation, ShardError
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+
+@pytest.mark.parametrize("n", [*range(1, 70), 1000, 4095, 4096, 4097, 99_991])
+def test_every_size_is_a_bijection(n):
+    for key in ((0, 0, "a"), (7, 3, "b")):
+        assert np.array_equal(np.sort(Permutation(n, *key)(np.arange(n))), np.arange(n))
+
+
+@settings(max_examples=100, deadline=None)
+@given(n=st.integers(1, 3000), seed=st.integers(0, 2**63), epoch=st.integers(0, 10**6), name=st.text(max_size=5))
+def test_any_key_is_a_bijection(n, seed, epoch, name):
+    assert np.array_equal(np.sort(Permutation(n, seed, epoch, name)(np.arange(n))), np.arange(n))
+
+
+def test_a_huge_set_needs_no_memory():
+    n = 10**15
+    places = np.array([0, 1, n // 2, n - 1])
+    found = Permutation(n, 0)(places)
+    assert len(set(found.tolist())) == 4
+    assert found.min() >= 0
+    assert found.max() < n
+
+
+def test_mixing():
+    """Over many keys each place receives each sample about equally often, and neighbours do not stay neighbours."""
+    n, keys = 23, 4000
+    rows = np.array([Permutation(n, seed, 0, "x")(np.arange(n)) for seed in range(keys)])
+    counts = np.array([np.bincount(rows[:, place], minlength=n) for place in range(n)])
+    expected = keys / n
+    chi_square = ((counts - expected) ** 2 / expected).sum()
+    freedom = (n - 1) ** 2
+    assert abs(chi_square - freedom) < 5 * np.sqrt(2 * freedom)
+    fixed_points = (rows == np.arange(n)).sum(axis=1)
+    assert abs(fixed_points.mean() - 1) < 0.1  # a random permutation has one on average
+    steps = np.diff(rows, axis=1)
+    assert abs((steps == 1).mean() - 1 / n) < 0.005
+
+
+def test_mixing_of_one_large_permutation():
+    n = 100_000
+    found = Permutation(n, 1, 2, "x")(np.arange(n))
+    assert abs(np.corrcoef(np.arange(n), found)[0, 1]) < 0.02
+    assert abs(np.corrcoef(found[:-1], found[1:])[0, 1]) < 0.02
+    # The samples of any stretch of places spread evenly over the data set.
+    spread = np.histogram(found[:10_000], bins=20, range=(0, n))[0]
+    assert ((spread - 500) ** 2 / 500).sum() < 60
+
+
+def test_epochs_seeds_and_data_change_the_order():
+    n = 50
+    orders = [tuple(Permutation(n, *key)(np.arange(n))) for key in ((0, 0, "a"), (0, 1, "a"), (1, 0, "a"), (0, 0, "b"))]
+    assert len(set(orders)) == 4
+    assert len({tuple(Permutation(2, e)(np.arange(2))) for e in range(20)}) == 2
+
+
+def test_the_order_never_changes():
+    """A run resumes by recomputing it: another order would silently repeat samples. If this fails, change no number."""
+    assert Order(10, 0, "x").indices(0, 20).tolist() == [9, 6, 3, 8, 2, 7, 5, 1, 4, 0, 7, 2, 8, 5, 4, 3, 9, 6, 1, 0]
+
+
+def test_order_crosses_epochs():
+    order = Order(7, 3, "h")
+    whole = order.indices(0, 35)
+    for start in range(0, 35, 7):
+        assert sorted(whole[start : start + 7].tolist()) == list(range(7))
+    for start in range(30):
+        assert order.indices(start, 5).tolist() == whole[start : start + 5].tolist()
+        assert order.index(start) == whole[start]
+        assert order.epoch(start) == start // 7
+    assert order.indices(3, 0).tolist() == []
+
+
+def test_refusals():
+    with pytest.raises(ShardError, match="at least 1"):
+        Permutation(0)
+    with pytest.raises(ShardError, match="at least 1"):
+        Order(0, 0, "")
+    with pytest.raises(ShardError, match=r"places must be in \[0, 5\)"):
+        Permutation(5)(np.array([5]))
+    with pytest.raises(ShardError, match="position is -1"):
+        Order(5, 0, "").indices(-1, 1)

@@ -1,0 +1,139 @@
+"""One sequence of global batches however it is cut, each sample exactly once per epoch, equal micro-batch counts."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+from egmf_shards import ShardError, ShardSet, Stream, sequential, share
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+
+class Numbers:
+    """Stands in for a shard set whose samples are numbers."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.index_hash = f"numbers {count}"
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, i: int) -> int:
+        return i
+
+
+def streams(count: int, seed: int, global_batch: int, micro_batch: int, world: int) -> list[Stream]:
+    numbers = Numbers(count)
+    return [
+        Stream(numbers, seed=seed, global_batch=global_batch, micro_batch=micro_batch, rank=rank, world=world)
+        for rank in range(world)
+    ]
+
+
+sizes = {
+    "count": st.integers(1, 60),
+    "seed": st.integers(0, 5),
+    "global_batch": st.integers(3, 20),
+    "micro_batch": st.integers(1, 9),
+    "start": st.integers(0, 200),
+}
+
+
+@settings(max_examples=150, deadline=None)
+@given(**sizes)
+def test_the_cut_changes_nothing(count, seed, global_batch, micro_batch, start):
+    reference = streams(count, seed, global_batch, global_batch, 1)[0]
+    for step in range(4):
+        position = start + step * global_batch
+        [whole] = reference.plan(position)
+        assert [s.position for s in whole] == list(range(position, position + global_batch))
+        assert all(s.epoch == s.position // count for s in whole)
+        for world in (1, 2, 3):
+            ranks = streams(count, seed, global_batch, micro_batch, world)
+            plans = [stream.plan(position) for stream in ranks]
+            assert [slot for plan in plans for cut in plan for slot in cut] == whole
+            assert {len(plan) for plan in plans} == {ranks[0].micro_batches}
+            shares = [sum(map(len, plan)) for plan in plans]
+            assert max(shares) - min(shares) <= 1
+            assert max(len(cut) for plan in plans for cut in plan) <= micro_batch
+            assert all(max(map(len, plan)) - min(map(len, plan)) <= 1 for plan in plans)
+
+
+@settings(max_examples=60, deadline=None)
+@given(**sizes)
+def test_what_is_read_is_what_was_planned(count, seed, global_batch, micro_batch, start):
+    for world in (1, 2, 3):
+        real = []
+        for stream in streams(count, seed, global_batch, micro_batch, world):
+            batches = stream.read(start)
+            assert len(batches) == stream.micro_batches
+            for batch, plan in zip(batches, stream.plan(start), strict=True):
+                assert len(batch.samples) == len(batch.slots) == len(batch.weights) >= 1
+                assert batch.samples == [slot.index for slot in batch.slots]
+                assert batch.weights == ([1.0] * len(plan) if plan else [0.0])
+                if not plan:
+                    assert batch.slots == batches[0].slots[:1]
+                real += [s for s, w in zip(batch.slots, batch.weights, strict=True) if w]
+        assert [s.position for s in real] == list(range(start, start + global_batch))
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize(("count", "global_batch"), [(12, 4), (13, 5), (5, 8), (1, 3)])
+def test_exactly_once_per_epoch(count, global_batch, world):
+    epochs: dict[int, list[int]] = {}
+    position = 0
+    while position < 6 * count + global_batch:
+        for stream in streams(count, 0, global_batch, 2, world):
+            for batch in stream.read(position):
+                for slot, weight in zip(batch.slots, batch.weights, strict=True):
+                    if weight:
+                        epochs.setdefault(slot.epoch, []).append(slot.index)
+        position += global_batch
+    for epoch in range(6):
+        assert sorted(epochs[epoch]) == list(range(count))
+    if count > 5:
+        assert len({tuple(epochs[e]) for e in range(6)}) == 6
+
+
+def test_the_position_is_the_whole_state(folder, equal):
+    """A stream opened anew, or pickled, goes on where another stopped; global batch 7 on 2 ranks: 4 + 3."""
+    out = folder()
+
+    def ids(position: int, world: int, rank: int, stream: Stream | None = None) -> list[str]:
+        shards = ShardSet.open([out], "train")
+        stream = stream or Stream(shards, seed=1, global_batch=7, micro_batch=2, rank=rank, world=world)
+        return [s.id for b in stream.read(position) for s, w in zip(b.samples, b.weights, strict=True) if w]
+
+    one = [ids(p, 1, 0) for p in range(0, 70, 7)]
+    two = [ids(p, 2, 0) + ids(p, 2, 1) for p in range(0, 70, 7)]
+    assert one == two
+    assert len({i for batch in one for i in batch}) == 18
+    used = Stream(ShardSet.open([out], "train"), seed=1, global_batch=7, micro_batch=2, rank=0, world=1)
+    used.read(0)
+    assert ids(35, 1, 0, pickle.loads(pickle.dumps(used))) == one[5]
+
+
+@settings(max_examples=150, deadline=None)
+@given(count=st.integers(0, 40), world=st.integers(1, 6), batch=st.integers(1, 7))
+def test_an_evaluation_counts_nothing_twice(count, world, batch):
+    plans = [sequential(count, rank, world, batch) for rank in range(world)]
+    assert len({len(plan) for plan in plans}) == 1
+    real = [i for plan in plans for b in plan for i, w in zip(b.indices, b.weights, strict=True) if w]
+    assert real == list(range(count))
+    for plan in plans:
+        for b in plan:
+            assert 1 <= len(b.indices) == len(b.weights) <= batch
+            assert all(0 <= i < count for i in b.indices)
+
+
+def test_refusals():
+    with pytest.raises(ShardError, match="the global batch is 2 for 3 ranks"):
+        streams(10, 0, 2, 1, 3)
+    with pytest.raises(ShardError, match="the micro-batch is 0"):
+        streams(10, 0, 2, 0, 1)
+    with pytest.raises(ShardError, match="rank is 2 of 2"):
+        share(5, 2, 2)
+    with pytest.raises(ShardError, match="the batch is 0"):
+        sequential(5, 0, 1, 0)

@@ -1,0 +1,145 @@
+"""The writer refuses bad samples by name, leaves nothing half-written, and the same input gives the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from egmf_shards import ShardError, ShardSet, ShardWriter, Task, Turn, describe
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+def test_what_is_written_is_read_back(folder, sample, equal):
+    out = folder()
+    for split in ("train", "valid", "test"):
+        written = [s for s in map(sample, range(30)) if s.split == split]
+        read = ShardSet.open([out], split)
+        assert len(read) == len(written)
+        assert all(equal(a, b) for a, b in zip(read, written, strict=True))
+        assert [read.key(i) for i in range(len(read))] == [s.id for s in written]
+    assert sorted(p.name for p in out.glob("*.tar")) == [
+        "test-000000.tar",
+        "train-000000.tar",
+        "train-000001.tar",
+        "train-000002.tar",
+        "valid-000000.tar",
+    ]
+
+
+def test_same_input_same_bytes(folder):
+    assert digests(folder("one")) == digests(folder("two"))
+
+
+def test_manifest_counts(folder):
+    manifest = json.loads((folder() / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["schema"] == 1
+    assert manifest["dims"] == {"audio": 4, "vision": 3}
+    assert manifest["splits"]["train"]["samples"] == 18
+    assert manifest["splits"]["train"]["labels"] == {"mood": {"good": 9, "bad": 9}}
+    assert manifest["splits"]["train"]["missing"] == {"text": 0, "audio": 6, "vision": 0}
+    assert manifest["splits"]["test"]["values"] == {
+        "score": {"count": 6, "mean": 0.25, "std": 0.0, "min": 0.25, "max": 0.25}
+    }
+    assert sum(shard["samples"] for shard in manifest["shards"]) == 30
+
+
+def test_two_tasks_of_one_utterance_count_once(folder, sample):
+    twice = [sample(0, id="a"), sample(0, id="b", task="score", label=None, value=0.5)]
+    splits = describe(folder(samples=twice))["splits"]
+    assert (splits["train"]["samples"], splits["train"]["utterances"]) == (2, 1)
+
+
+BAD = {
+    "label": ({"label": "great"}, "label 'great' is not in the label space of task 'mood': good, bad"),
+    "no label": ({"label": None}, "label None"),
+    "value beside label": ({"value": 0.5}, "exclude each other"),
+    "value": ({"task": "score", "label": None, "value": 1.5}, r"value 1.5 is outside the range \[-1, 1\]"),
+    "nan value": ({"task": "score", "label": None, "value": float("nan")}, "value nan is outside"),
+    "key": ({"id": "toy.0"}, "may hold only letters"),
+    "empty key": ({"id": ""}, "may hold only letters"),
+    "non-ASCII key": ({"id": "toy-é"}, "may hold only letters"),
+    "dataset": ({"dataset": "other"}, "this folder holds 'toy'"),
+    "split": ({"split": "dev"}, "one of train, valid, test"),
+    "task": ({"task": "joy"}, "not among this folder's: mood, score"),
+    "language": ({"language": "fr"}, "knows en, zh"),
+    "context": ({"context": tuple(Turn("A", "x") for _ in range(13))}, "at most 12"),
+    "turn": ({"turn": -1}, "count from 0"),
+    "unknown modality": ({"modalities": ("text", "audio", "vision", "smell")}, "modalities are"),
+    "modality twice": ({"modalities": ("text", "text", "audio", "vision")}, "at most once"),
+    "undeclared array": ({"modalities": ("text", "vision")}, "audio is declared absent but there is an array"),
+    "declared without array": ({"audio": None}, "audio is declared present but there is no array"),
+    "text absent": ({"text": " "}, "the text is declared present"),
+    "text undeclared": ({"modalities": ("audio", "vision")}, "the text is declared absent"),
+    "one-dimensional": ({"audio": np.zeros(4, np.float32)}, r"audio is float32 \[4\]"),
+    "no frame": ({"audio": np.zeros((0, 4), np.float32)}, "at least one frame"),
+    "objects": ({"audio": np.array([[None]])}, "audio is object"),
+    "not finite": ({"audio": np.full((2, 4), np.nan, np.float32)}, "not finite"),
+    "beyond float32": ({"audio": np.full((2, 4), 1e300)}, "not finite in float32"),
+    "another width": ({"audio": np.zeros((2, 5), np.float32)}, "audio has width 5; this folder's is 4"),
+    "half a character": ({"text": "\ud800"}, "cannot be written as UTF-8"),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD.values(), ids=BAD.keys())
+def test_a_bad_sample_is_named_and_leaves_nothing(tmp_path, folder, sample, changes, message):
+    good = sample(1, id="good-before")
+    bad = sample(0, **changes)
+    with pytest.raises(ShardError, match=message) as caught:
+        folder("a/b/toy", [good, bad])
+    assert repr(bad.id) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_id_twice(tmp_path, folder, sample):
+    with pytest.raises(ShardError, match="'toy-3': the id occurs twice"):
+        folder(samples=[sample(3), sample(0), sample(3)])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_any_error_leaves_nothing_and_spares_what_was_there(tmp_path, folder, sample):
+    def stopped():
+        yield sample(0)
+        raise KeyboardInterrupt
+
+    (tmp_path / "kept").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        folder("kept/toy", stopped())
+    with pytest.raises(ShardError, match="no sample was written"):
+        folder("kept/toy", [])
+    assert [p.name for p in tmp_path.rglob("*")] == ["kept"]
+
+
+def test_a_folder_that_exists_is_not_touched(tmp_path, folder):
+    out = folder()
+    before = digests(out)
+    with pytest.raises(ShardError, match="exists already"):
+        folder()
+    assert digests(out) == before
+    assert [p.name for p in tmp_path.iterdir()] == ["toy"]
+
+
+def test_bad_arguments(tmp_path, folder):
+    task = Task(name="t", kind="regression", questions={"en": "?"}, low=0, high=1, step=0.5)
+    with pytest.raises(ShardError, match="each name once"):
+        ShardWriter(tmp_path / "x", "toy", [task, task])
+    with pytest.raises(ShardError, match="only audio, vision have a width"):
+        ShardWriter(tmp_path / "x", "toy", [task], dims={"text": 3})
+    with pytest.raises(ShardError, match="samples_per_shard is 0"):
+        ShardWriter(tmp_path / "x", "toy", [task], samples_per_shard=0)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ShardError, match="cannot be written"):
+        folder("file/toy")
+
+
+def test_given_dims_are_kept_and_held(folder, sample):
+    text_only = sample(0, modalities=("text",), audio=None, vision=None)
+    assert describe(folder("wide", [text_only], dims={"audio": 9}))["dims"] == {"audio": 9, "vision": 0}
+    with pytest.raises(ShardError, match="audio has width 4; this folder's is 9"):
+        folder("held", [sample(0)], dims={"audio": 9})
