@@ -1,0 +1,161 @@
+"""The ``egmf`` command: one short function a verb, each calling one module.
+
+torch, Ray and DeepSpeed are imported inside the verbs only, so that ``egmf --help`` answers at once. Whatever goes
+wrong ends in one line on stderr and exit code 2 (bad input) or 1 (anything else); ``--debug`` shows the traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jsonargparse
+
+from egmf_launcher.errors import FAILURE_EXIT, USER_ERRORS, USER_EXIT, report
+from egmf_launcher.options import build_parser
+
+Verb = Callable[[jsonargparse.Namespace, Sequence[str]], int]
+
+
+def demo(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
+    """The whole road on generated data."""
+    from egmf_launcher.demo import run_demo
+
+    run_demo()
+    return 0
+
+
+def real(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
+    """The whole road on MELD's and CH-SIMS v2's text."""
+    from egmf_launcher.real import run_real
+
+    run_real(Path(options.data), options.workers)
+    return 0
+
+
+def shards_synth(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
+    """Generate shards."""
+    from egmf_shards.synthetic import synthesize
+
+    synthesize(options.out, options.seed, options.samples, options.missing)
+    return 0
+
+
+def shards_import_meld(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
+    """MELD's CSV files to shards."""
+    from egmf_shards.importers.meld import import_meld
+
+    import_meld(options.source, options.out, options.audio, options.vision)
+    return 0
+
+
+def shards_import_label_csv(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
+    """A CH-SIMS label.csv to shards."""
+    from egmf_shards.importers.label_csv import import_label_csv
+
+    import_label_csv(options.source, options.out, options.dataset, options.language, options.audio, options.vision)
+    return 0
+
+
+def shards_info(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
+    """What a folder of shards holds."""
+    from egmf_shards.info import print_info
+
+    print_info(options.folder)
+    return 0
+
+
+def backbone_tiny(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
+    """Tokenizer and a small pre-trained language model."""
+    from egmf_dist.model.tiny_backbone import train_tiny_backbone
+
+    text = [Path(path) for path in options.text]
+    train_tiny_backbone(
+        text, Path(options.out), steps=options.steps, seed=options.seed, context_turns=options.context_turns
+    )
+    return 0
+
+
+def train(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
+    """Train; the same as launcher/train.py."""
+    from egmf_dist.config import config_from_namespace, load_config
+    from egmf_launcher import demo as demo_recipe
+    from egmf_launcher.options import launch_arguments, setting_overrides
+    from egmf_launcher.train import train as run_training
+
+    file = options.config[0] if options.config else None
+    prepare_demo = file is None and not options.data.shards
+    if prepare_demo:
+        config = load_config(demo_recipe.config_path(), setting_overrides(arguments))
+    else:
+        config = config_from_namespace(options)
+    named = f"runs/{Path(str(file)).stem}" if file is not None else "runs/run"
+    run = Path(options.run or (demo_recipe.RUN if prepare_demo else named))
+    result = run_training(config, run, options.resume, launch_arguments(options), arguments, prepare_demo)
+    return result if isinstance(result, int) else 0
+
+
+def evaluate(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
+    """Score a split."""
+    from egmf_launcher.evaluate import evaluate as run_evaluation
+    from egmf_launcher.options import launch_arguments
+
+    return run_evaluation(
+        Path(options.path),
+        options.split,
+        options.remove or [],
+        options.remove_each,
+        launch_arguments(options),
+        arguments,
+    )
+
+
+def report_pictures(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
+    """Draw a run's pictures."""
+    from egmf_dist.report import write_report
+
+    write_report(Path(options.path), [Path(path) for path in options.compare or []])
+    return 0
+
+
+VERBS: dict[tuple[str, ...], Verb] = {
+    ("demo",): demo,
+    ("real",): real,
+    ("shards", "synth"): shards_synth,
+    ("shards", "import", "meld"): shards_import_meld,
+    ("shards", "import", "label-csv"): shards_import_label_csv,
+    ("shards", "info"): shards_info,
+    ("backbone", "tiny"): backbone_tiny,
+    ("train",): train,
+    ("evaluate",): evaluate,
+    ("report",): report_pictures,
+}
+
+
+def main(argv: Sequence[str] | None = None, program: str = "egmf") -> int:
+    """Parse, dispatch to a verb, and turn every failure into one line and an exit code."""
+    from egmf_launcher.launch import is_silent_rank, wait_for_rank_zero_to_speak
+    from egmf_launcher.options import without_rank_options
+
+    arguments = without_rank_options(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        path, options = build_parser().parse(arguments)
+        return VERBS[path](options, arguments)
+    except KeyboardInterrupt:
+        print(f"{program}: stopped", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if is_silent_rank():
+            if isinstance(error, USER_ERRORS):
+                wait_for_rank_zero_to_speak()
+                return USER_EXIT
+            report(error, debug=True, program=program)  # may be this rank's alone
+            return FAILURE_EXIT
+        return report(error, debug=debug, program=program)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,42 @@
+"""Which failures are the user's to mend, which are ours, and the one line each prints.
+
+Exit codes: 2 for bad input (a user's mistake, named with what would be right), 1 for everything else.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+
+from egmf_shards.errors import ShardError
+
+from egmf_dist.errors import EgmfError
+
+USER_ERRORS = (EgmfError, ShardError)
+USER_EXIT = 2
+FAILURE_EXIT = 1
+
+
+class LaunchError(RuntimeError):
+    """Ranks could not be started, or one died, for a reason that is not a wrong argument. The message is one line."""
+
+
+class WorkerFailedError(LaunchError):
+    """A worker died or raised something that is not the user's mistake; the message names its logs, which are kept."""
+
+
+def one_line(error: BaseException) -> str:
+    """The error's message without its line breaks; the type comes first where the message alone would not explain."""
+    text = " ".join(str(error).split())
+    if isinstance(error, (*USER_ERRORS, LaunchError)) and text:
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def report(error: BaseException, *, debug: bool, program: str = "egmf") -> int:
+    """Print ``program: error: ...`` on stderr (with ``debug`` the traceback before it) and return the exit code."""
+    if debug:
+        traceback.print_exception(error)
+    hint = "" if debug or isinstance(error, (*USER_ERRORS, LaunchError)) else " (--debug shows the traceback)"
+    print(f"{program}: error: {one_line(error)}{hint}", file=sys.stderr, flush=True)
+    return USER_EXIT if isinstance(error, USER_ERRORS) else FAILURE_EXIT

@@ -1,0 +1,157 @@
+"""From a decision to a finished job: in this process, on Ray's workers, or under DeepSpeed's launcher.
+
+``launch_job`` is all that training and evaluation share: they differ in the job, not in how its ranks come to be.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from egmf_dist.config import LaunchConfig
+from egmf_dist.errors import EgmfError
+from egmf_launcher.decide import Decision, LaunchArguments, decide, started_rank
+from egmf_launcher.environment import WORKER_ENVIRONMENT, without_launcher_variables
+from egmf_launcher.errors import LaunchError
+from egmf_launcher.hostfile import Host, parse_hostfile
+from egmf_launcher.network import LOOPBACK, is_this_machine, single_rank_environment
+
+# The first rank that fails makes DeepSpeed's launcher kill the others, so rank 0 needs this long a start to say why.
+SILENT_RANK_GRACE_S = 5.0
+# DeepSpeed hands arguments to other machines through a shell and quotes only those with blanks.
+_SHELL_SAFE = re.compile(r"[A-Za-z0-9_./:=,+@%-]*", re.ASCII)
+
+
+def choose(arguments: LaunchArguments) -> Decision:
+    """Read the hostfile, count GPUs only where their number matters, decide, and let rank 0 print the line."""
+    hosts = parse_hostfile(arguments.hostfile) if arguments.hostfile is not None else []
+    plain = started_rank(os.environ) is None and arguments.hostfile is None and arguments.workers is None
+    decision = decide(arguments, os.environ, hosts, count_gpus() if plain else 0)
+    if decision.way != "leave" and not is_silent_rank():
+        print(decision.line(), flush=True)
+    return decision
+
+
+def count_gpus() -> int:
+    """How many GPUs torch sees here."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def is_silent_rank() -> bool:
+    """Whether another rank of the same start speaks for this one."""
+    return os.environ.get("RANK", "0") != "0"
+
+
+def launch_job(
+    decision: Decision, job: Mapping[str, Any], launch: LaunchConfig, *, prepare: Callable[[], None] | None = None
+) -> dict[str, Any]:
+    """Run a job the decided way (``single``, ``rank`` or ``ray``).
+
+    Args:
+        decision: from :func:`choose`.
+        job: what ``egmf_dist.worker.run`` takes, without ``console``.
+        launch: the run's launch settings.
+        prepare: done once, by rank 0 or the driver, before any rank reads the run folder; other ranks meanwhile wait
+            for rank 0 in the rendezvous of ``worker.run``.
+
+    Returns:
+        Rank 0's result.
+    """
+    if prepare is not None and not is_silent_rank():
+        prepare()
+    if decision.way == "ray":
+        from egmf_launcher.ray_train import run_under_ray
+
+        with _progress(job):
+            return run_under_ray(dict(job) | {"console": False}, decision.hosts, launch)
+    if decision.way == "single":
+        single_rank_environment()
+    for name in ("OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM"):
+        os.environ.setdefault(name, WORKER_ENVIRONMENT[name])
+    from egmf_dist import worker
+
+    return worker.run(dict(job) | {"console": not is_silent_rank()})
+
+
+def _progress(job: Mapping[str, Any]) -> Any:
+    """Show a training's progress on this terminal while Ray's workers train; an evaluation has none to show."""
+    if job["verb"] != "train":
+        return nullcontext()
+    from contextlib import ExitStack
+
+    from egmf_dist.training.console import Console
+    from egmf_launcher.follow import following
+
+    stack = ExitStack()
+    console = stack.enter_context(Console(int(job["config"]["training"]["steps"])))
+    stack.enter_context(following(Path(job["run"]) / "metrics.jsonl", console.show))
+    return stack
+
+
+def reexecute_under_deepspeed(decision: Decision, hostfile: str | None, arguments: Sequence[str]) -> int:
+    """Run ``deepspeed [--hostfile FILE] --module egmf_launcher.cli ARGUMENTS`` and return its exit code.
+
+    Args:
+        decision: way ``deepspeed``.
+        hostfile: the file, or None for this machine alone.
+        arguments: our own command line; the options that led here are taken out.
+
+    Raises:
+        EgmfError: an argument that the shells of several machines would read as more than a word.
+    """
+    command = deepspeed_command(decision.hosts, hostfile, arguments)
+    environ = without_launcher_variables(os.environ)
+    environ["PATH"] = os.pathsep.join([os.fspath(Path(sys.executable).parent), environ.get("PATH", "")])
+    try:
+        return subprocess.run(command, env=environ, check=False).returncode
+    except FileNotFoundError as error:
+        raise LaunchError(f"{command[0]} is not there; install DeepSpeed next to {sys.executable}") from error
+
+
+def deepspeed_command(hosts: Sequence[Host], hostfile: str | None, arguments: Sequence[str]) -> list[str]:
+    """The command line of :func:`reexecute_under_deepspeed`, as a list: no shell reads it on this machine."""
+    rest = without_launch_options(arguments)
+    command = [os.fspath(Path(sys.executable).parent / "deepspeed")]
+    if hostfile is None:
+        command += ["--num_gpus", str(hosts[0].slots)]
+    else:
+        command += ["--hostfile", hostfile]
+        if len(hosts) == 1 and is_this_machine(hosts[0].name):
+            command += ["--no_ssh_check", "--master_addr", LOOPBACK]
+        else:
+            odd = [a for a in rest if not _SHELL_SAFE.fullmatch(a)]
+            if odd:
+                raise EgmfError(
+                    f"--launcher deepspeed: the argument {odd[0]!r} would pass through the shells of other machines; "
+                    f"put the value into the --config file, or leave --launcher deepspeed out"
+                )
+    return [*command, "--module", "egmf_launcher.cli", *rest]
+
+
+def without_launch_options(arguments: Sequence[str]) -> list[str]:
+    """The command line without ``--hostfile``, ``--launcher``, ``--workers`` and ``--local_rank`` and their values."""
+    names = ("--hostfile", "--launcher", "--workers", "--local_rank", "--local-rank")
+    rest: list[str] = []
+    skip = False
+    for argument in arguments:
+        if skip:
+            skip = False
+        elif argument in names:
+            skip = True
+        elif not argument.startswith(tuple(f"{name}=" for name in names)):
+            rest.append(argument)
+    return rest
+
+
+def wait_for_rank_zero_to_speak() -> None:
+    """A rank that failed on the same bad input as rank 0 stays silent and lets rank 0 print and exit first."""
+    time.sleep(SILENT_RANK_GRACE_S)

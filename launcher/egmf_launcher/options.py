@@ -1,0 +1,211 @@
+"""The options of every verb of ``egmf``, with their help, defaults and an example each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jsonargparse
+
+from egmf_dist.errors import EgmfError
+from egmf_launcher.decide import LaunchArguments
+
+_RANK_OPTIONS = ("--local_rank", "--local-rank")
+_TRAIN_OPTIONS = ("--hostfile", "--workers", "--launcher", "--run", "--resume")
+
+
+class CommandParser:
+    """A tree of parsers whose errors are exceptions; argparse's own way prints several lines and exits."""
+
+    def __init__(self) -> None:
+        self._root = _parser(
+            "EGMF: multimodal fusion with a large language model, trained with DeepSpeed ZeRO-3 under Ray."
+        )
+        self._root.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        verbs = self._root.add_subcommands(dest="verb", title="verbs", metavar="VERB")
+        _leaf(
+            verbs,
+            "demo",
+            _no_options,
+            "generated data, a tiny backbone, training on 2 ranks, evaluation, pictures",
+            "demo",
+        )
+        _leaf(verbs, "real", _real, "the same road on MELD's and CH-SIMS v2's text", "real --data DIR")
+        shards = _branch(verbs, "shards", "make and describe data", "shard_verb")
+        _leaf(
+            shards, "synth", _synth, "generate bilingual clips", "shards synth --out data/demo --seed 0 --samples 4000"
+        )
+        importers = _branch(shards, "import", "a published data set to shards", "format")
+        meld = "shards import meld --source DIR_OF_CSV --out data/meld"
+        _leaf(importers, "meld", _meld, "MELD's official CSV files", meld)
+        label_csv = "shards import label-csv --source label.csv --dataset simsv2 --language zh --out data/simsv2"
+        _leaf(importers, "label-csv", _label_csv, "CH-SIMS label.csv", label_csv)
+        _leaf(shards, "info", _info, "counts, classes, lengths, ceilings", "shards info data/demo")
+        backbone = _branch(verbs, "backbone", "language models made here", "backbone_verb")
+        tiny = "backbone tiny --text data/demo --out backbones/demo"
+        _leaf(backbone, "tiny", _tiny, "a tokenizer and a small causal LM, pre-trained on the text given", tiny)
+        training = "train --config configs/demo.yaml --run runs/NAME --training.steps 300"
+        _leaf(verbs, "train", _train, "train a run (as launcher/train.py does)", training)
+        evaluation = "evaluate runs/demo --split test --remove-each"
+        _leaf(verbs, "evaluate", _evaluate, "score every legal answer of a split", evaluation)
+        _leaf(verbs, "report", _report, "draw a run's pictures", "report runs/demo --compare runs/other")
+
+    def parse(self, arguments: Sequence[str]) -> tuple[tuple[str, ...], jsonargparse.Namespace]:
+        """The verb as a path such as ``("shards", "import", "meld")``, and its options.
+
+        Raises:
+            EgmfError: an unknown verb or option, a missing one, or a value of the wrong type.
+        """
+        try:
+            namespace = self._root.parse_args(list(arguments))
+        except jsonargparse.ArgumentError as error:
+            raise EgmfError(" ".join(str(error).split())) from error
+        path: list[str] = []
+        for name in ("verb", "shard_verb", "format", "backbone_verb"):
+            verb = namespace.get(name)
+            if verb is not None:
+                path.append(verb)
+                namespace = namespace[verb]
+        return tuple(path), namespace
+
+
+def build_parser() -> CommandParser:
+    """The parser of the whole command."""
+    return CommandParser()
+
+
+def _parser(description: str, example: str = "") -> jsonargparse.ArgumentParser:
+    return jsonargparse.ArgumentParser(
+        description=description, epilog=f"example: egmf {example}" if example else None, exit_on_error=False
+    )
+
+
+def _branch(verbs: Any, name: str, help_text: str, dest: str) -> Any:
+    parser = _parser(help_text)
+    verbs.add_subcommand(name, parser, help=help_text)
+    return parser.add_subcommands(dest=dest, metavar="VERB")
+
+
+def _leaf(
+    verbs: Any, name: str, add: Callable[[jsonargparse.ArgumentParser], None], help_text: str, example: str
+) -> None:
+    parser = _parser(help_text, example)
+    add(parser)
+    verbs.add_subcommand(name, parser, help=help_text)
+
+
+def _no_options(parser: jsonargparse.ArgumentParser) -> None:
+    pass
+
+
+def _real(parser: jsonargparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=str, required=True, help="folder that holds meld/*.csv and simsv2/label.csv")
+    parser.add_argument("--workers", type=int, default=2, help="ranks under Ray")
+
+
+def _synth(parser: jsonargparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=str, required=True, help="folder to make")
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same bytes")
+    parser.add_argument("--samples", type=int, default=4000, help="utterances over all splits")
+    parser.add_argument("--missing", type=float, default=0.03, help="rate at which each modality is missing")
+
+
+def _features(parser: jsonargparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=str, required=True, help="folder of shards to make")
+    parser.add_argument("--audio", type=str | None, default=None, help="folder of one .npy [frames, dim] a clip")
+    parser.add_argument("--vision", type=str | None, default=None, help="folder of one .npy [frames, dim] a clip")
+
+
+def _meld(parser: jsonargparse.ArgumentParser) -> None:
+    parser.add_argument("--source", type=str, required=True, help="folder of {train,dev,test}_sent_emo.csv")
+    _features(parser)
+
+
+def _label_csv(parser: jsonargparse.ArgumentParser) -> None:
+    parser.add_argument("--source", type=str, required=True, help="the label.csv")
+    parser.add_argument("--dataset", type=str, required=True, help="name of the data set, such as simsv2")
+    parser.add_argument("--language", type=str, required=True, help="language code of its text: en or zh")
+    _features(parser)
+
+
+def _info(parser: jsonargparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=str, help="folder of shards")
+
+
+def _tiny(parser: jsonargparse.ArgumentParser) -> None:
+    text = "folders of shards (their training split) or text files"
+    parser.add_argument("--text", type=str, nargs="+", required=True, help=text)
+    parser.add_argument("--out", type=str, required=True, help="folder to make, in Hugging Face format")
+    parser.add_argument("--steps", type=int, default=600, help="optimiser steps of 32 documents")
+    parser.add_argument("--seed", type=int, default=0, help="of initialisation, order and shuffling")
+    parser.add_argument(
+        "--context_turns", type=int, default=3, help="preceding turns in a prompt; as data.context_turns"
+    )
+
+
+def _launching(parser: jsonargparse.ArgumentParser) -> None:
+    where = "one machine a line, 'name slots=N'; Ray starts one worker a slot"
+    parser.add_argument("--hostfile", type=str | None, default=None, help=where)
+    parser.add_argument("--workers", type=int | None, default=None, help="local workers; null: one a GPU, or one")
+    way = "auto: as the one printed line says; deepspeed: re-execute under DeepSpeed's launcher"
+    parser.add_argument("--launcher", choices=["auto", "ray", "deepspeed"], default="auto", help=way)
+
+
+def _train(parser: jsonargparse.ArgumentParser) -> None:
+    from egmf_dist.config import add_config_arguments
+
+    parser.add_argument(
+        "--run", type=str | None, default=None, help="the run's folder; null: runs/NAME of the config file"
+    )
+    parser.add_argument(
+        "--resume", type=str, default="never", help="never, auto (newest checkpoint) or a checkpoint's path"
+    )
+    _launching(parser)
+    add_config_arguments(parser)
+
+
+def _evaluate(parser: jsonargparse.ArgumentParser) -> None:
+    parser.add_argument("path", type=str, help="the run's folder, runs/NAME")
+    parser.add_argument("--split", type=str, default="test", help="train, valid or test")
+    gone = "modalities (text, audio, vision) to take away from every sample"
+    parser.add_argument("--remove", type=str, nargs="+", default=[], help=gone)
+    parser.add_argument("--remove-each", action="store_true", help="also score with each modality alone taken away")
+    _launching(parser)
+
+
+def _report(parser: jsonargparse.ArgumentParser) -> None:
+    parser.add_argument("path", type=str, help="the run's folder, runs/NAME")
+    parser.add_argument("--compare", type=str, nargs="+", default=[], help="other runs to draw beside it")
+
+
+def launch_arguments(options: jsonargparse.Namespace) -> LaunchArguments:
+    """The options of :func:`_launching` as a value."""
+    return LaunchArguments(hostfile=options.hostfile, workers=options.workers, launcher=options.launcher)
+
+
+def setting_overrides(arguments: Sequence[str]) -> list[str]:
+    """The ``--section.key value`` part of a ``train`` command line."""
+    rest: list[str] = []
+    skip = False
+    for argument in list(arguments)[1:]:
+        if skip:
+            skip = False
+        elif argument in _TRAIN_OPTIONS:
+            skip = True
+        elif not argument.startswith(tuple(f"{name}=" for name in _TRAIN_OPTIONS)):
+            rest.append(argument)
+    return rest
+
+
+def without_rank_options(arguments: Sequence[str]) -> list[str]:
+    """The command line without ``--local_rank=N``: DeepSpeed's launcher adds it, and LOCAL_RANK says the same."""
+    rest: list[str] = []
+    skip = False
+    for argument in arguments:
+        if skip:
+            skip = False
+        elif argument in _RANK_OPTIONS:
+            skip = True
+        elif not argument.startswith(tuple(f"{name}=" for name in _RANK_OPTIONS)):
+            rest.append(argument)
+    return rest

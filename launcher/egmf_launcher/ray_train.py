@@ -1,0 +1,137 @@
+"""One job on every slot of a Ray cluster, through Ray Train; Ray supervises, DeepSpeed trains.
+
+Ray starts the workers, tells them who they are (RANK, WORLD_SIZE, MASTER_ADDR, ...), makes the process group, notices
+a death and starts the group again. What a restart resumes from is our own newest checkpoint, not one reported to Ray:
+after a kill Ray handed out one checkpoint older than the newest written.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from egmf_dist.config import LaunchConfig
+from egmf_dist.errors import EgmfError
+from egmf_launcher import ray_cluster
+from egmf_launcher.errors import USER_ERRORS, WorkerFailedError, one_line
+from egmf_launcher.hostfile import Host
+
+# A death makes the other ranks' collectives fail with these words; they are the echo, not the cause.
+_ECHOES = ("connection closed by peer", "connection reset by peer", "broken pipe", "gloo", "nccl", "socket")
+
+
+def run_under_ray(
+    job: Mapping[str, Any], hosts: Sequence[Host], launch: LaunchConfig, worker: str = "egmf_dist.worker"
+) -> dict[str, Any]:
+    """Run the job on one worker per slot.
+
+    Args:
+        job: JSON-able; ``job["run"]`` is the run folder, which every machine must see under the same path.
+        hosts: the machines and their slots; this machine among them.
+        launch: cores per worker and how often a died group is started again.
+        worker: the module whose ``run(job)`` each worker calls.
+
+    Returns:
+        What rank 0's ``run`` returned.
+
+    Raises:
+        EgmfError, ShardError: as a worker raised it.
+        WorkerFailedError: a worker died or failed otherwise; names the rank, the reason and the logs.
+        LaunchError: the cluster could not be started.
+    """
+    storage = Path(job["run"]).absolute() / ".ray"
+    with ray_cluster.start(hosts, launch.cpus_per_worker) as cluster:
+        try:
+            arguments = {"job": dict(job), "worker": worker, "folder": os.getcwd(), "storage": os.fspath(storage)}
+            return _fit(arguments, sum(host.slots for host in hosts), launch, cluster.logs)
+        finally:
+            shutil.rmtree(storage, ignore_errors=True)
+
+
+def _fit(arguments: dict[str, Any], workers: int, launch: LaunchConfig, logs: Path) -> dict[str, Any]:
+    import torch
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    gpu = torch.cuda.is_available()
+    resources: dict[str, float] = {"CPU": launch.cpus_per_worker, ray_cluster.SLOT: 1}
+    if gpu:
+        resources["GPU"] = 1
+    trainer = TorchTrainer(
+        train_loop,  # type: ignore[arg-type]  # Ray passes rank 0's return value on, but its type says None
+        train_loop_config=arguments,
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu, resources_per_worker=resources),
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        run_config=RunConfig(
+            name="workers",
+            storage_path=arguments["storage"],
+            failure_config=FailureConfig(max_failures=launch.max_failures),
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except TrainingFailedError as error:
+        raise unwrap(error, logs) from error
+    returned = getattr(result, "return_value", None)
+    if not isinstance(returned, dict):
+        raise WorkerFailedError(f"rank 0 ended without a result; Ray's logs: {logs}")
+    return returned
+
+
+def unwrap(error: Exception, logs: Path) -> Exception:
+    """The one error a user should see: a worker's own complaint, else the failure that is no echo."""
+    failures: dict[int, Exception] = dict(getattr(error, "worker_failures", None) or {})
+    for _, failure in sorted(failures.items()):
+        cause = _innermost(failure)
+        if isinstance(cause, USER_ERRORS):
+            return cause
+    if not failures:
+        return WorkerFailedError(f"the workers could not be run: {one_line(error)}; Ray's logs: {logs}")
+    rank, failure = min(failures.items(), key=_echo_last)
+    return WorkerFailedError(f"rank {rank} failed: {one_line(_innermost(failure))[:500]}; Ray's logs: {logs}")
+
+
+def _innermost(failure: Exception) -> BaseException:
+    """The exception that user code raised, out of Ray's wrappers."""
+    for name in ("_base_exc", "health_check_failure", "cause"):
+        inner = getattr(failure, name, None)
+        if isinstance(inner, Exception):
+            return _innermost(inner)
+    return failure
+
+
+def _echo_last(item: tuple[int, Exception]) -> tuple[bool, int]:
+    rank, failure = item
+    text = one_line(_innermost(failure)).lower()
+    return any(echo in text for echo in _ECHOES), rank
+
+
+def train_loop(arguments: dict[str, Any]) -> dict[str, Any]:
+    """What every worker runs. DeepSpeed is imported no earlier than inside ``worker.run``.
+
+    Every rank learns from rank 0 whether this is a restart, so that all resume or none does.
+    """
+    from ray import train
+    from ray.train.collective import broadcast_from_rank_zero
+
+    folder, storage = Path(arguments["folder"]), Path(arguments["storage"])
+    if not folder.is_dir():
+        raise EgmfError(
+            f"host {os.uname().nodename} has no folder {folder}; every machine must see it under the same path"
+        )
+    os.chdir(folder)
+    job = dict(arguments["job"])
+    restarted: bool | None = None
+    if train.get_context().get_world_rank() == 0:
+        marker = storage / "started"
+        restarted = marker.exists()
+        marker.touch()
+    if broadcast_from_rank_zero(restarted) and "resume" in job:
+        job["resume"] = "auto"
+    returned: dict[str, Any] = importlib.import_module(arguments["worker"]).run(job)
+    return returned

@@ -1,0 +1,80 @@
+"""``egmf train`` and ``launcher/train.py``: settings, a decision, a run folder, ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from egmf_dist.config import Config
+from egmf_dist.errors import EgmfError
+from egmf_launcher import demo
+from egmf_launcher.decide import LaunchArguments
+from egmf_launcher.launch import choose, launch_job, reexecute_under_deepspeed
+
+
+def train(
+    config: Config | None,
+    run: Path,
+    resume: str,
+    launch: LaunchArguments,
+    arguments: Sequence[str],
+    prepare_demo: bool,
+) -> dict[str, Any] | int:
+    """Train a run from its settings.
+
+    Args:
+        config: the settings.
+        run: the run's folder, ``runs/NAME``.
+        resume: ``never``, ``auto`` or a checkpoint's path.
+        launch: what the command line says about launching.
+        arguments: the command line itself, to be given on under ``--launcher deepspeed``.
+        prepare_demo: make the demo's data and backbone first where they are missing.
+
+    Returns:
+        Rank 0's result, or the exit code of DeepSpeed's launcher; 0 for a rank that has nothing to do.
+
+    Raises:
+        EgmfError, ShardError: bad input.
+        LaunchError: ranks could not be started, or one died.
+    """
+    decision = choose(launch)
+    if decision.way == "leave":
+        return 0
+    if decision.way == "deepspeed":
+        return reexecute_under_deepspeed(decision, launch.hostfile, arguments)
+    assert config is not None
+    settings = config
+
+    def prepare() -> None:
+        from egmf_dist.run_folder import open_run
+
+        if not prepare_demo:
+            check_paths(settings)
+        # The name first: a minute of preparations must not end in "that run exists".
+        elif run.exists() and resume == "never":
+            raise EgmfError(f"run {run} exists; choose another name with --run, or go on with it: --resume auto")
+        else:
+            demo.prepare(settings)
+        open_run(settings, run, resume)
+
+    job = {"verb": "train", "config": asdict(settings), "run": str(run), "resume": resume}
+    return launch_job(decision, job, settings.launch, prepare=prepare)
+
+
+def check_paths(config: Config) -> None:
+    """Refuse data that is not there before a run folder is made or a rank started.
+
+    Raises:
+        EgmfError: no shards are named, or a folder of them is missing.
+    """
+    if not config.data.shards:
+        raise EgmfError("config: data.shards is empty; name at least one folder of shards, such as [data/demo]")
+    for folder in config.data.shards:
+        if not (Path(folder) / "manifest.json").is_file():
+            raise EgmfError(
+                f"config: data.shards names {folder}, which holds no manifest.json; make shards with egmf shards import"
+            )
+    if not config.backbone.path:
+        raise EgmfError("config: backbone.path is empty; name a folder or hub id of a causal language model")

@@ -1,0 +1,205 @@
+"""Commands, environments and files that launching stands on, without starting ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from egmf_launcher.demo import run_state
+from egmf_launcher.environment import ray_environment
+from egmf_launcher.errors import WorkerFailedError, one_line
+from egmf_launcher.evaluate import table_rows
+from egmf_launcher.follow import LineFollower, following
+from egmf_launcher.hostfile import Host
+from egmf_launcher.launch import deepspeed_command, without_launch_options
+from egmf_launcher.memory import MemorySampler
+from egmf_launcher.network import is_this_machine
+from egmf_launcher.options import setting_overrides, without_rank_options
+from egmf_launcher.ray_cluster import split_hosts, ssh_command
+from egmf_launcher.ray_train import unwrap
+
+from egmf_dist.errors import EgmfError
+
+
+def test_deepspeed_command_has_no_hostfile_of_ours() -> None:
+    arguments = ["train", "--hostfile", "hosts", "--launcher=deepspeed", "--run", "runs/a b", "--local_rank", "0"]
+    command = deepspeed_command([Host("localhost", 2)], "hosts", arguments)
+    assert command[1:] == [
+        *("--hostfile", "hosts", "--no_ssh_check", "--master_addr", "127.0.0.1"),
+        *("--module", "egmf_launcher.cli", "train", "--run", "runs/a b"),
+    ]
+    assert deepspeed_command([Host("localhost", 3)], None, ["train"])[1:3] == ["--num_gpus", "3"]
+
+
+@pytest.mark.parametrize("argument", ["runs/a;reboot", "$(reboot)", "a b", "`x`", "a|b", "a>b", "a\nb", "~/x", "*"])
+def test_arguments_for_other_machines_shells_are_refused(argument: str) -> None:
+    with pytest.raises(EgmfError, match="shells of other machines"):
+        deepspeed_command([Host("a", 1), Host("b", 1)], "hosts", ["train", "--run", argument])
+
+
+def test_ssh_command_is_one_quoted_word_after_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NCCL_DEBUG", "a b; reboot")
+    monkeypatch.setenv("SECRET_OF_MINE", "x")
+    monkeypatch.setenv("HF_TOKEN", "x")
+    command = ssh_command(Host("node-2", 4), "10.0.0.1:6379", 8, "egmf_host_1")
+    assert command[-3:-1] == ["--", "node-2"]
+    words = shlex.split(command[-1])
+    assert "NCCL_DEBUG=a b; reboot" in words
+    assert not any("SECRET" in word or "TOKEN" in word for word in words)
+    assert json.loads(words[-2].partition("=")[2]) == {"egmf_slot": 4, "egmf_host_1": 1}
+    assert words[-1] == "--cpus=8"
+
+
+def test_this_machine_must_be_there_once() -> None:
+    here, others = split_hosts([Host("a.invalid", 2), Host("localhost", 1)])
+    assert (here.name, [host.name for host in others]) == ("localhost", ["a.invalid"])
+    with pytest.raises(EgmfError, match=r"is not among a\.invalid; add it"):
+        split_hosts([Host("a.invalid", 2)])
+    with pytest.raises(EgmfError, match="both this machine"):
+        split_hosts([Host("localhost", 2), Host("127.0.0.1", 2)])
+
+
+@pytest.mark.parametrize(
+    ("name", "here"),
+    [
+        ("localhost", True),
+        ("127.0.0.1", True),
+        ("::1", True),
+        (os.uname().nodename, True),
+        ("me@localhost", True),
+        ("a.invalid", False),
+        ("203.0.113.7", False),
+    ],
+)
+def test_is_this_machine(name: str, here: bool) -> None:
+    assert is_this_machine(name) is here
+
+
+def test_ray_environment_is_scrubbed_and_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "1", "TORCHELASTIC_RUN_ID": "x", "MASTER_PORT": "1", "KEEP_ME": "y"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    before = dict(os.environ)
+    with ray_environment({"EXTRA": "1"}):
+        assert not {"RANK", "TORCHELASTIC_RUN_ID", "MASTER_PORT"} & set(os.environ)
+        assert os.environ["KEEP_ME"] == "y"
+        assert os.environ["EXTRA"] == "1"
+        assert os.environ["OMP_NUM_THREADS"] == "4"  # the user's own wish
+        assert os.environ["TOKENIZERS_PARALLELISM"] == "false"
+    assert dict(os.environ) == before
+
+
+def test_options_are_taken_out_with_their_values() -> None:
+    assert without_rank_options(["--local_rank=0", "train", "--local-rank", "1", "--run", "x"]) == [
+        "train",
+        "--run",
+        "x",
+    ]
+    assert without_launch_options(["train", "--workers=2", "--hostfile", "h", "--run", "x"]) == ["train", "--run", "x"]
+    line = ["train", "--hostfile", "h", "--training.steps", "5", "--run=x", "--model.width=32"]
+    assert setting_overrides(line) == ["--training.steps", "5", "--model.width=32"]
+
+
+def append(path: Path, *records: Any) -> None:
+    with path.open("a") as file:
+        file.writelines(json.dumps(record) + "\n" for record in records)
+
+
+def test_follower_waits_for_whole_lines_and_survives_a_rewrite(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    append(path, {"step": 1}, {"step": 2}, {"step": 3})
+    follower = LineFollower(path)
+    assert list(follower.new_records()) == []  # what was there before is not shown again
+    with path.open("a") as file:
+        file.write('{"step": 4')
+    assert list(follower.new_records()) == []
+    with path.open("a") as file:
+        file.write("}\n")
+    assert list(follower.new_records()) == [{"step": 4}]
+    path.write_text('{"step": 1}\n')  # a resumed run drops what came after its checkpoint
+    append(path, {"step": 2, "again": True})
+    assert list(follower.new_records()) == [{"step": 2, "again": True}]
+
+
+def test_following_shows_the_last_record(tmp_path: Path) -> None:
+    shown: list[dict[str, Any]] = []
+    with following(tmp_path / "metrics.jsonl", shown.append):
+        append(tmp_path / "metrics.jsonl", {"step": 1}, {"kind": "end"})
+    assert shown == [{"step": 1}, {"kind": "end"}]
+
+
+class GroupError(Exception):
+    """As Ray's WorkerGroupError: failures by rank."""
+
+    def __init__(self, failures: dict[int, Exception]) -> None:
+        super().__init__("long\ntraceback")
+        self.worker_failures = failures
+
+
+def test_unwrap_prefers_the_users_error_then_the_cause(tmp_path: Path) -> None:
+    echo = RuntimeError("[../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1")
+    complaint = EgmfError("model.width is 17")
+    assert unwrap(GroupError({0: echo, 1: complaint}), tmp_path) is complaint
+    failure = unwrap(GroupError({0: echo, 1: KeyError("x")}), tmp_path)
+    assert isinstance(failure, WorkerFailedError)
+    assert str(failure).startswith("rank 1 failed: KeyError: 'x'; ")
+    assert str(tmp_path) in str(failure)
+    assert "rank 0 failed" in str(unwrap(GroupError({0: echo}), tmp_path))
+    assert "\n" not in one_line(unwrap(RuntimeError("a\nb"), tmp_path))
+
+
+def test_run_state(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert run_state(run) == "absent"
+    run.mkdir()
+    assert run_state(run) == "interrupted"
+    append(run / "metrics.jsonl", {"kind": "start"}, {"kind": "train", "step": 1})
+    assert run_state(run) == "interrupted"
+    append(run / "metrics.jsonl", {"kind": "end"})
+    assert run_state(run) == "complete"
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "tr')  # cut short by a kill
+    assert run_state(run) == "complete"
+    append(run / "metrics.jsonl", {}, {"kind": "start"})
+    assert run_state(run) == "interrupted"
+
+
+def test_memory_sampler_counts_a_child() -> None:
+    import subprocess
+    import sys
+
+    script = "x = bytearray(200 * 2**20); print('ready', flush=True); input()"
+    with MemorySampler() as memory:
+        alone = memory.peak_bytes
+        child = subprocess.Popen(
+            [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        until = time.monotonic() + 20
+        while memory.peak_bytes < 200 * 2**20 and time.monotonic() < until:
+            time.sleep(0.05)
+        child.communicate("\n")
+    assert memory.peak_bytes >= 200 * 2**20
+    assert alone < memory.peak_bytes
+
+
+def test_table_rows_put_the_ceiling_beside_what_was_left() -> None:
+    def scored(value: float) -> dict[str, Any]:
+        return {
+            "tasks": {"emotion": {"kind": "classification", "n": 4, "metrics": {"accuracy": 0.0, "weighted_f1": value}}}
+        }
+
+    ceilings = {
+        "emotion": {"metric": "weighted_f1", "text+audio+vision": 0.95, "text+vision": 0.7, "audio+vision": 0.6}
+    }
+    result = scored(0.9) | {"ceilings": ceilings, "removed": {"text": scored(0.5), "audio": scored(0.6)}}
+    result["ceilings"]["emotion"]["all"] = 0.0  # the condition's label is no key of the ceilings
+    ((name, metric, count, cells),) = table_rows(result)
+    assert (name, metric, count) == ("emotion", "weighted_f1", "4")
+    assert cells == [("all", 0.9, 0.95), ("without text", 0.5, 0.6), ("without audio", 0.6, 0.7)]

@@ -1,0 +1,143 @@
+"""Ray itself: the only two tests of this folder that start it, so each proves several things at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.distributed
+
+DIES_ONCE = """
+    import os, signal
+    from pathlib import Path
+    import torch, torch.distributed as dist
+
+    NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "OMP_NUM_THREADS", "MALLOC_TRIM_THRESHOLD_", "CROSS_SIZE")
+
+    def run(job):
+        flag = Path(job["run"]) / "died"
+        if os.environ["RANK"] == "1" and not flag.exists():
+            flag.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        total = torch.ones(1)
+        dist.all_reduce(total)
+        return {"resume": job["resume"], "ranks": total.item(), "backend": dist.get_backend(), "folder": os.getcwd(),
+                "environment": {name: os.environ.get(name) for name in NAMES}, "master": os.environ["MASTER_ADDR"]}
+"""
+
+REFUSES = """
+    import torch, torch.distributed as dist
+    import ray
+    from egmf_dist.errors import EgmfError
+
+    def run(job):
+        total = torch.ones(1)
+        dist.all_reduce(total)
+        nodes = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        here = [None, None]
+        dist.all_gather_object(here, ray.get_runtime_context().get_node_id())
+        raise EgmfError(f"shard 7 is torn; {int(total)} ranks on {len(set(here))} of {len(nodes)} nodes")
+"""
+
+FAKE_SSH = """#!{python}
+import subprocess, sys
+with open({log!r}, "w") as log:
+    log.write("\\n".join(sys.argv[1:]))
+command = sys.argv[sys.argv.index("--") + 2]
+sys.exit(subprocess.run(["sh", "-c", command]).returncode)
+"""
+
+# A process starts one cluster in its life, so each test's driver is a process of its own.
+DRIVER = """
+    import json, os, sys
+    import psutil
+    from egmf_dist.config import LaunchConfig
+    from egmf_launcher.errors import report
+    from egmf_launcher.hostfile import Host
+    from egmf_launcher.ray_train import run_under_ray
+
+    job, hosts, failures = json.loads(sys.argv[1])
+    before = dict(os.environ)
+    out = {"code": 0, "result": None}
+    try:
+        hosts = [Host(name, slots) for name, slots in hosts]
+        out["result"] = run_under_ray(job, hosts, LaunchConfig(max_failures=failures), "stand_in_worker")
+    except Exception as error:
+        out["code"] = report(error, debug=False)
+    out["environment_kept"] = dict(os.environ) == before
+    below = psutil.Process().children(recursive=True)
+    psutil.wait_procs(below, timeout=10)
+    out["left"] = [p.name() for p in below if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    print(json.dumps(out))
+"""
+
+
+def drive(
+    folder: Path, worker: str, hosts: list[tuple[str, int]], failures: int = 0, **environ: str
+) -> tuple[dict[str, Any], str]:
+    """Run the stand-in worker's job under Ray from a new process; what the driver saw, and its stderr."""
+    (folder / "stand_in_worker.py").write_text(textwrap.dedent(worker))
+    (folder / "run").mkdir()
+    path = [str(folder), *(p for p in [os.environ.get("PYTHONPATH")] if p)]
+    job = {"verb": "train", "run": str(folder / "run"), "resume": "never"}
+    driver = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(DRIVER), json.dumps([job, hosts, failures])],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"} | environ,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert driver.returncode == 0, driver.stderr
+    return json.loads(driver.stdout.splitlines()[-1]), driver.stderr
+
+
+def test_killed_worker_is_started_again_and_resumes(tmp_path: Path) -> None:
+    # What DeepSpeed's launcher leaves in the driver's environment must reach no worker.
+    stale = {"RANK": "0", "WORLD_SIZE": "7", "LOCAL_RANK": "0", "CROSS_SIZE": "3", "MASTER_ADDR": "203.0.113.9"}
+    seen, _ = drive(tmp_path, DIES_ONCE, [("localhost", 2)], failures=1, **stale)
+    assert seen["code"] == 0
+    result = seen["result"]
+    assert result["ranks"] == 2.0
+    assert result["backend"] in ("gloo", "nccl")
+    assert result["resume"] == "auto"  # the first attempt was told "never"
+    assert result["folder"] == str(tmp_path)
+    assert result["master"] == "127.0.0.1"
+    assert result["environment"] == {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "2",
+        "OMP_NUM_THREADS": "1",
+        "MALLOC_TRIM_THRESHOLD_": "131072",
+        "CROSS_SIZE": None,
+    }
+    assert seen["environment_kept"]
+    assert seen["left"] == []
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["died"]  # Ray's own files are gone
+
+
+def test_two_machines_and_a_workers_complaint(tmp_path: Path) -> None:
+    """Two Ray nodes on this machine, the second started through a stand-in for ssh that runs the command here."""
+    ssh = tmp_path / "bin" / "ssh"
+    ssh.parent.mkdir()
+    ssh.write_text(FAKE_SSH.format(python=sys.executable, log=str(tmp_path / "ssh.log")))
+    ssh.chmod(0o755)
+    path = f"{ssh.parent}{os.pathsep}{os.environ['PATH']}"
+    seen, stderr = drive(tmp_path, REFUSES, [("localhost", 1), ("second.invalid", 1)], PATH=path)
+    assert seen["code"] == 2
+    lines = [line for line in stderr.splitlines() if line.startswith("egmf: error:")]
+    assert lines == ["egmf: error: shard 7 is torn; 2 ranks on 2 of 2 nodes"]
+    assert "Traceback" not in stderr
+    command = (tmp_path / "ssh.log").read_text()
+    assert "second.invalid" in command.split("\n")
+    assert re.search(r"[0-9a-f]{64}", command) is None  # the token stands on no command line
+    assert seen["left"] == []
+    assert list((tmp_path / "run").iterdir()) == []
