@@ -67,26 +67,28 @@ def print_info(folder: str | os.PathLike[str], console: Console | None = None) -
     )
     console.print(f"index {info['index']}", highlight=False)
     console.print(_split_table(info))
+    console.print(_length_table(info))
     console.print(_target_table(info))
     if info["ceilings"]:
         console.print(_ceiling_table(info["ceilings"]))
 
 
 def _split_table(info: dict[str, Any]) -> Table:
-    table = Table("split", title="Samples; lengths: min/median/95 %/max where present")
-    for column in (
-        "samples",
-        "utterances",
-        "text chars",
-        "audio frames",
-        "vision frames",
-        "no text/audio/vision",
-    ):
+    table = Table("split", title="Samples, and how many lack a modality")
+    for column in ("samples", "utterances", *(f"no {m}" for m in MODALITIES)):
         table.add_column(column, justify="right")
     for split, data in info["splits"].items():
-        lengths = ["/".join(map(str, p)) if p else "-" for p in data["lengths"].values()]
-        missing = "/".join(str(data["missing"][m]) for m in MODALITIES)
-        table.add_row(split, str(data["samples"]), str(data["utterances"]), *lengths, missing)
+        counts = [data["samples"], data["utterances"], *(data["missing"][m] for m in MODALITIES)]
+        table.add_row(split, *map(str, counts))
+    return table
+
+
+def _length_table(info: dict[str, Any]) -> Table:
+    table = Table("split", title="Lengths where present: min / median / 95 % / max")
+    for column in ("text chars", "audio frames", "vision frames"):
+        table.add_column(column, justify="right")
+    for split, data in info["splits"].items():
+        table.add_row(split, *(" / ".join(map(str, p)) if p else "-" for p in data["lengths"].values()))
     return table
 
 
