@@ -1,0 +1,156 @@
+"""How a run learnt: loss, validation, learning rate and gradient norm over steps; several runs beside each other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from egmf_dist.report.read import RunResults, headline
+from egmf_dist.report.style import COLOURS, FONT, GREY, new_figure, plain, tidy
+
+SMOOTHING = 0.15
+"""Weight of the newest value in the running mean of the loss."""
+
+
+def training_figure(run: RunResults) -> Figure:
+    """Four panels; a panel whose records are missing says so."""
+    figure = new_figure(10, 6.6)
+    (loss, valid), (rate, norm) = figure.subplots(2, 2)
+    _draw_loss(loss, run)
+    _draw_validation(valid, run)
+    for axes, key, title in ((rate, "lr", "learning rate"), (norm, "grad_norm", "gradient norm, before clipping")):
+        steps, values = series(run.train, key)
+        axes.plot(steps, values, color=COLOURS[0], linewidth=1.3)
+        tidy(axes, title, "step")
+    if any(value > 0 for value in series(run.train, "grad_norm")[1]):
+        norm.set_yscale("log")
+    skipped = [r["step"] for r, before in zip(run.train, [{}, *run.train], strict=False) if _skips(r) > _skips(before)]
+    if skipped:
+        norm.plot(skipped, [0.03] * len(skipped), "x", color=COLOURS[1], transform=norm.get_xaxis_transform())
+        norm.set_title("gradient norm, before clipping (x: skipped)", fontsize=FONT, loc="left")
+    figure.suptitle(plain(run.name), fontsize=FONT + 2)
+    return figure
+
+
+def _skips(record: dict[str, Any]) -> int:
+    return int(record.get("skipped") or 0)
+
+
+def _draw_loss(axes: Axes, run: RunResults) -> None:
+    steps, values = series(run.train, "loss")
+    axes.plot(steps, values, color=COLOURS[0], linewidth=0.8, alpha=0.35)
+    axes.plot(steps, smooth(values), color=COLOURS[0], linewidth=1.8, label="loss")
+    for colour, key, style in ((COLOURS[1], "loss_answer", "--"), (COLOURS[2], "loss_auxiliary", ":")):
+        steps, values = series(run.train, key)
+        if values:
+            axes.plot(steps, smooth(values), style, color=colour, linewidth=1.5, label=key.removeprefix("loss_"))
+    tidy(axes, "training loss (running mean)", "step", "mean per sample")
+    if axes.lines and run.train:
+        axes.legend(fontsize=FONT - 2, frameon=False)
+    else:
+        _nothing(axes)
+
+
+def _draw_validation(axes: Axes, run: RunResults) -> None:
+    chosen = run.selected
+    for i, (task, metric) in enumerate(validation_lines(run)):
+        points = [(r["step"], r["tasks"].get(task, {}).get("metrics", {}).get(metric)) for r in run.valid]
+        steps, values = zip(*[(s, v if is_number(v) else math.nan) for s, v in points], strict=True)
+        colour = COLOURS[i % len(COLOURS)]
+        axes.plot(steps, values, "o-", color=colour, markersize=3.5, linewidth=1.5, label=plain(f"{task} {metric}"))
+        if chosen is not None:
+            at = values[steps.index(chosen["step"])]
+            axes.plot([chosen["step"]], [at], "*", color=colour, markersize=14, markeredgecolor="black")
+    tidy(axes, "validation", "step")
+    if not run.valid:
+        _nothing(axes)
+        return
+    if chosen is not None:
+        rule = chosen.get("selected_by", "")
+        axes.axvline(chosen["step"], color=GREY, linestyle=":", linewidth=1.2)
+        axes.set_title(f"validation (star: kept adapter, step {chosen['step']})", fontsize=FONT, loc="left")
+        axes.set_xlabel(plain(f"step; selected by {rule}" if rule else "step"), fontsize=FONT - 1)
+    axes.legend(fontsize=FONT - 2, frameon=False)
+
+
+def validation_lines(run: RunResults) -> list[tuple[str, str]]:
+    """Which (task, metric) to draw: each task's headline metric, and the one that selects where it is another."""
+    tasks: dict[str, dict[str, Any]] = {}
+    for record in run.valid:
+        tasks |= record.get("tasks", {})
+    lines = [(task, headline(result["metrics"])) for task, result in tasks.items()]
+    rules = " ".join(str(record.get("selected_by", "")) for record in run.valid[-1:]).split()
+    for task, result in tasks.items():
+        lines += [(task, m) for m in result["metrics"] if f"{task}.{m}" in rules and (task, m) not in lines]
+    return lines
+
+
+def comparison_figure(runs: Sequence[RunResults], labels: Sequence[str]) -> Figure:
+    """Training loss, validation score, and the headline metrics of the split that all runs evaluated."""
+    splits = [s for s in runs[0].evaluations if all(s in run.evaluations for run in runs)]
+    split = "test" if "test" in splits else next(iter(splits), None)
+    panels = 2 if split is None else 3
+    figure = new_figure(4.4 * panels, 3.8)
+    axes: list[Axes] = list(figure.subplots(1, panels))
+    for i, (run, label) in enumerate(zip(runs, labels, strict=True)):
+        colour = COLOURS[i % len(COLOURS)]
+        steps, values = series(run.train, "loss")
+        axes[0].plot(steps, smooth(values), color=colour, linewidth=1.6, label=plain(label))
+        steps, values = series(run.valid, "score")
+        axes[1].plot(steps, values, "o-", color=colour, markersize=3.5, linewidth=1.6, label=plain(label))
+    tidy(axes[0], "training loss (running mean)", "step", "mean per sample")
+    tidy(axes[1], "validation score (what selects)", "step")
+    axes[0].legend(fontsize=FONT - 2, frameon=False)
+    if split is not None:
+        _draw_scores(axes[2], runs, labels, split)
+    return figure
+
+
+def _draw_scores(axes: Axes, runs: Sequence[RunResults], labels: Sequence[str], split: str) -> None:
+    results = [run.evaluations[split]["tasks"] for run in runs]
+    tasks = [task for task in results[0] if all(task in r for r in results)]
+    names = [headline(results[0][task]["metrics"]) for task in tasks]
+    width = 0.8 / len(runs)
+    for i, (result, label) in enumerate(zip(results, labels, strict=True)):
+        heights = [number(result[t]["metrics"].get(m)) for t, m in zip(tasks, names, strict=True)]
+        places = np.arange(len(tasks)) + (i - (len(runs) - 1) / 2) * width
+        bars = axes.bar(
+            places, np.nan_to_num(heights), width * 0.95, color=COLOURS[i % len(COLOURS)], label=plain(label)
+        )
+        axes.bar_label(bars, [f"{h:.3f}" if math.isfinite(h) else "undefined" for h in heights], fontsize=FONT - 3)
+    axes.set_xticks(range(len(tasks)), [plain(f"{t}\n{m}") for t, m in zip(tasks, names, strict=True)])
+    tidy(axes, f"{split} split")
+    axes.grid(visible=False, axis="x")
+
+
+def series(records: Sequence[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
+    """Steps and values of one key where it is a finite number."""
+    points = [(int(r["step"]), float(r[key])) for r in records if is_number(r.get(key))]
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def is_number(value: object) -> bool:
+    """A finite number, not a missing or undefined one."""
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def number(value: object) -> float:
+    """The value, or NaN, which matplotlib leaves out."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else math.nan
+
+
+def smooth(values: Sequence[float]) -> list[float]:
+    """Exponential running mean, started at the first value."""
+    out: list[float] = []
+    for value in values:
+        out.append(value if not out else out[-1] + SMOOTHING * (value - out[-1]))
+    return out
+
+
+def _nothing(axes: Axes) -> None:
+    axes.text(0.5, 0.5, "not recorded", ha="center", va="center", transform=axes.transAxes, color=GREY)

@@ -1,0 +1,54 @@
+"""Whom the gate listens to: mean weight of each expert and each modality, by true class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from egmf_dist.report.style import heat_map, new_figure, plain, tidy
+
+LEVELS = ("experts", "modalities")
+SIGNS = ("negative", "neutral", "positive")
+
+
+def gates_figure(task: str, split: str, rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> Figure | None:
+    """Two heat maps from the predictions of one task, or None where no row holds gate weights.
+
+    Args:
+        task: the task's name.
+        split: which split was scored.
+        rows: the predictions; ``gates`` holds ``experts`` and ``modalities``, each a weight per name.
+        labels: the order of the classes; for a regression it is empty, and rows are negative, neutral and positive.
+    """
+    rows = [row for row in rows if any((row.get("gates") or {}).values())]
+    if not rows:
+        return None
+    classes = [str(true_class(row["truth"])) for row in rows]
+    order = [name for name in (labels or SIGNS) if name in classes]
+    order += sorted(set(classes) - set(order))
+    names = [f"{name} ({classes.count(name)})" for name in order]
+    figure = new_figure(10, max(2.6, 0.52 * len(order) + 1.5))
+    levels = [level for level in LEVELS if rows[0]["gates"].get(level)]
+    for level, axes in zip(levels, np.atleast_1d(figure.subplots(1, len(levels))), strict=True):
+        columns = list(rows[0]["gates"][level])
+        means = np.array([[_mean(rows, classes, name, level, c) for c in columns] for name in order])
+        text = [[f"{value:.2f}" for value in line] for line in means]
+        heat_map(axes, means, names, columns, text, max(float(means.max()), 1e-6))
+        tidy(axes, f"{level}: mean gate weight", "", "true (number of samples)", grid=False)
+    figure.suptitle(f"{plain(task)}, {split} split", fontsize=12)
+    return figure
+
+
+def true_class(truth: str | float) -> str:
+    """The label key, or for a number its sign in words."""
+    if isinstance(truth, str):
+        return truth
+    return SIGNS[1 + (truth > 0) - (truth < 0)]
+
+
+def _mean(rows: Sequence[dict[str, Any]], classes: Sequence[str], name: str, level: str, column: str) -> float:
+    weights = [r["gates"][level].get(column, 0.0) for r, c in zip(rows, classes, strict=True) if c == name]
+    return float(np.mean(weights))

@@ -1,0 +1,97 @@
+"""What a run left on disk, read for drawing. Any part may be missing; a broken part is an error that names it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from egmf_dist.errors import EgmfError
+from egmf_dist.training.records import METRICS, read_records
+
+PREDICTIONS = "predictions-"
+
+
+@dataclass(frozen=True)
+class RunResults:
+    """One run's records."""
+
+    name: str
+    """The folder's name."""
+    train: list[dict[str, Any]] = field(default_factory=list)
+    """Training records by step."""
+    valid: list[dict[str, Any]] = field(default_factory=list)
+    """Validation records by step."""
+    evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """For each evaluated split what ``evaluation/SPLIT.json`` holds."""
+    predictions: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """For each evaluated split one row per sample."""
+
+    @property
+    def selected(self) -> dict[str, Any] | None:
+        """The validation whose adapter was kept: the last one that was the best so far."""
+        return next((record for record in reversed(self.valid) if record.get("best")), None)
+
+
+def read_run(run: Path) -> RunResults:
+    """Read what there is to draw.
+
+    Raises:
+        EgmfError: the folder is missing, holds nothing to draw (then it says what to run first), or a file is broken.
+    """
+    if not run.is_dir():
+        raise EgmfError(f"{run}: no such run; give a run's folder, such as runs/demo")
+    records = read_records(run / METRICS) if (run / METRICS).is_file() else []
+    folder = run / "evaluation"
+    results = RunResults(
+        name=run.resolve().name,
+        train=_by_step(records, "train"),
+        valid=_by_step(records, "valid"),
+        evaluations={path.stem: _evaluation(path) for path in sorted(folder.glob("*.json"))},
+        predictions={
+            path.stem.removeprefix(PREDICTIONS): _rows(path) for path in sorted(folder.glob(f"{PREDICTIONS}*.jsonl"))
+        },
+    )
+    if not (results.train or results.valid or results.evaluations or results.predictions):
+        raise EgmfError(
+            f"{run}: nothing to draw yet, neither {METRICS} nor evaluation/SPLIT.json; "
+            f"train first (egmf train --run {run} ...), then evaluate (egmf evaluate {run} --split test)"
+        )
+    return results
+
+
+def headline(metrics: dict[str, float | None]) -> str:
+    """The metric a task is known by: Corr for a regression, weighted F1 for a classification."""
+    return "corr" if "corr" in metrics else "weighted_f1"
+
+
+def _by_step(records: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    """Records of one kind in the order of their steps; of a step that was repeated after a resume, the last."""
+    last = {record["step"]: record for record in records if record.get("kind") == kind}
+    return [last[step] for step in sorted(last)]
+
+
+def _evaluation(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise EgmfError(f"{path}: not JSON ({error}); evaluate that split again") from error
+    tasks = data.get("tasks") if isinstance(data, dict) else None
+    if not isinstance(tasks, dict) or not all("metrics" in result for result in tasks.values()):
+        raise EgmfError(f"{path}: not an evaluation (no tasks with metrics); evaluate that split again")
+    return dict(data)
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            missing = {"task", "truth", "predicted"} - set(row)
+        except (ValueError, TypeError) as error:
+            raise EgmfError(f"{path}, line {number}: not JSON ({error}); evaluate that split again") from error
+        if missing:
+            raise EgmfError(f"{path}, line {number}: lacks {', '.join(sorted(missing))}; evaluate that split again")
+        rows.append(row)
+    return rows
