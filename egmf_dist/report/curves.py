@@ -105,7 +105,8 @@ def comparison_figure(runs: Sequence[RunResults], labels: Sequence[str]) -> Figu
         axes[1].plot(steps, values, "o-", color=colour, markersize=3.5, linewidth=1.6, label=plain(label))
     tidy(axes[0], "training loss (running mean)", "step", "mean per sample")
     tidy(axes[1], "validation score (what selects)", "step")
-    axes[0].legend(fontsize=FONT - 2, frameon=False)
+    # Under the panels: names of runs may be long.
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", fontsize=FONT - 2, ncols=2)
     if split is not None:
         _draw_scores(axes[2], runs, labels, split)
     return figure

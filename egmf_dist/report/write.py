@@ -38,10 +38,18 @@ def write_report(run: Path, compare: Sequence[Path] = ()) -> list[Path]:
     out.mkdir(exist_ok=True)
     written = [save(figure, out / f"{name}.png") for name, figure in figures(results[0])]
     if compare:
-        names = [r.name for r in results]
-        labels = names if len(set(names)) == len(names) else [str(folder) for folder in folders]
-        written.append(save(comparison_figure(results, labels), out / "compare.png"))
+        written.append(save(comparison_figure(results, run_labels(folders)), out / "compare.png"))
     return written
+
+
+def run_labels(folders: Sequence[Path]) -> list[str]:
+    """The folders' names, with as many of their parents as it takes to tell them apart."""
+    parts = [folder.resolve().parts for folder in folders]
+    for count in range(1, max(map(len, parts))):
+        labels = ["/".join(p[-count:]) for p in parts]
+        if len(set(labels)) == len(set(parts)):
+            return labels
+    return [str(folder) for folder in folders]
 
 
 def figures(run: RunResults) -> Iterator[tuple[str, Figure]]:

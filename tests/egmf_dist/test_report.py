@@ -19,7 +19,7 @@ from egmf_dist.report.gates import gates_figure, true_class
 from egmf_dist.report.missing import missing_table
 from egmf_dist.report.read import read_run
 from egmf_dist.report.style import save
-from egmf_dist.report.write import figures
+from egmf_dist.report.write import figures, run_labels
 from egmf_dist.tasks.metrics import evaluate_task
 
 LABELS = ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger")
@@ -334,3 +334,8 @@ def test_compare_shows_the_scores_of_the_split_both_evaluated(run: Path) -> None
     assert [t.get_text() for t in scores.get_xticklabels()] == ["emotion\nweighted_f1", "sentiment\ncorr"]
     f1 = results.evaluations["test"]["tasks"]["emotion"]["metrics"]["weighted_f1"]
     assert [bar.get_height() for bar in scores.patches[::2]] == pytest.approx([f1, f1])
+
+
+def test_runs_of_the_same_name_are_told_apart_by_their_parents() -> None:
+    assert run_labels([Path("runs/a"), Path("runs/b")]) == ["a", "b"]
+    assert run_labels([Path("x/runs/a"), Path("y/runs/a")]) == ["x/runs/a", "y/runs/a"]
