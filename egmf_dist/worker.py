@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     """
     from egmf_dist.distributed import process_group
 
+    # DeepSpeed calls collectives that torch 2.13 has renamed, and says so at every call.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed|transformers|deepspeed")
     with process_group():
         if job["verb"] == "train":
             from egmf_dist.training.loop import train

@@ -109,7 +109,7 @@ class TrainingConfig:
     validate_every: int = 200
     """Steps between scorings of the validation split."""
     validation_samples: int = 0
-    """Score at most this many validation samples (spread evenly over the split); 0 for all."""
+    """Score at most this many validation samples (the same random ones every time); 0 for all."""
     select_by: str = ""
     """Keep the adapter that is best by this TASK.METRIC, such as `emotion.weighted_f1`; empty: the mean over tasks of
     weighted F1 (classification) and Corr (regression)."""

@@ -53,7 +53,7 @@ def embedding_rms(embedding: nn.Module) -> float:
     """Root mean square of an embedding table, gathered for the moment where ZeRO-3 has partitioned it."""
     weight: torch.Tensor = embedding.weight  # type: ignore[assignment]
     if hasattr(weight, "ds_id"):
-        from deepspeed.zero import GatheredParameters
+        from deepspeed.runtime.zero import GatheredParameters
 
         with GatheredParameters([weight]):
             return float(weight.float().pow(2).mean().sqrt())

@@ -192,7 +192,7 @@ def gather_trained(model: nn.Module) -> dict[str, torch.Tensor]:
     """The trained weights, whole, on rank 0's CPU (an empty dictionary elsewhere). Every rank must call this."""
     parameters = trained_parameters(model)
     partitioned = [p for p in parameters.values() if hasattr(p, "ds_id")]
-    from deepspeed.zero import GatheredParameters
+    from deepspeed.runtime.zero import GatheredParameters
 
     with GatheredParameters(partitioned, enabled=bool(partitioned)):
         if distributed.rank() != 0:

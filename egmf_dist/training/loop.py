@@ -16,7 +16,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import torch
 from torch import nn
@@ -32,7 +31,7 @@ from egmf_dist.model.build import build_egmf, trained_parameters
 from egmf_dist.training.checkpoint import Progress, load_checkpoint, on_rank_zero, save_best, save_checkpoint, write_json
 from egmf_dist.training.engine import deepspeed_settings, initialise, learning_rate_factor, partitioned_loading
 from egmf_dist.training.records import Records
-from egmf_shards import MicroBatch, ShardSet, Stream
+from egmf_shards import MicroBatch, Order, ShardSet, Stream
 
 
 def train(config: Config, run: Path, resume: str, console: bool) -> dict[str, Any]:
@@ -177,8 +176,7 @@ def validate(
 ) -> bool:
     """Score the validation split, keep the adapter if it is the best so far, say if answers have collapsed."""
     engine.eval()
-    wanted = config.training.validation_samples or len(validation)
-    chosen = np.linspace(0, len(validation), min(wanted, len(validation)), endpoint=False).astype(int).tolist()
+    chosen = chosen_for_validation(len(validation), config.training.validation_samples)
     rows = score_samples(engine.module, validation, collator, config.evaluation.batch_size, chosen)
     results = evaluate_predictions(rows, run_data.tasks) if distributed.rank() == 0 else {}
     results = distributed.broadcast_object(results)
@@ -211,6 +209,14 @@ def validate(
         if result["collapsed"]:
             records.write({"kind": "warning", "step": progress.step, "message": result["collapsed"]})
     return improved
+
+
+def chosen_for_validation(count: int, wanted: int) -> list[int]:
+    """Which of ``count`` validation samples are scored: the same random ones every time (a fixed stride would meet only one
+    task where tasks alternate); all of them where ``wanted`` is 0 or too many."""
+    if not 0 < wanted < count:
+        return list(range(count))
+    return sorted(Order(count, 0, "validation").indices(0, wanted).tolist())
 
 
 def check_selection(select_by: str, run_data: RunData) -> None:

@@ -1,0 +1,107 @@
+"""Whole training runs on two ZeRO-3 ranks: resume is bitwise, evaluation counts every sample once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, TrainingConfig
+from egmf_dist.run_folder import open_run
+from egmf_dist.training.records import read_records
+from egmf_shards import ShardSet
+from egmf_shards.synthetic import synthesize
+
+pytestmark = pytest.mark.distributed
+
+
+@pytest.fixture(scope="module")
+def config(random_backbone, tmp_path_factory):
+    """24 steps with dropout on, checkpoints at 9, 18 and 24, global batches of seven in micro-batches of two."""
+    data = tmp_path_factory.mktemp("data") / "demo"
+    synthesize(data, seed=0, samples=80, missing=0.1)
+    return Config(
+        data=DataConfig(shards=[str(data)], context_turns=1),
+        backbone=BackboneConfig(path=str(random_backbone), lora_rank=4, lora_dropout=0.1),
+        model=ModelConfig(width=32, heads=2, dropout=0.1),
+        training=TrainingConfig(
+            steps=24,
+            global_batch=7,
+            micro_batch=2,
+            learning_rate=5e-3,
+            warmup_steps=2,
+            precision="fp32",
+            validate_every=12,
+            checkpoint_every=9,
+            log_every=1,
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(config, run_ranks, tmp_path_factory):
+    """An uninterrupted run."""
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    open_run(config, run, "never")
+    run_ranks("training_run.py", 2, {"verb": "train", "config": config, "run": str(run), "resume": "never"})
+    return run
+
+
+def losses(run):
+    return [(r["step"], r["loss"], r["grad_norm"]) for r in read_records(run / "metrics.jsonl") if r["kind"] == "train"]
+
+
+def test_resume_gives_the_uninterrupted_runs_losses_bitwise(config, whole, run_ranks, tmp_path):
+    """The copy loses its last checkpoint, as if killed before it; the resumed run repeats steps 19 to 24 exactly."""
+    assert [step for step, *_ in losses(whole)] == list(range(1, 25))
+    copy = tmp_path / "copy"
+    shutil.copytree(whole, copy)
+    (copy / "checkpoints" / "latest.json").write_text(json.dumps({"checkpoint": "step-0000018"}))
+    shutil.rmtree(copy / "checkpoints" / "step-0000024")
+    open_run(config, copy, "auto")
+    run_ranks("training_run.py", 2, {"verb": "train", "config": config, "run": str(copy), "resume": "auto"})
+    assert losses(copy) == losses(whole)
+    kinds = [(r["kind"], r.get("step")) for r in read_records(copy / "metrics.jsonl")]
+    assert kinds.count(("valid", 24)) == 1
+    assert kinds[-1] == ("end", 24)
+
+
+def test_the_loss_falls(whole):
+    values = [loss for _, loss, _ in losses(whole)]
+    assert sum(values[-6:]) < 0.9 * sum(values[:6])
+
+
+def test_evaluation_counts_every_sample_once(config, whole, run_ranks):
+    result = run_ranks("training_run.py", 2, {"verb": "evaluate", "run": str(whole), "remove_each": True})
+    rows = [json.loads(line) for line in (whole / "evaluation" / "predictions-test.jsonl").read_text().splitlines()]
+    shards = ShardSet.open(config.data.shards, "test")
+    assert [r["id"] for r in rows] == [shards[i].id for i in range(len(shards))]
+    written = json.loads((whole / "evaluation" / "test.json").read_text())
+    assert written["tasks"].keys() == {"emotion", "sentiment"}
+    assert sum(t["n"] for t in written["tasks"].values()) == len(shards)
+    assert written["tasks"]["emotion"]["selected_by"].startswith("valid ")
+    assert result == written
+    assert written["removed"].keys() == {"text", "audio", "vision"}
+    assert written["ceilings"].keys() == {"emotion", "sentiment"}
+
+
+def test_a_checkpoint_that_was_damaged_or_made_otherwise_is_refused(config, whole, run_ranks, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(whole, copy)
+    damaged = next(iter((copy / "checkpoints" / "step-0000024").glob("random-*")))
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+    with pytest.raises(AssertionError, match=r"random-0000\d.safetensors is damaged"):
+        run_ranks("training_run.py", 1, {"verb": "train", "config": config, "run": str(copy), "resume": "auto"})
+    with pytest.raises(AssertionError, match="world_size 2, this run has 1"):
+        path = str(whole / "checkpoints" / "step-0000018")
+        run_ranks("training_run.py", 1, {"verb": "train", "config": config, "run": str(copy), "resume": path})
+
+
+def test_open_run_refuses_what_exists_or_differs(config, whole):
+    with pytest.raises(ValueError, match="exists; choose another name"):
+        open_run(config, whole, "never")
+    other = replace(config, training=replace(config.training, learning_rate=1e-3))
+    with pytest.raises(ValueError, match=r"training.learning_rate was 0.005 and is now 0.001"):
+        open_run(other, whole, "auto")

@@ -1,0 +1,73 @@
+"""Settings: files, overrides, and one clear line for each mistake."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import yaml
+
+from egmf_dist.config import Config, config_from_dict, dump_config, load_config
+from egmf_dist.errors import EgmfError
+
+RECIPES = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+
+
+def test_there_are_recipes():
+    assert {p.name for p in RECIPES} >= {"demo.yaml", "real.yaml"}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.name)
+def test_every_recipe_is_valid_and_survives_a_round_trip(path, tmp_path):
+    config = load_config(path)
+    dump_config(config, tmp_path / "copy.yaml")
+    assert load_config(tmp_path / "copy.yaml") == config
+    assert config_from_dict(asdict(config)) == config
+
+
+def test_an_option_wins_over_the_file(tmp_path):
+    (tmp_path / "c.yaml").write_text("model:\n  width: 64\n")
+    assert load_config(tmp_path / "c.yaml").model.width == 64
+    assert load_config(tmp_path / "c.yaml", ["--model.width", "32"]).model.width == 32
+
+
+def test_every_field_has_a_docstring():
+    """The text under a field is its help on the command line."""
+    import docstring_parser
+
+    import egmf_dist.config.schema as schema
+
+    for name in ("Config", *(type(getattr(Config(), f)).__name__ for f in Config.__dataclass_fields__)):
+        cls = getattr(schema, name)
+        documented = {p.arg_name for p in docstring_parser.parse_from_object(cls).params if p.description}
+        assert documented == set(cls.__dataclass_fields__), name
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model": {"width": 100}}, r"model.width is 100; it must be a positive multiple of 16"),
+        ({"model": {"heads": 3}}, r"model.heads is 3; it must be a divisor"),
+        ({"model": {"kernel_sizes": [4]}}, r"model.kernel_sizes is \[4\]; .* odd"),
+        ({"model": {"local_expert": False, "semantic_expert": False, "global_expert": False}}, "every expert is off"),
+        ({"model": {"widht": 64}}, "widht"),
+        ({"data": {"context_turns": 13}}, "data.context_turns is 13; it must be 0 to 12"),
+        ({"training": {"steps": 0}}, "training.steps is 0"),
+        ({"training": {"precision": "fp16"}}, "training.precision"),
+        ({"training": {"select_by": "weighted_f1"}}, "TASK.METRIC"),
+        ({"backbone": {"lora_rank": 0}, "model": {"pseudo_tokens": 0}}, "nothing would be trained"),
+        ({"trainig": {"steps": 3}}, "trainig"),
+    ],
+    ids=str,
+)
+def test_a_mistake_gets_one_line_that_names_the_key(tmp_path, settings, message):
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(EgmfError, match=message) as caught:
+        load_config(tmp_path / "c.yaml")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(EgmfError, match="no such file"):
+        load_config(tmp_path / "none.yaml")
