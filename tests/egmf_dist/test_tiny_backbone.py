@@ -239,6 +239,7 @@ def test_only_the_training_split_is_read(shards: Path) -> None:
     [
         ({"steps": 0}, "steps is 0"),
         ({"seconds": 0.0}, "seconds is 0"),
+        ({"context_turns": 13}, "context_turns is 13"),
         ({"hidden": 33}, "hidden is 33"),
         ({"heads": 3}, "heads is 3"),
         ({"vocab_size": 100}, "vocab_size is 100"),
@@ -305,7 +306,14 @@ def test_it_knows_the_answer_words_and_not_which_belongs_where() -> None:
         assert share == pytest.approx(true[label] / len(documents), abs=0.2)
 
 
-def test_defaults_are_the_demo_size() -> None:
-    assert TinySettings().hidden == 128
+def test_the_default_vocabulary_keeps_chinese_words_of_the_demo_apart(tmp_path: Path) -> None:
+    synthesize(tmp_path / "demo", seed=0, samples=1500, missing=0.03)
+    documents, _ = read_sources([tmp_path / "demo"], context_turns=3)
+    tokenizer = train_tokenizer(documents, TinySettings().vocab_size)
+    tokens = [tokenizer.decode([i]) for i in range(2, len(tokenizer))]
+    assert sum("蛋糕" in token for token in tokens) <= 4
+
+
+def test_more_positions_than_the_model_has_are_refused() -> None:
     with pytest.raises(EgmfError, match="max_tokens"):
         TinySettings(max_tokens=2000)
