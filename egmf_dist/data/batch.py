@@ -9,16 +9,15 @@ their dtypes) never depends on its samples; a filler sample has weight 0 and is 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import torch
 
 from egmf_dist.tasks.answers import TreeBatch
 
 
-@dataclass
-class RaggedBatch:
-    """A micro-batch on one device."""
+class RaggedBatch(NamedTuple):
+    """A micro-batch on one device. A named tuple, because ZeRO-3's hooks look for tensors in tuples, not in other objects."""
 
     ids: list[str]
     """Sample ids, for messages and predictions."""
@@ -59,15 +58,14 @@ class RaggedBatch:
 
     def to(self, device: torch.device) -> RaggedBatch:
         """The same batch on ``device``."""
-        moved = {}
-        for f in fields(self):
-            value = getattr(self, f.name)
+        moved = []
+        for value in self:
             if isinstance(value, torch.Tensor):
                 value = value.to(device, non_blocking=True)
             elif isinstance(value, TreeBatch):
                 value = value.to(device)
-            moved[f.name] = value
-        return RaggedBatch(**moved)
+            moved.append(value)
+        return RaggedBatch(*moved)
 
     @property
     def tokens(self) -> int:

@@ -12,8 +12,7 @@ Shape legend: B samples, K pseudo tokens, L prompt columns, A answer columns, N 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,8 +26,7 @@ from egmf_dist.model.pseudo_tokens import PseudoTokens
 from egmf_shards.task import CLASSIFICATION, Task
 
 
-@dataclass
-class LossSums:
+class LossSums(NamedTuple):
     """Sums over the batch's valid samples; the caller divides by the global batch's count."""
 
     total: torch.Tensor
@@ -41,8 +39,7 @@ class LossSums:
     """How many samples count."""
 
 
-@dataclass
-class Scores:
+class Scores(NamedTuple):
     """What evaluation needs of a batch."""
 
     log_p_BC: torch.Tensor

@@ -15,7 +15,7 @@ Invariant: every rank runs every module, whatever its samples hold.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,8 +28,7 @@ from egmf_dist.model.experts import AttentionExperts, LocalExpert
 from egmf_shards.sample import MODALITIES
 
 
-@dataclass
-class Fused:
+class Fused(NamedTuple):
     """What the fusion block gives."""
 
     pooled_BKD: torch.Tensor

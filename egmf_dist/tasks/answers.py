@@ -7,7 +7,8 @@ log-probability of an answer is the sum over its path of log p(token | parent), 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -49,8 +50,7 @@ class AnswerTree:
         return cls(tuple(tokens), tuple(parents), tuple(depths), tuple(paths))
 
 
-@dataclass
-class TreeBatch:
+class TreeBatch(NamedTuple):
     """The trees of a batch's samples, padded to the widest: N nodes without node 0, C answers."""
 
     tokens_BN: torch.Tensor
@@ -98,7 +98,7 @@ class TreeBatch:
 
     def to(self, device: torch.device) -> TreeBatch:
         """The same trees on ``device``."""
-        return TreeBatch(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+        return TreeBatch(*(tensor.to(device, non_blocking=True) for tensor in self))
 
     def log_probabilities(self, logits_BNV: torch.Tensor, eos: int) -> torch.Tensor:
         """Log-probability of every legal answer.
