@@ -48,7 +48,7 @@ LINE_EVERY = 100
 class TinySettings:
     """Size and training of the small model."""
 
-    vocab_size: int = 800
+    vocab_size: int = 640
     hidden: int = 128
     layers: int = 4
     heads: int = 4
@@ -79,7 +79,7 @@ def train_tiny_backbone(
     text: Path | Sequence[Path],
     out: Path,
     *,
-    vocab_size: int = 800,
+    vocab_size: int = 640,
     hidden: int = 128,
     layers: int = 4,
     heads: int = 4,
@@ -95,8 +95,8 @@ def train_tiny_backbone(
         text: folders of shards (their training split is read), plain text files (one document a line), or both.
         out: the folder to make; ``backbone.json`` in it says where the model comes from.
         vocab_size: the most tokens. The default suits the demo: written Chinese has no spaces, so a vocabulary that
-            is large for its text merges neighbouring words (on the demo's text a Chinese cue word is in 2 tokens of
-            800, in 40 to 50 of 2000, most of them met too seldom to be learnt). Real text wants 2000 to 4000.
+            is large for its text merges neighbouring words (on the demo's text a Chinese cue word is in one or two
+            tokens of 640, in 40 to 65 of 2000, most of them too rare to be learnt). Real text wants 2000 to 4000.
         hidden: width of the model.
         layers: transformer blocks.
         heads: attention heads; two of them share keys and values at a time.
