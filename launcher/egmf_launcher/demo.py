@@ -14,6 +14,7 @@ from typing import Any
 from egmf_dist.config import Config
 from egmf_dist.errors import EgmfError
 from egmf_launcher.errors import LaunchError
+from egmf_launcher.launch import count_gpus
 
 CONFIG = Path("configs/demo.yaml")
 RUN = Path("runs/demo")
@@ -81,7 +82,10 @@ def run_demo() -> None:
             phases, "evaluation", lambda: call([*egmf, "evaluate", os.fspath(RUN), "--split", "test", "--remove-each"])
         )
         timed(phases, "pictures", lambda: call([*egmf, "report", os.fspath(RUN)]))
+    if state == "complete":
+        return  # demo.json keeps the figures of the call that trained
     figures = {
+        "resumed": state == "interrupted",
         "seconds": {name: round(seconds, 1) for name, seconds in phases.items()},
         "total_seconds": round(sum(phases.values()), 1),
         "peak_memory_gib": round(memory.peak_bytes / 2**30, 2),
@@ -133,6 +137,8 @@ def call(command: list[str]) -> None:
     environ = dict(os.environ)
     environ["PATH"] = os.pathsep.join([os.fspath(Path(sys.executable).parent), environ.get("PATH", "")])
     environ.setdefault("OMP_NUM_THREADS", "1")
+    if not count_gpus():
+        environ.setdefault("DS_ACCELERATOR", "cpu")  # what DeepSpeed finds out as well, with a warning a process
     try:
         code = subprocess.run(command, env=environ, check=False).returncode
     except FileNotFoundError as error:

@@ -71,12 +71,14 @@ def print_table(result: Mapping[str, Any], split: str, remove: Sequence[str]) ->
     for heading in (
         "task",
         "metric",
-        "samples",
+        "n",
         "modalities",
         "measured",
         *(["best possible"] if with_ceiling else []),
     ):
-        table.add_column(heading, justify="right" if heading in ("samples", "measured", "best possible") else "left")
+        table.add_column(
+            heading, no_wrap=True, justify="right" if heading in ("n", "measured", "best possible") else "left"
+        )
     for name, metric, count, cells in rows:
         for label, measured, ceiling in cells:
             table.add_row(name, metric, count, label, _number(measured), *([_number(ceiling)] if with_ceiling else []))

@@ -77,6 +77,8 @@ def launch_job(
         single_rank_environment()
     for name in ("OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM"):
         os.environ.setdefault(name, WORKER_ENVIRONMENT[name])
+    if not count_gpus():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # what DeepSpeed finds out as well, with a warning
     from egmf_dist import worker
 
     return worker.run(dict(job) | {"console": not is_silent_rank()})

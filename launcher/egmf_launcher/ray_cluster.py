@@ -116,7 +116,7 @@ def start(hosts: Sequence[Host], cpus_per_worker: int = 1) -> Iterator[Cluster]:
     nodes: dict[str, subprocess.Popen[bytes]] = {}
     keep_logs = False
     try:
-        with ray_environment(extra), _sigterm_unwinds():
+        with ray_environment(extra), contextlib.ExitStack() as stack:
             import ray  # reads the environment when it is imported
 
             _started.set()
@@ -134,6 +134,7 @@ def start(hosts: Sequence[Host], cpus_per_worker: int = 1) -> Iterator[Cluster]:
                     _node_ip_address=address,
                     _temp_dir=os.fspath(folder / "r"),
                 )
+                stack.enter_context(_sigterm_unwinds())  # after ray.init, which installs a handler of its own
                 head = ray.get_runtime_context().gcs_address
                 for index, host in enumerate(others, start=1):
                     command = ssh_command(host, head, host.slots * cpus_per_worker, f"{_MARK}{index}")
@@ -211,9 +212,7 @@ def _wait_for_nodes(
         for host in hosts:
             found = int(joined[host.name].get("GPU", 0))
             if found < host.slots:
-                raise EgmfError(
-                    f"hostfile: {host.name} gives slots={host.slots} but has {found} GPUs; a worker needs one each"
-                )
+                raise EgmfError(f"hostfile: {host.name} gives slots={host.slots} but Ray sees {found} GPUs there")
 
 
 def _stop_nodes(nodes: dict[str, subprocess.Popen[bytes]]) -> None:

@@ -75,6 +75,8 @@ def _fit(arguments: dict[str, Any], workers: int, launch: LaunchConfig, logs: Pa
     )
     try:
         result = trainer.fit()
+    except SystemExit as ended:
+        raise KeyboardInterrupt from ended  # Ray Train's way to end after Ctrl-C, and ours after SIGTERM
     except TrainingFailedError as error:
         raise unwrap(error, logs) from error
     returned = getattr(result, "return_value", None)
