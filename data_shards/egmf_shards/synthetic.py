@@ -24,7 +24,7 @@ from egmf_shards.writer import ShardWriter
 
 DATASET = "demo"
 SMALLEST = 30
-_SHORTEST, _LONGEST = 3, 5
+_SHORTEST, _LONGEST = 2, 3
 
 
 def synthesize(
@@ -75,7 +75,7 @@ def split_sizes(samples: int) -> dict[str, int]:
 
 
 def dialogue_lengths(utterances: int, rng: np.random.Generator) -> list[int]:
-    """Lengths of 3 to 5 that sum to ``utterances`` (at least 3)."""
+    """Lengths of 2 and 3 that sum to ``utterances`` (at least 2)."""
     lengths = []
     while utterances > _LONGEST:
         # At most what leaves enough for one more dialogue.
@@ -123,12 +123,12 @@ def _dialogue(
     language = c.LANGUAGES[int(rng.integers(2))]
     mood = int(rng.integers(2))
     speakers = c.SPEAKERS[language]
-    opening = _sentence(rng, language, c.MOOD_WORDS[language][mood], int(rng.integers(3, 5)), int(rng.integers(3, 6)))
+    opening = _sentence(rng, language, c.MOOD_WORDS[language][mood], int(rng.integers(3, 5)), int(rng.integers(2, 5)))
     context = [Turn(speakers[0], opening)]
     for turn in range(1, length + 1):
         drawn = _draw(rng, mood, missing, noise)
         words = c.BIT_WORDS[language][int(drawn.bits[0])]
-        text = _sentence(rng, language, words, int(c.CUE_WORDS[drawn.levels[0]]), int(rng.integers(4, 9)))
+        text = _sentence(rng, language, words, int(c.CUE_WORDS[drawn.levels[0]]), int(rng.integers(3, 7)))
         audio = _frames(
             rng, c.AUDIO_FRAMES, c.AUDIO_BURST, c.AUDIO_DIRECTIONS[drawn.bits[1]] * c.GAINS[drawn.levels[1]]
         )

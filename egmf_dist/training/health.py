@@ -1,4 +1,4 @@
-"""Alarms: a model that gives one answer to everything, and steps whose loss or gradient is not finite.
+"""The alarm for a model that gives one answer to everything.
 
 Collapse is this model family's typical silent failure: a published 48.12 % accuracy on MELD's test split was exactly
 "always neutral" (1256 of 2610). So it is looked for in every evaluation and said in words.
@@ -11,8 +11,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from egmf_shards.task import CLASSIFICATION, Task
-
-from egmf_dist.errors import EgmfError
 
 SAME_CLASS_SHARE = 0.99
 """Classification: a larger share of answers in one class is a collapse, unless the truth is that lopsided itself."""
@@ -54,34 +52,3 @@ def _one_class(task: Task, truth: Sequence[int], predicted: Sequence[int]) -> st
         f"{task.name}: {count} of {len(predicted)} answers are {task.labels[answer]!r} "
         f"(the truth has {len(true_classes)} classes): the model has collapsed to one answer"
     )
-
-
-class NonFiniteGuard:
-    """Counts steps with a non-finite loss or gradient and stops the run after ``limit`` of them in a row.
-
-    DeepSpeed skips such a step and goes on for ever, in fp32 and bf16 alike. The verdict that is passed in must be the
-    same on every rank (all-reduced), so that all of them stop together.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.total = 0
-        self.in_a_row = 0
-
-    def saw(self, finite: bool, where: str) -> None:
-        """Take note of one step; ``where`` names it and its samples for the message.
-
-        Raises:
-            EgmfError: this was the ``limit``-th non-finite step in a row.
-        """
-        if finite:
-            self.in_a_row = 0
-            return
-        self.total += 1
-        self.in_a_row += 1
-        if self.in_a_row >= self.limit:
-            raise EgmfError(
-                f"{where}: the loss or the gradient is not finite, {self.in_a_row} steps in a row "
-                f"({self.total} in all); lower training.learning_rate, or use training.precision fp32, "
-                f"and look at the samples named here"
-            )

@@ -83,12 +83,13 @@ def train(config: Config, run: Path, resume: str, console: bool) -> dict[str, An
             factor = learning_rate_factor(progress.step, training)
             for group, peak in zip(engine.optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * factor
-            sums = train_step(engine, stream.read(progress.position), collator, device, ranks)
+            micro_batches = stream.read(progress.position)
+            sums = train_step(engine, micro_batches, collator, device, ranks)
             progress.step += 1
             progress.position += training.global_batch
             clock.add(sums["valid"], sums["tokens"])
             grad_norm = float(engine.get_global_grad_norm() or 0.0)
-            note_non_finite(progress, sums, grad_norm, training.max_skipped_steps, records)
+            note_non_finite(progress, sums, grad_norm, micro_batches[0].samples[0].id, training.max_skipped_steps, records)
 
             if progress.step % training.log_every == 0 or progress.step == training.steps:
                 records.write(train_record(progress, sums, grad_norm, factor * peaks[0], len(shards), config, clock))
@@ -143,8 +144,18 @@ def train_step(
     return {"valid": valid, "tokens": tokens, "answer": totals[0], "auxiliary": totals[1]}
 
 
-def note_non_finite(progress: Progress, sums: dict[str, float], grad_norm: float, limit: int, records: Records) -> None:
+def note_non_finite(
+    progress: Progress, sums: dict[str, float], grad_norm: float, first_sample: str, limit: int, records: Records
+) -> None:
     """Count steps whose loss or gradient is not finite (DeepSpeed skips them), and stop when they do not end.
+
+    Args:
+        progress: after the step; its counts go up.
+        sums: of :func:`train_step`.
+        grad_norm: of the global batch; DeepSpeed says -1 where it is not finite.
+        first_sample: id of this rank's first sample, to find the batch by.
+        limit: how many in a row are too many.
+        records: gets a warning.
 
     Raises:
         EgmfError: ``limit`` of them in a row.
@@ -155,7 +166,10 @@ def note_non_finite(progress: Progress, sums: dict[str, float], grad_norm: float
         return
     progress.skipped += 1
     progress.skipped_in_a_row += 1
-    message = f"step {progress.step} was skipped: its loss or gradient is not finite ({progress.skipped} so far)"
+    message = (
+        f"step {progress.step} was skipped: its loss or gradient is not finite ({progress.skipped} so far); "
+        f"its global batch ends at position {progress.position}, rank 0's part begins with sample {first_sample}"
+    )
     records.write({"kind": "warning", "step": progress.step, "message": message})
     if progress.skipped_in_a_row >= limit:
         raise EgmfError(

@@ -72,7 +72,14 @@ def backbone_tiny(options: jsonargparse.Namespace, arguments: Sequence[str]) -> 
 
     text = [Path(path) for path in options.text]
     train_tiny_backbone(
-        text, Path(options.out), steps=options.steps, seed=options.seed, context_turns=options.context_turns
+        text,
+        Path(options.out),
+        vocab_size=options.vocab_size,
+        hidden=options.hidden,
+        layers=options.layers,
+        steps=options.steps,
+        seed=options.seed,
+        context_turns=options.context_turns,
     )
     return 0
 

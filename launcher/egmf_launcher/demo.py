@@ -20,6 +20,7 @@ CONFIG = Path("configs/demo.yaml")
 RUN = Path("runs/demo")
 DATA = Path("data/demo")
 BACKBONE = Path("backbones/demo")
+UTTERANCES = 6000
 HOSTS = Path("hosts")
 HOSTS_CONTENT = "localhost slots=2\n"
 
@@ -44,12 +45,14 @@ def prepare(config: Config) -> None:
         from egmf_shards.synthetic import synthesize
 
         print(f"demo: generating {DATA}", flush=True)
-        synthesize(DATA)
+        synthesize(DATA, samples=UTTERANCES)
     if not BACKBONE.exists():
         from egmf_dist.model.tiny_backbone import train_tiny_backbone
 
         print(f"demo: pre-training {BACKBONE} (about a minute)", flush=True)
-        train_tiny_backbone([DATA], BACKBONE, seed=config.training.seed, context_turns=config.data.context_turns)
+        train_tiny_backbone(
+            [DATA], BACKBONE, layers=3, seed=config.training.seed, context_turns=config.data.context_turns
+        )
 
 
 def run_demo() -> None:

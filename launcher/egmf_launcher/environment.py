@@ -30,9 +30,6 @@ WORKER_ENVIRONMENT: Mapping[str, str] = {
     # A second OpenMP thread beside a busy process spins: 60 times slower where there are as many ranks as cores.
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    # glibc keeps freed tensors otherwise: loading a model under ZeRO-3 took 1.26 times its size instead of 0.66.
-    "MALLOC_MMAP_THRESHOLD_": "131072",
-    "MALLOC_TRIM_THRESHOLD_": "131072",
     "RAY_USAGE_STATS_ENABLED": "0",
     # Ray would otherwise print each line of a worker twice into its log.
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",

@@ -136,7 +136,10 @@ def _tiny(parser: jsonargparse.ArgumentParser) -> None:
     text = "folders of shards (their training split) or text files"
     parser.add_argument("--text", type=str, nargs="+", required=True, help=text)
     parser.add_argument("--out", type=str, required=True, help="folder to make, in Hugging Face format")
-    parser.add_argument("--steps", type=int, default=600, help="optimiser steps of 32 documents")
+    parser.add_argument("--steps", type=int, default=400, help="optimiser steps of 32 documents")
+    parser.add_argument("--vocab_size", type=int, default=640, help="the most tokens; larger for larger texts")
+    parser.add_argument("--hidden", type=int, default=128, help="width of the model")
+    parser.add_argument("--layers", type=int, default=4, help="transformer blocks")
     parser.add_argument("--seed", type=int, default=0, help="of initialisation, order and shuffling")
     parser.add_argument(
         "--context_turns", type=int, default=3, help="preceding turns in a prompt; as data.context_turns"

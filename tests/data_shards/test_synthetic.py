@@ -82,7 +82,7 @@ def dialogues(samples: list[Sample]) -> Iterator[list[Sample]]:
 
 def test_dialogues(samples):
     for turns in dialogues(samples):
-        assert 3 <= len(turns) <= 5
+        assert 2 <= len(turns) <= 3
         assert len({(t.language, t.split) for t in turns}) == 1
         for k, turn in enumerate(turns):
             assert turn.turn == k + 1 == len(turn.context)

@@ -105,3 +105,15 @@ def test_open_run_refuses_what_exists_or_differs(config, whole):
     other = replace(config, training=replace(config.training, learning_rate=1e-3))
     with pytest.raises(ValueError, match=r"training.learning_rate was 0.005 and is now 0.001"):
         open_run(other, whole, "auto")
+
+
+def test_a_diverged_run_stops_and_says_so(config, run_ranks, tmp_path):
+    """A learning rate that overflows the weights: the run ends after max_skipped_steps, not after its last step."""
+    training = replace(config.training, learning_rate=1e30, warmup_steps=0, gradient_clipping=0.0, max_skipped_steps=3)
+    wild = replace(config, training=training)
+    open_run(wild, tmp_path / "wild", "never")
+    with pytest.raises(AssertionError, match="3 steps in a row up to step"):
+        run_ranks("training_run.py", 1, {"verb": "train", "config": wild, "run": str(tmp_path / "wild"), "resume": "never"})
+    warnings = [r for r in read_records(tmp_path / "wild" / "metrics.jsonl") if r["kind"] == "warning"]
+    assert len(warnings) == 3
+    assert not (tmp_path / "wild" / "checkpoints").exists()

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 import pytest
 from egmf_shards.task import Task
 
 from egmf_dist.errors import EgmfError
-from egmf_dist.training.health import NonFiniteGuard, collapse
+from egmf_dist.training.checkpoint import Progress
+from egmf_dist.training.health import collapse
+from egmf_dist.training.loop import note_non_finite
 
 LABELS = ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger")
 MELD = Task(
@@ -49,10 +54,29 @@ def test_nothing_is_claimed_from_a_handful_or_from_nothing() -> None:
     assert collapse(SIMS, [], []) is None
 
 
-def test_guard_counts_a_row_and_the_total() -> None:
-    guard = NonFiniteGuard(3)
-    for finite in (False, False, True, False, False):
-        guard.saw(finite, "step 5")
-    assert (guard.total, guard.in_a_row) == (4, 2)
-    with pytest.raises(EgmfError, match=r"step 9 \(samples a, b\).*3 steps in a row \(5 in all\)"):
-        guard.saw(False, "step 9 (samples a, b)")
+class Lines(list[dict[str, Any]]):
+    """Stands in for the run's records."""
+
+    def write(self, record: dict[str, Any]) -> None:
+        self.append(record)
+
+
+def test_non_finite_steps_are_counted_named_and_end_the_run() -> None:
+    progress, lines = Progress(), Lines()
+
+    def step(answer: float, grad_norm: float = 1.0) -> None:
+        progress.step += 1
+        progress.position += 32
+        note_non_finite(progress, {"answer": answer, "auxiliary": 0.0}, grad_norm, "s-7", 3, lines)  # type: ignore[arg-type]
+
+    step(math.nan)
+    step(1.0, math.inf)
+    step(1.0)
+    step(1.0, -1.0)
+    step(math.inf)
+    assert (progress.skipped, progress.skipped_in_a_row) == (4, 2)
+    assert [line["step"] for line in lines] == [1, 2, 4, 5]
+    assert "position 160" in lines[-1]["message"]
+    assert "sample s-7" in lines[-1]["message"]
+    with pytest.raises(EgmfError, match="3 steps in a row up to step 6"):
+        step(math.nan)

@@ -20,7 +20,7 @@ DIES_ONCE = """
     from pathlib import Path
     import torch, torch.distributed as dist
 
-    NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "OMP_NUM_THREADS", "MALLOC_TRIM_THRESHOLD_", "CROSS_SIZE")
+    NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM", "CROSS_SIZE")
 
     def run(job):
         flag = Path(job["run"]) / "died"
@@ -116,7 +116,7 @@ def test_killed_worker_is_started_again_and_resumes(tmp_path: Path) -> None:
         "LOCAL_RANK": "0",
         "WORLD_SIZE": "2",
         "OMP_NUM_THREADS": "1",
-        "MALLOC_TRIM_THRESHOLD_": "131072",
+        "TOKENIZERS_PARALLELISM": "false",
         "CROSS_SIZE": None,
     }
     assert seen["environment_kept"]
