@@ -17,7 +17,8 @@ ENVIRONMENT = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 def process_group() -> Iterator[None]:
     """Join the process group the environment describes, and leave it at the end.
 
-    Leaving matters: without ``destroy_process_group`` exits abort now and then. A group that Ray Train made is Ray's to end.
+    Leaving matters: without ``destroy_process_group`` exits abort now and then. A group that Ray Train made is Ray's
+    to end.
     """
     missing = [name for name in ENVIRONMENT if name not in os.environ]
     if missing:

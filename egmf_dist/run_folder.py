@@ -30,7 +30,9 @@ def open_run(config: Config, run: Path, resume: str) -> None:
     if settings.is_file():
         difference = first_difference(load_config(settings), config)
         if difference:
-            raise EgmfError(f"run {run}: {difference}; resume with the settings it was started with, or choose another name")
+            raise EgmfError(
+                f"run {run}: {difference}; resume with the settings it was started with, or choose another name"
+            )
         return
     if run.exists() and any(run.iterdir()):
         raise EgmfError(f"run {run}: the folder exists and holds no {CONFIG}, so it is no run; choose another name")
@@ -44,7 +46,7 @@ def open_run(config: Config, run: Path, resume: str) -> None:
 
 
 def first_difference(saved: Config, given: Config) -> str | None:
-    """The first setting in which a run's saved settings and the given ones differ (how ranks are launched may differ)."""
+    """The first setting in which a run's saved settings and the given ones differ; how ranks are launched may."""
     for section in ("data", "backbone", "model", "training"):
         old, new = getattr(saved, section), getattr(given, section)
         for key in old.__dataclass_fields__:

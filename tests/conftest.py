@@ -1,10 +1,13 @@
-"""Fixtures that several test folders use: a random small backbone in Hugging Face format, generated shards, samples in memory."""
+"""Fixtures that several test folders use.
+
+A random small backbone in Hugging Face format, generated shards, samples in memory, scripts run as ranks.
+"""
 
 from __future__ import annotations
 
 import os
 
-# One thread a process, before torch is imported: two OpenMP threads beside a busy process are many times slower than one.
+# One thread a process, before torch is imported: beside a busy process, two OpenMP threads are many times slower.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -43,7 +46,10 @@ def tasks() -> dict[str, Task]:
 
 @pytest.fixture(scope="session")
 def make_samples():
-    """``make_samples(count, presence=None, seed=0)``: random bilingual samples of both tasks, audio 6 and vision 5 wide."""
+    """``make_samples(count, presence=None, seed=0)``: random bilingual samples of both tasks.
+
+    Audio is 6 wide and vision 5.
+    """
 
     def make(count: int, presence: list[tuple[int, int, int]] | None = None, seed: int = 0) -> list[Sample]:
         rng = np.random.default_rng(seed)
@@ -87,7 +93,11 @@ def random_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     out = tmp_path_factory.mktemp("backbone")
     bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(["i am glad no wait Emotion? Answer: neutral joy anger -0.5 1.0"] * 4, vocab_size=300, special_tokens=["<pad>", "<eos>"])
+    bpe.train_from_iterator(
+        ["i am glad no wait Emotion? Answer: neutral joy anger -0.5 1.0"] * 4,
+        vocab_size=300,
+        special_tokens=["<pad>", "<eos>"],
+    )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, pad_token="<pad>", eos_token="<eos>")
     tokenizer.save_pretrained(out)
     torch.manual_seed(0)
@@ -109,7 +119,7 @@ def random_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def run_ranks(tmp_path_factory: pytest.TempPathFactory):
-    """``run_ranks(script, world, job)``: start ``world`` processes of a script beside the tests and give back rank 0's result.
+    """``run_ranks(script, world, job)``: start ``world`` processes of a script beside the tests; rank 0's result.
 
     The script reads its job from the file in argv[1] and writes its result (``torch.save``) to argv[2].
     """
@@ -134,7 +144,12 @@ def run_ranks(tmp_path_factory: pytest.TempPathFactory):
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port),
             }
-            command = [sys.executable, str(Path(__file__).parent / "distributed" / script), str(folder / "job.pt"), str(folder / "result.pt")]
+            command = [
+                sys.executable,
+                str(Path(__file__).parent / "distributed" / script),
+                str(folder / "job.pt"),
+                str(folder / "result.pt"),
+            ]
             log = open(folder / f"rank-{rank}.log", "w")  # noqa: SIM115
             processes.append((subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT), log))
         try:

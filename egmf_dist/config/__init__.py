@@ -1,6 +1,12 @@
 """Settings: the schema, its validation, and reading and writing YAML."""
 
-from egmf_dist.config.load import add_config_arguments, config_from_dict, config_from_namespace, dump_config, load_config
+from egmf_dist.config.load import (
+    add_config_arguments,
+    config_from_dict,
+    config_from_namespace,
+    dump_config,
+    load_config,
+)
 from egmf_dist.config.schema import (
     BackboneConfig,
     Config,

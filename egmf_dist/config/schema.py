@@ -21,7 +21,7 @@ class DataConfig:
     max_text_tokens: int = 128
     """An utterance longer than this many tokens keeps its end; a context turn likewise."""
     max_frames: int = 4096
-    """An audio or vision sequence longer than this many frames is averaged down to it, so one mis-cut clip cannot run out of memory."""
+    """A longer audio or vision sequence is averaged down to this many, so one mis-cut clip cannot run out of memory."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class ModelConfig:
     auxiliary_weight: float = 0.5
     """Weight of the auxiliary class and value heads on the fused representation; 0 for none."""
     kernels: Literal["auto", "reference"] = "auto"
-    """Implementation of the fused operators; `auto` takes the fastest that runs here (so far there is only the reference)."""
+    """Implementation of the fused operators; `auto` takes the fastest that runs here (so far only the reference)."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,12 @@ def validate(config: Config) -> None:
     """
     model, data, training = config.model, config.data, config.training
     rules: list[tuple[bool, str, object, str]] = [
-        (model.width >= 16 and model.width % 16 == 0, "model.width", model.width, "a positive multiple of 16, such as 128"),
+        (
+            model.width >= 16 and model.width % 16 == 0,
+            "model.width",
+            model.width,
+            "a positive multiple of 16, such as 128",
+        ),
         (
             model.heads >= 1 and model.width % max(model.heads, 1) == 0,
             "model.heads",
@@ -40,7 +45,12 @@ def validate(config: Config) -> None:
         (model.pseudo_tokens >= 0, "model.pseudo_tokens", model.pseudo_tokens, "0 or more"),
         (0 <= model.dropout < 1, "model.dropout", model.dropout, "in [0, 1)"),
         (model.auxiliary_weight >= 0, "model.auxiliary_weight", model.auxiliary_weight, "0 or more"),
-        (0 <= data.context_turns <= MAX_CONTEXT_TURNS, "data.context_turns", data.context_turns, "0 to 12 (shards hold 12)"),
+        (
+            0 <= data.context_turns <= MAX_CONTEXT_TURNS,
+            "data.context_turns",
+            data.context_turns,
+            "0 to 12 (shards hold 12)",
+        ),
         (data.max_text_tokens >= 1, "data.max_text_tokens", data.max_text_tokens, "1 or more"),
         (data.max_frames >= 1, "data.max_frames", data.max_frames, "1 or more"),
         (config.backbone.lora_rank >= 0, "backbone.lora_rank", config.backbone.lora_rank, "0 or more"),
@@ -69,4 +79,6 @@ def validate(config: Config) -> None:
         if not holds:
             raise EgmfError(f"config: {key} is {value}; it must be {right}")
     if training.select_by and training.select_by.count(".") != 1:
-        raise EgmfError(f"config: training.select_by is {training.select_by!r}; it must be TASK.METRIC, such as emotion.weighted_f1")
+        raise EgmfError(
+            f"config: training.select_by is {training.select_by!r}; it must be TASK.METRIC, such as emotion.weighted_f1"
+        )

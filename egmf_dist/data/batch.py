@@ -3,13 +3,13 @@
 Shape legend: B samples, M = 3 modalities (text, audio, vision), T packed tokens of all modalities, L prompt columns,
 A answer columns, N answer-tree nodes, C legal answers.
 
-Invariants: modalities are packed without padding, sample-major and modality-minor; a batch's structure (which tensors exist,
-their dtypes) never depends on its samples; a filler sample has weight 0 and is otherwise an ordinary sample.
+Invariants: modalities are packed without padding, sample-major and modality-minor; a batch's structure (which tensors
+exist, their dtypes) never depends on its samples; a filler sample has weight 0 and is otherwise an ordinary sample.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -17,7 +17,10 @@ from egmf_dist.tasks.answers import TreeBatch
 
 
 class RaggedBatch(NamedTuple):
-    """A micro-batch on one device. A named tuple, because ZeRO-3's hooks look for tensors in tuples, not in other objects."""
+    """A micro-batch on one device.
+
+    A named tuple, because ZeRO-3's hooks look for tensors in tuples, not in other objects.
+    """
 
     ids: list[str]
     """Sample ids, for messages and predictions."""
@@ -58,14 +61,14 @@ class RaggedBatch(NamedTuple):
 
     def to(self, device: torch.device) -> RaggedBatch:
         """The same batch on ``device``."""
-        moved = []
-        for value in self:
-            if isinstance(value, torch.Tensor):
-                value = value.to(device, non_blocking=True)
-            elif isinstance(value, TreeBatch):
-                value = value.to(device)
-            moved.append(value)
-        return RaggedBatch(*moved)
+        moved: dict[str, Any] = {
+            name: value.to(device, non_blocking=True)
+            for name, value in self._asdict().items()
+            if isinstance(value, torch.Tensor)
+        }
+        if self.tree is not None:
+            moved["tree"] = self.tree.to(device)
+        return self._replace(**moved)
 
     @property
     def tokens(self) -> int:

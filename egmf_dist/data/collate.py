@@ -1,9 +1,13 @@
-"""Samples to a :class:`RaggedBatch`: tokenise, pack, pad the prompt's columns. A pure function of samples and settings."""
+"""Samples to a :class:`RaggedBatch`: tokenise, pack, pad the prompt's columns.
+
+A pure function of samples and settings.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from typing import cast
 
 import numpy as np
 import torch
@@ -41,7 +45,9 @@ class Collator:
         config: DataConfig,
     ) -> None:
         if tokenizer.eos_token_id is None:
-            raise EgmfError("the backbone's tokenizer has no end-of-sequence token; EGMF trains the answer's end with it")
+            raise EgmfError(
+                "the backbone's tokenizer has no end-of-sequence token; EGMF trains the answer's end with it"
+            )
         self.tokenizer = tokenizer
         self.tasks = dict(tasks)
         self.languages = list(languages)
@@ -62,7 +68,9 @@ class Collator:
             try:
                 self._trees[name, language] = AnswerTree.build(answers)
             except ValueError as error:
-                raise EgmfError(f"task {name!r} in {language!r}: {error}; this backbone's tokenizer cannot tell them apart") from error
+                raise EgmfError(
+                    f"task {name!r} in {language!r}: {error}; this backbone's tokenizer cannot tell them apart"
+                ) from error
 
     def _encode_uncached(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else ()
@@ -70,7 +78,10 @@ class Collator:
     def _clip(self, text: str) -> str:
         ids = self._encode(text)
         limit = self.config.max_text_tokens
-        return text if len(ids) <= limit else self.tokenizer.decode(ids[-limit:])
+        if len(ids) <= limit:
+            return text
+        # decode gives a list of texts for a list of sequences only; this is one sequence.
+        return cast(str, self.tokenizer.decode(list(ids[-limit:])))
 
     def _clipped(self, sample: Sample) -> Sample:
         values = dict(sample.__dict__)
@@ -98,17 +109,23 @@ class Collator:
         """
         for sample in samples:
             if sample.task not in self.tasks or (sample.task, sample.language) not in self._trees:
-                raise EgmfError(f"sample {sample.id}: task {sample.task!r} in {sample.language!r} is not one of this run's tasks")
+                raise EgmfError(
+                    f"sample {sample.id}: task {sample.task!r} in {sample.language!r} is not one of this run's tasks"
+                )
         samples = [self._clipped(s) for s in samples]
         tasks = [self.tasks[s.task] for s in samples]
         right = [answer_index(s, t) for s, t in zip(samples, tasks, strict=True)]
 
         text = [self._encode(s.text) for s in samples]
         features = {m: self._features(samples, m) for m in FEATURE_MODALITIES}
-        lengths_BM = np.array([[len(text[b]), *(len(features[m][b]) for m in FEATURE_MODALITIES)] for b in range(len(samples))])
+        lengths_BM = np.array(
+            [[len(text[b]), *(len(features[m][b]) for m in FEATURE_MODALITIES)] for b in range(len(samples))]
+        )
         order, position = sample_major(lengths_BM)
 
-        prompts = [self._encode(render_prompt(s, t, self.config.context_turns)) for s, t in zip(samples, tasks, strict=True)]
+        prompts = [
+            self._encode(render_prompt(s, t, self.config.context_turns)) for s, t in zip(samples, tasks, strict=True)
+        ]
         targets = [(*self._answers[s.task, s.language][i], self.eos) for s, i in zip(samples, right, strict=True)]
         prompt_BL, prompt_mask_BL = pad(prompts, left=True)
         target_BA, target_mask_BA = pad(targets, left=False)
@@ -146,7 +163,15 @@ def average_down(frames: np.ndarray, limit: int) -> np.ndarray:
 
 
 def sample_major(lengths_BM: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the modality-major concatenation in sample-major order, and each token's place in its segment (int64 ``[T]``)."""
+    """How modality-major tokens become sample-major.
+
+    Args:
+        lengths_BM: tokens of each (sample, modality) segment.
+
+    Returns:
+        Rows of the modality-major concatenation in sample-major order, and each token's place in its segment; both
+        int64 ``[T]``.
+    """
     modality_start = np.concatenate([[0], lengths_BM.sum(0).cumsum()[:-1]])
     start_BM = modality_start + lengths_BM.cumsum(0) - lengths_BM
     rows = [np.arange(s, s + n) for s, n in zip(start_BM.reshape(-1), lengths_BM.reshape(-1), strict=True)]

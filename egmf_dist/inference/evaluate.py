@@ -63,10 +63,14 @@ def evaluate(run: Path, split: str, remove: Sequence[str], remove_each: bool, co
             def advance(done: int, total: int) -> None:
                 bar.update(task, completed=done, total=total)
 
-            return score_samples(module, shards, collator, config.evaluation.batch_size, remove=without, progress=advance)
+            return score_samples(
+                module, shards, collator, config.evaluation.batch_size, remove=without, progress=advance
+            )
 
     rows = score(remove)
-    without_each = {m: score([*remove, m]) for m in present_modalities(run_data) if m not in remove} if remove_each else {}
+    without_each = (
+        {m: score([*remove, m]) for m in present_modalities(run_data) if m not in remove} if remove_each else {}
+    )
     result: dict[str, Any] | None = None
     if distributed.rank() == 0:
         selected_by = description["selected_by"]
@@ -120,5 +124,3 @@ def write_evaluation(run: Path, name: str, result: dict[str, Any], rows: Sequenc
     temporary.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
     os.replace(temporary, path)
     write_json(folder / f"{name}.json", result)
-
-

@@ -1,5 +1,7 @@
-"""Score samples: the probability of every legal answer, the answer, and what the gate weighed. Validation during training,
-evaluation and prediction all come through :func:`score_samples`."""
+"""Score samples: the probability of every legal answer, the answer, and what the gate weighed.
+
+Validation during training, evaluation and prediction all come through :func:`score_samples`.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,8 @@ def score_samples(
 ) -> list[Prediction]:
     """Score samples, shared out over the ranks; every rank must call this.
 
-    Each sample is scored once: ranks run the same number of batches, and what fills the last ones has weight 0 and is dropped.
+    Each sample is scored once: ranks run the same number of batches, and what fills the last ones has weight 0 and is
+    dropped.
 
     Args:
         model: EGMF, or the module inside a DeepSpeed engine, in evaluation mode.
@@ -58,7 +61,9 @@ def score_samples(
         with torch.no_grad():
             scores = model(batch, mode="score")
         rows = predictions(samples, collator.tasks, scores, model_experts(model))
-        mine.extend((place, row) for place, row, w in zip(batch_plan.indices, rows, batch_plan.weights, strict=True) if w > 0)
+        mine.extend(
+            (place, row) for place, row, w in zip(batch_plan.indices, rows, batch_plan.weights, strict=True) if w > 0
+        )
         if progress is not None:
             progress(done, len(plan))
     gathered = distributed.gather_objects(mine)
@@ -79,11 +84,13 @@ def model_experts(model: nn.Module) -> list[str]:
     return [] if fusion is None else list(fusion.experts)
 
 
-def predictions(samples: Sequence[Sample], tasks: Mapping[str, Task], scores: Scores, experts: Sequence[str]) -> list[Prediction]:
+def predictions(
+    samples: Sequence[Sample], tasks: Mapping[str, Task], scores: Scores, experts: Sequence[str]
+) -> list[Prediction]:
     """One JSON-able prediction per sample.
 
-    A classification answers with the likeliest legal answer; a regression with the expected value over the legal numbers
-    under their renormalised probabilities.
+    A classification answers with the likeliest legal answer; a regression with the expected value over the legal
+    numbers under their renormalised probabilities.
     """
     probability_BC = scores.log_p_BC.double().softmax(-1).cpu().numpy()
     rows = []
@@ -124,7 +131,7 @@ def evaluate_predictions(rows: Sequence[Prediction], tasks: Mapping[str, Task]) 
             continue
         probabilities = None
         if task.kind == CLASSIFICATION:
-            probabilities = np.array([r["probabilities"] for r in own])
+            probabilities = [r["probabilities"] for r in own]
             truth = [task.labels.index(r["truth"]) for r in own]
             predicted = [task.labels.index(r["predicted"]) for r in own]
         else:

@@ -83,7 +83,9 @@ def load_backbone(config: BackboneConfig, dtype: torch.dtype) -> PreTrainedModel
     try:
         adapted: Any = get_peft_model(model, settings, autocast_adapter_dtype=False)
     except ValueError as error:
-        raise EgmfError(f"config: backbone.lora_targets {config.lora_targets!r}: {str(error).splitlines()[0]}") from error
+        raise EgmfError(
+            f"config: backbone.lora_targets {config.lora_targets!r}: {str(error).splitlines()[0]}"
+        ) from error
     return adapted
 
 

@@ -44,7 +44,7 @@ def build_egmf(
         tasks=tasks,
         languages=languages,
         dims=dims,
-        eos=int(tokenizer.eos_token_id),  # type: ignore[arg-type]
+        eos=int(tokenizer.eos_token_id),
         start=sequence_start(tokenizer),
     )
 

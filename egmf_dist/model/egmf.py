@@ -1,12 +1,13 @@
 """EGMF whole: batch in, loss sums or answer scores out.
 
-The LLM reads ``[sequence start | K pseudo tokens | padding, prompt | answer columns]``: the prompt is padded on its left, so
-that in every sample the answer begins in the same column and the logits of the last columns are the only ones computed
-(``logits_to_keep``: the hidden states are sliced before lm_head). Training puts the right answer into the answer columns,
-scoring the prefix tree of all legal answers.
+The LLM reads ``[sequence start | K pseudo tokens | padding, prompt | answer columns]``: the prompt is padded on its
+left, so that in every sample the answer begins in the same column and the logits of the last columns are the only ones
+computed (``logits_to_keep``: the hidden states are sliced before lm_head). Training puts the right answer into the
+answer columns, scoring the prefix tree of all legal answers.
 
 Invariants: loss and scores of a sample do not depend on what shares its batch; control flow depends on settings only.
-Shape legend: B samples, K pseudo tokens, L prompt columns, A answer columns, N tree nodes, C legal answers, H backbone width.
+Shape legend: B samples, K pseudo tokens, L prompt columns, A answer columns, N tree nodes, C legal answers,
+H backbone width.
 """
 
 from __future__ import annotations
@@ -54,13 +55,15 @@ class AuxiliaryHeads(nn.Module):
     def __init__(self, inputs: int, tasks: Sequence[Task]) -> None:
         super().__init__()
         self.tasks = list(tasks)
-        self.heads = nn.ModuleList([nn.Linear(inputs, len(t.labels) if t.kind == CLASSIFICATION else 1) for t in self.tasks])
+        self.heads = nn.ModuleList(
+            [nn.Linear(inputs, len(t.labels) if t.kind == CLASSIFICATION else 1) for t in self.tasks]
+        )
 
     def forward(self, pooled_BKD: torch.Tensor, batch: RaggedBatch) -> torch.Tensor:
         """Each sample's auxiliary loss ``[B]`` (cross-entropy, or squared error), fp32.
 
-        Every head runs on every sample and the others' are masked away: which tasks a rank's samples have must not change
-        which parameters it touches.
+        Every head runs on every sample and the others' are masked away: which tasks a rank's samples have must not
+        change which parameters it touches.
         """
         flat = pooled_BKD.flatten(1)
         loss_B = torch.zeros(len(flat), device=flat.device)
@@ -94,6 +97,8 @@ class EGMF(nn.Module):
         start: ids before any text (beginning of sequence), or none.
     """
 
+    start: torch.Tensor
+
     def __init__(
         self,
         config: ModelConfig,
@@ -120,7 +125,9 @@ class EGMF(nn.Module):
             self.fusion = Fusion(config, len(tasks), len(languages))
             self.pseudo_tokens = PseudoTokens(config, hidden, embedding_rms)
             self.auxiliary = (
-                AuxiliaryHeads(config.pseudo_tokens * config.width, list(tasks.values())) if config.auxiliary_weight else None
+                AuxiliaryHeads(config.pseudo_tokens * config.width, list(tasks.values()))
+                if config.auxiliary_weight
+                else None
             )
 
     def forward(self, batch: RaggedBatch, mode: Literal["loss", "score"] = "loss") -> LossSums | Scores:
@@ -144,7 +151,9 @@ class EGMF(nn.Module):
         embedding: Any = self.backbone.get_input_embeddings()  # type: ignore[operator]
         return embedding(ids)
 
-    def _prefix(self, batch: RaggedBatch, fused: Fused | None, extra_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _prefix(
+        self, batch: RaggedBatch, fused: Fused | None, extra_ids: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Embeddings of all columns, and which columns before the extra ones are real."""
         batch_size = len(batch.prompt_BL)
         ids = torch.cat([self.start.expand(batch_size, -1), batch.prompt_BL, extra_ids], 1)

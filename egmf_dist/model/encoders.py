@@ -1,7 +1,7 @@
 """Text, audio and vision to packed tokens of one width.
 
-Shape legend: T packed tokens, D width, H the backbone's width. A modality that no shard of the run has gets no encoder; one
-that a sample lacks is a segment of zero length through the same encoder.
+Shape legend: T packed tokens, D width, H the backbone's width. A modality that no shard of the run has gets no encoder;
+one that a sample lacks is a segment of zero length through the same encoder.
 """
 
 from __future__ import annotations

@@ -21,9 +21,7 @@ class LocalExpert(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.weights = nn.ParameterList(
-            [nn.Parameter(torch.empty(config.width, size)) for size in config.kernel_sizes]
-        )
+        self.weights = nn.ParameterList([nn.Parameter(torch.empty(config.width, size)) for size in config.kernel_sizes])
         for weight in self.weights:
             nn.init.uniform_(weight, -1 / math.sqrt(weight.shape[1]), 1 / math.sqrt(weight.shape[1]))
         self.bias = nn.Parameter(torch.zeros(len(config.kernel_sizes), config.width))
@@ -37,9 +35,9 @@ class LocalExpert(nn.Module):
 class AttentionExperts(nn.Module):
     """Semantic-correlation and global-context experts: attention over a sample's joint sequence, with different masks.
 
-    The semantic expert's queries see the other modalities' tokens only (a token with no other modality gets zeros); the
-    global expert's see every token of the sample. Both read one wide projection of x. The joint sequences are padded for
-    torch's attention alone; the mask keeps padding out, and the result is packed again.
+    The semantic expert's queries see the other modalities' tokens only (a token with no other modality gets zeros);
+    the global expert's see every token of the sample. Both read one wide projection of x. The joint sequences are
+    padded for torch's attention alone; the mask keeps padding out, and the result is packed again.
     """
 
     def __init__(self, config: ModelConfig) -> None:

@@ -75,7 +75,9 @@ class ExpertMix(nn.Module):
         self.bias = nn.Parameter(torch.zeros(experts, width))
         self.norm_weight = nn.Parameter(torch.ones(width))
         self.gate_weight = (
-            nn.Parameter(torch.empty(experts, width).uniform_(-1, 1) / math.sqrt(width)) if config.gate and experts > 1 else None
+            nn.Parameter(torch.empty(experts, width).uniform_(-1, 1) / math.sqrt(width))
+            if config.gate and experts > 1
+            else None
         )
 
     def forward(
@@ -176,6 +178,8 @@ class Fusion(nn.Module):
 
 def segment_mean(x_TD: torch.Tensor, segment_T: torch.Tensor, lengths_BM: torch.Tensor) -> torch.Tensor:
     """Mean of each (sample, modality) segment, zeros where it is empty: ``[B, M, D]`` in the dtype of ``x_TD``."""
-    sums = torch.zeros(lengths_BM.numel(), x_TD.shape[1], device=x_TD.device, dtype=torch.promote_types(x_TD.dtype, torch.float32))
+    sums = torch.zeros(
+        lengths_BM.numel(), x_TD.shape[1], device=x_TD.device, dtype=torch.promote_types(x_TD.dtype, torch.float32)
+    )
     sums = sums.index_add(0, segment_T, x_TD.to(sums.dtype))
     return (sums / lengths_BM.reshape(-1, 1).clamp_min(1)).view(*lengths_BM.shape, -1).to(x_TD.dtype)

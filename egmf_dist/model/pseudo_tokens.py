@@ -11,9 +11,9 @@ from egmf_dist.config import ModelConfig
 class PseudoTokens(nn.Module):
     """Project each pooled vector into the LLM's embedding space.
 
-    Every pseudo token has a learned vector of its own added before the projection, so the K of them span K dimensions even
-    where the pooled vectors coincide (one-token utterances, nothing present); the predecessor's were scaled copies of one
-    vector. Their root mean square starts at that of the LLM's embeddings and is learnt from there.
+    Every pseudo token has a learned vector of its own added before the projection, so the K of them span K dimensions
+    even where the pooled vectors coincide (one-token utterances, nothing present); the predecessor's were scaled copies
+    of one vector. Their root mean square starts at that of the LLM's embeddings and is learnt from there.
 
     Args:
         config: K and the width.

@@ -24,7 +24,6 @@ import safetensors.torch
 import tokenizers
 import torch
 import transformers
-from egmf_shards.sample import MAX_CONTEXT_TURNS
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -32,6 +31,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from egmf_dist.errors import EgmfError
 from egmf_dist.model.tiny_corpus import Document, batches, read_sources
+from egmf_shards.sample import MAX_CONTEXT_TURNS
 
 PAD, EOS = "<pad>", "<eos>"
 PAD_ID, EOS_ID = 0, 1

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from egmf_shards.reader import ShardSet
-from egmf_shards.sample import Sample
-from egmf_shards.task import Task
 from transformers import PreTrainedTokenizerBase
 
 from egmf_dist.errors import EgmfError
 from egmf_dist.tasks.prompts import answer_index, render_answer, render_prompt
+from egmf_shards.reader import ShardSet
+from egmf_shards.sample import Sample
+from egmf_shards.task import Task
 
 BUCKET_BATCHES = 16
 """Batches are cut from this many batches' worth of shuffled documents, sorted by length, so little is padding."""

@@ -6,12 +6,12 @@ import math
 from typing import Any
 
 import numpy as np
-from egmf_shards.sample import MODALITIES
 from matplotlib.figure import Figure
 
 from egmf_dist.report.curves import number
 from egmf_dist.report.read import headline
 from egmf_dist.report.style import COLOURS, FONT, new_figure, tidy
+from egmf_shards.sample import MODALITIES
 
 
 def missing_figure(split: str, evaluation: dict[str, Any]) -> Figure | None:

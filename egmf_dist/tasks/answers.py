@@ -15,7 +15,10 @@ import torch
 
 @dataclass(frozen=True)
 class AnswerTree:
-    """The tree of one task in one language. Node 0 stands for the prompt's last token, the parent of every first token."""
+    """The tree of one task in one language.
+
+    Node 0 stands for the prompt's last token, the parent of every first token.
+    """
 
     tokens: tuple[int, ...]
     """Token of node 1, 2, ... (node 0 has none)."""

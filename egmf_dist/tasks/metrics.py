@@ -19,11 +19,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from egmf_shards.task import CLASSIFICATION, CONVENTIONS, Task
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, mean_absolute_error, r2_score
 
 from egmf_dist.errors import EgmfError
 from egmf_dist.training.health import collapse
+from egmf_shards.task import CLASSIFICATION, CONVENTIONS, Task
 
 Metrics = dict[str, float | None]
 

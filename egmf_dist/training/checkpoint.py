@@ -1,8 +1,8 @@
 """Checkpoints: complete or invisible, verified by hash, with position and random state; and the best adapter so far.
 
-A checkpoint is written into a hidden folder, hashed, renamed, and only then pointed to by ``latest.json``; whatever dies on
-the way leaves the previous one in force. DeepSpeed writes the partitions (trained weights and optimiser; the frozen backbone
-is named, not copied).
+A checkpoint is written into a hidden folder, hashed, renamed, and only then pointed to by ``latest.json``; whatever
+dies on the way leaves the previous one in force. DeepSpeed writes the partitions (trained weights and optimiser; the
+frozen backbone is named, not copied).
 """
 
 from __future__ import annotations
@@ -122,7 +122,9 @@ def save_checkpoint(engine: Any, run: Path, progress: Progress, identity: dict[s
 
 
 def find_checkpoint(run: Path, resume: str) -> Path | None:
-    """The checkpoint a resume means: ``auto`` the newest (None where there is none yet), a path that one, ``never`` None.
+    """The checkpoint a resume means.
+
+    ``auto`` means the newest (None where there is none yet), a path that one, ``never`` None.
 
     Raises:
         EgmfError: a path was given and is no complete checkpoint.
@@ -137,7 +139,10 @@ def find_checkpoint(run: Path, resume: str) -> Path | None:
     else:
         found = Path(resume)
     if not (found / RECORD).is_file():
-        raise EgmfError(f"resume {found}: no complete checkpoint there ({RECORD} is missing); give runs/NAME/checkpoints/step-N or auto")
+        raise EgmfError(
+            f"resume {found}: no complete checkpoint there ({RECORD} is missing); "
+            "give runs/NAME/checkpoints/step-N or auto"
+        )
     return found
 
 
@@ -145,7 +150,8 @@ def read_record(checkpoint: Path, identity: dict[str, Any]) -> Progress:
     """Verify a checkpoint's files and that it belongs to this run.
 
     Raises:
-        EgmfError: a file is missing or damaged, or the checkpoint was made under another identity; names the difference.
+        EgmfError: a file is missing or damaged, or the checkpoint was made under another identity; names the
+            difference.
     """
     record = json.loads((checkpoint / RECORD).read_text(encoding="utf-8"))
     for name, digest in record["sha256"].items():

@@ -70,7 +70,8 @@ class Console:
         elif kind == "end":
             if self.progress is not None:
                 self.progress.update(self.task, completed=record["step"])
-            self._line(f"training ended after step {record['step']}: {record['reason']}; best adapter from step {record['best_step']}")
+            ended = f"training ended after step {record['step']}: {record['reason']}"
+            self._line(f"{ended}; best adapter from step {record['best_step']}")
 
     def _line(self, text: str) -> None:
         self.console.print(text, markup=False)

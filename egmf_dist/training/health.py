@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
+
 from egmf_shards.task import CLASSIFICATION, Task
 
 SAME_CLASS_SHARE = 0.99

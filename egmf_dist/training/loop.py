@@ -1,9 +1,9 @@
 """Training, top to bottom: :func:`train` is what every rank runs.
 
 The loss of a step is, over the global batch's valid samples, the mean of each sample's sum of -log p over answer and
-end-of-sequence tokens (plus the weighted auxiliary loss). It does not depend on how the batch was cut: each micro-batch gives
-a sum, the count of valid samples is all-reduced, and DeepSpeed's own division by ranks and by accumulation steps is
-multiplied back.
+end-of-sequence tokens (plus the weighted auxiliary loss). It does not depend on how the batch was cut: each micro-batch
+gives a sum, the count of valid samples is all-reduced, and DeepSpeed's own division by ranks and by accumulation steps
+is multiplied back.
 """
 
 from __future__ import annotations
@@ -28,7 +28,14 @@ from egmf_dist.errors import EgmfError
 from egmf_dist.inference.score import evaluate_predictions, score_samples, selection_score
 from egmf_dist.model.backbone import load_tokenizer
 from egmf_dist.model.build import build_egmf, trained_parameters
-from egmf_dist.training.checkpoint import Progress, load_checkpoint, on_rank_zero, save_best, save_checkpoint, write_json
+from egmf_dist.training.checkpoint import (
+    Progress,
+    load_checkpoint,
+    on_rank_zero,
+    save_best,
+    save_checkpoint,
+    write_json,
+)
 from egmf_dist.training.engine import deepspeed_settings, initialise, learning_rate_factor, partitioned_loading
 from egmf_dist.training.records import Records
 from egmf_shards import MicroBatch, Order, ShardSet, Stream
@@ -40,7 +47,8 @@ def train(config: Config, run: Path, resume: str, console: bool) -> dict[str, An
     Args:
         config: the run's settings.
         run: the run's folder, opened by :func:`egmf_dist.run_folder.open_run`, shared by all ranks.
-        resume: ``auto`` (the newest checkpoint, or from the start where there is none), ``never``, or a checkpoint's path.
+        resume: ``auto`` (the newest checkpoint, or from the start where there is none), ``never``, or a checkpoint's
+            path.
         console: rank 0 shows its records itself.
 
     Returns:
@@ -71,7 +79,12 @@ def train(config: Config, run: Path, resume: str, console: bool) -> dict[str, An
     # Dropout masks differ between ranks from here on; each rank's random state is part of the checkpoint.
     torch.manual_seed(training.seed * 1_000_003 + rank)
 
-    identity = {"world_size": ranks, "data": shards.index_hash, "seed": training.seed, "backbone": backbone_identity(config)}
+    identity = {
+        "world_size": ranks,
+        "data": shards.index_hash,
+        "seed": training.seed,
+        "backbone": backbone_identity(config),
+    }
     progress = load_checkpoint(engine, run, resume, identity) or Progress()
     records = Records(run, rank == 0, console, progress.step)
     on_rank_zero_write_manifest(run, config, identity)
@@ -89,7 +102,9 @@ def train(config: Config, run: Path, resume: str, console: bool) -> dict[str, An
             progress.position += training.global_batch
             clock.add(sums["valid"], sums["tokens"])
             grad_norm = float(engine.get_global_grad_norm() or 0.0)
-            note_non_finite(progress, sums, grad_norm, micro_batches[0].samples[0].id, training.max_skipped_steps, records)
+            note_non_finite(
+                progress, sums, grad_norm, micro_batches[0].samples[0].id, training.max_skipped_steps, records
+            )
 
             if progress.step % training.log_every == 0 or progress.step == training.steps:
                 records.write(train_record(progress, sums, grad_norm, factor * peaks[0], len(shards), config, clock))
@@ -160,7 +175,12 @@ def note_non_finite(
     Raises:
         EgmfError: ``limit`` of them in a row.
     """
-    finite = math.isfinite(sums["answer"]) and math.isfinite(sums["auxiliary"]) and math.isfinite(grad_norm) and grad_norm >= 0
+    finite = (
+        math.isfinite(sums["answer"])
+        and math.isfinite(sums["auxiliary"])
+        and math.isfinite(grad_norm)
+        and grad_norm >= 0
+    )
     if finite:
         progress.skipped_in_a_row = 0
         return
@@ -226,8 +246,11 @@ def validate(
 
 
 def chosen_for_validation(count: int, wanted: int) -> list[int]:
-    """Which of ``count`` validation samples are scored: the same random ones every time (a fixed stride would meet only one
-    task where tasks alternate); all of them where ``wanted`` is 0 or too many."""
+    """Which of ``count`` validation samples are scored.
+
+    The same random ones every time (a fixed stride would meet only one task where tasks alternate); all of them where
+    ``wanted`` is 0 or too many.
+    """
     if not 0 < wanted < count:
         return list(range(count))
     return sorted(Order(count, 0, "validation").indices(0, wanted).tolist())
@@ -266,7 +289,13 @@ class Clock:
 
 
 def train_record(
-    progress: Progress, sums: dict[str, float], grad_norm: float, lr: float, epoch_samples: int, config: Config, clock: Clock
+    progress: Progress,
+    sums: dict[str, float],
+    grad_norm: float,
+    lr: float,
+    epoch_samples: int,
+    config: Config,
+    clock: Clock,
 ) -> dict[str, Any]:
     """The metrics line of a step; losses are means over the global batch's valid samples."""
     answer, auxiliary = sums["answer"] / sums["valid"], sums["auxiliary"] / sums["valid"]

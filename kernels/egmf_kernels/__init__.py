@@ -1,8 +1,8 @@
 """The operators of EGMF's fusion block: one public function each, checked, over interchangeable implementations.
 
-Layout that all of them share: the tokens of a batch are packed without padding, sample after sample and, inside a sample,
-modality after modality. ``cu_segments [B * M + 1]`` holds where each (sample, modality) segment begins; a segment of zero
-length is an absent modality.
+Layout that all of them share: the tokens of a batch are packed without padding, sample after sample and, inside a
+sample, modality after modality. ``cu_segments [B * M + 1]`` holds where each (sample, modality) segment begins; a
+segment of zero length is an absent modality.
 """
 
 from egmf_kernels.api import gated_expert_mix, modality_gate, ms_dwconv, ragged_pool_gate

@@ -26,7 +26,8 @@ def _packed(x_TD: torch.Tensor, cu_segments: torch.Tensor) -> None:
         raise ValueError(f"x has shape {list(x_TD.shape)}; it must be [tokens, width] with a width divisible by 16")
     if cu_segments.dim() != 1 or cu_segments.numel() < 1 or cu_segments.dtype not in (torch.int32, torch.int64):
         raise ValueError(
-            f"cu_segments is {cu_segments.dtype} of shape {list(cu_segments.shape)}; it must be one row of int32 or int64 boundaries"
+            f"cu_segments is {cu_segments.dtype} of shape {list(cu_segments.shape)}; "
+            "it must be one row of int32 or int64 boundaries"
         )
 
 

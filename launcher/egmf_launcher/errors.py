@@ -8,9 +8,8 @@ from __future__ import annotations
 import sys
 import traceback
 
-from egmf_shards.errors import ShardError
-
 from egmf_dist.errors import EgmfError
+from egmf_shards.errors import ShardError
 
 USER_ERRORS = (EgmfError, ShardError)
 USER_EXIT = 2

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from egmf_shards import Sample, ShardWriter, Task, Turn
 
 MOOD = Task(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from egmf_shards import Sample, ShardError, ShardSet, import_label_csv, import_meld
 from egmf_shards.importers.table import clean_text
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 
 import pytest
-from egmf_shards import ShardError, describe, print_info, synthesize
 from rich.console import Console
+
+from egmf_shards import ShardError, describe, print_info, synthesize
 
 
 def test_describe(folder):

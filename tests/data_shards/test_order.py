@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from egmf_shards import Order, Permutation, ShardError
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from egmf_shards import Order, Permutation, ShardError
 
 
 @pytest.mark.parametrize("n", [*range(1, 70), 1000, 4095, 4096, 4097, 99_991])

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset
+
 from egmf_shards import Sample, ShardError, ShardSet, Task
 from egmf_shards.index import build_index, load_index
 

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from egmf_shards import ShardSet, import_label_csv, import_meld
 
 pytestmark = pytest.mark.real_data

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pickle
 
 import pytest
-from egmf_shards import ShardError, ShardSet, Stream, sequential, share
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from egmf_shards import ShardError, ShardSet, Stream, sequential, share
 
 
 class Numbers:

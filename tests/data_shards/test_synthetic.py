@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize
+from sklearn.metrics import f1_score
+
 from egmf_shards import Sample, ShardError, ShardSet, synthesize
 from egmf_shards import ceilings as ce
 from egmf_shards import construction as c
 from egmf_shards.synthetic import _draw, dialogue_lengths, split_sizes
-from scipy.optimize import minimize
-from sklearn.metrics import f1_score
 
 ALL = (True, True, True)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from egmf_shards import ShardError, ShardSet, ShardWriter, Task, Turn, describe
 
 

@@ -1,6 +1,7 @@
 """One rank of a gradient measurement: the whole path of a training step, then the full gradients on rank 0.
 
-``branch`` makes the model choose a module by what its first sample holds: the mistake that ZeRO-3 turns into silent mixing.
+``branch`` makes the model choose a module by what its first sample holds: the mistake that ZeRO-3 turns into silent
+mixing.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ import pytest
 from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, TrainingConfig
 
 pytestmark = pytest.mark.distributed
-# The first half falls to rank 0 and the second to rank 1: one rank without audio, one without vision, one sample with nothing.
+# The first half falls to rank 0 and the second to rank 1: one rank without audio, one without vision, one sample with
+# nothing.
 PATTERNS = [(1, 0, 1), (1, 0, 1), (0, 0, 1), (1, 0, 0), (1, 1, 0), (0, 1, 0), (1, 1, 0), (0, 0, 0)]
 
 
@@ -22,7 +23,13 @@ def job(random_backbone, tasks):
             model=ModelConfig(width=32, heads=2),
             training=TrainingConfig(precision="fp32", zero_stage=3, micro_batch=micro_batch),
         )
-        return {"config": config, "samples": samples, "tasks": tasks, "dims": {"audio": 6, "vision": 5}, "branch": branch}
+        return {
+            "config": config,
+            "samples": samples,
+            "tasks": tasks,
+            "dims": {"audio": 6, "vision": 5},
+            "branch": branch,
+        }
 
     return make
 

@@ -94,8 +94,8 @@ def test_a_checkpoint_that_was_damaged_or_made_otherwise_is_refused(config, whol
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
     with pytest.raises(AssertionError, match=r"random-0000\d.safetensors is damaged"):
         run_ranks("training_run.py", 1, {"verb": "train", "config": config, "run": str(copy), "resume": "auto"})
+    path = str(whole / "checkpoints" / "step-0000018")
     with pytest.raises(AssertionError, match="world_size 2, this run has 1"):
-        path = str(whole / "checkpoints" / "step-0000018")
         run_ranks("training_run.py", 1, {"verb": "train", "config": config, "run": str(copy), "resume": path})
 
 
@@ -113,7 +113,9 @@ def test_a_diverged_run_stops_and_says_so(config, run_ranks, tmp_path):
     wild = replace(config, training=training)
     open_run(wild, tmp_path / "wild", "never")
     with pytest.raises(AssertionError, match="3 steps in a row up to step"):
-        run_ranks("training_run.py", 1, {"verb": "train", "config": wild, "run": str(tmp_path / "wild"), "resume": "never"})
+        run_ranks(
+            "training_run.py", 1, {"verb": "train", "config": wild, "run": str(tmp_path / "wild"), "resume": "never"}
+        )
     warnings = [r for r in read_records(tmp_path / "wild" / "metrics.jsonl") if r["kind"] == "warning"]
     assert len(warnings) == 3
     assert not (tmp_path / "wild" / "checkpoints").exists()

@@ -1,4 +1,7 @@
-"""One rank of a training or evaluation job: argv[1] holds ``{"verb", "config", "run", ...}``, argv[2] gets the result."""
+"""One rank of a training or evaluation job.
+
+argv[1] holds ``{"verb", "config", "run", ...}``, argv[2] gets the result.
+"""
 
 from __future__ import annotations
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from egmf_shards.task import Task
 
 from egmf_dist.errors import EgmfError
 from egmf_dist.training.checkpoint import Progress
 from egmf_dist.training.health import collapse
 from egmf_dist.training.loop import note_non_finite
+from egmf_shards.task import Task
 
 LABELS = ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger")
 MELD = Task(

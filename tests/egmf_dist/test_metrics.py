@@ -7,11 +7,11 @@ import math
 
 import numpy as np
 import pytest
-from egmf_shards.task import Task
 from sklearn.metrics import f1_score
 
 from egmf_dist.errors import EgmfError
 from egmf_dist.tasks.metrics import evaluate_task, score_classification, score_regression
+from egmf_shards.task import Task
 
 LABELS = ("neutral", "surprise", "joy")
 EMOTION = Task(

@@ -94,7 +94,9 @@ def test_the_loss_is_the_plain_causal_language_model_loss(build, make_samples, t
     batch = collator([sample], [1.0])
     tokenizer = collator.tokenizer
     prompt = tokenizer(render_prompt(sample, tasks[sample.task], 3), add_special_tokens=False)["input_ids"]
-    answer = tokenizer(render_answer(tasks[sample.task], "en", int(batch.answer_B[0])), add_special_tokens=False)["input_ids"]
+    answer = tokenizer(render_answer(tasks[sample.task], "en", int(batch.answer_B[0])), add_special_tokens=False)[
+        "input_ids"
+    ]
     answer = [*answer, tokenizer.eos_token_id]
     pseudo = model.pseudo_tokens(model.fuse(batch).pooled_BKD)
     embedded = torch.cat([pseudo, model.backbone.get_input_embeddings()(torch.tensor([prompt + answer]))], 1)
@@ -157,7 +159,9 @@ def test_every_switch_trains_every_parameter_it_leaves(build, make_samples, swit
     """Each ablation runs, and no trained parameter is left without a gradient."""
     model, collator = build(**switch)
     model(collator(make_samples(8, PATTERNS), [1.0] * 8)).total.backward()
-    without = [n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.abs().sum() > 0)]
+    without = [
+        n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.abs().sum() > 0)
+    ]
     assert not without
     whole, _ = build()
     assert sum(p.numel() for p in model.parameters()) != sum(p.numel() for p in whole.parameters()) or switch in (

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from egmf_shards.task import Task
 
 from egmf_dist.errors import EgmfError
 from egmf_dist.report import write_report
@@ -21,6 +20,7 @@ from egmf_dist.report.read import read_run
 from egmf_dist.report.style import save
 from egmf_dist.report.write import figures, run_labels
 from egmf_dist.tasks.metrics import evaluate_task
+from egmf_shards.task import Task
 
 LABELS = ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger")
 EMOTION = Task(name="emotion", kind="classification", questions={"en": "?"}, labels=LABELS, answers={"en": LABELS})

@@ -81,13 +81,15 @@ def test_pool_is_attention_inside_segments_mixed_by_the_present_modalities(token
     parts = segments(tokens)
     for b in range(BATCH):
         present = [m for m in range(MODALITIES) if len(parts[b * MODALITIES + m])]
-        weight = {m: w for m, w in zip(present, (logits[b, present] / 0.5).softmax(0), strict=True)}
+        weight = dict(zip(present, (logits[b, present] / 0.5).softmax(0), strict=True))
         expected = torch.zeros(QUERIES, WIDTH, dtype=torch.float64)
         for m in present:
             part = parts[b * MODALITIES + m]
             expected += weight[m] * (queries @ part.T / math.sqrt(WIDTH)).softmax(1) @ part
         torch.testing.assert_close(pooled[b], expected)
-        torch.testing.assert_close(beta[b], torch.stack([weight.get(m, torch.zeros(()).double()) for m in range(MODALITIES)]))
+        torch.testing.assert_close(
+            beta[b], torch.stack([weight.get(m, torch.zeros(()).double()) for m in range(MODALITIES)])
+        )
 
 
 def test_gradients_in_fp64(tokens):
@@ -99,7 +101,10 @@ def test_gradients_in_fp64(tokens):
         return egmf_kernels.ms_dwconv(x, weights, bias, mu, CU)
 
     assert torch.autograd.gradcheck(convolve, (x, bias, mu, *weights))
-    queries, logits = normal(QUERIES, WIDTH, seed=40).requires_grad_(), normal(BATCH, MODALITIES, seed=41).requires_grad_()
+    queries, logits = (
+        normal(QUERIES, WIDTH, seed=40).requires_grad_(),
+        normal(BATCH, MODALITIES, seed=41).requires_grad_(),
+    )
 
     def pool(x, queries, logits):
         return egmf_kernels.ragged_pool_gate(x, queries, logits, CU)[0]

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from egmf_launcher.cli import VERBS, main
 from egmf_launcher.options import build_parser
 

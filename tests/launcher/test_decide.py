@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from egmf_launcher.decide import LaunchArguments, decide, started_rank
-from egmf_launcher.hostfile import Host
 
 from egmf_dist.errors import EgmfError
+from egmf_launcher.decide import LaunchArguments, decide, started_rank
+from egmf_launcher.hostfile import Host
 
 TWO = (Host("localhost", 2),)
 CLUSTER = (Host("a", 8), Host("b", 8))

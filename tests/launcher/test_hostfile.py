@@ -6,11 +6,11 @@ import string
 from pathlib import Path
 
 import pytest
-from egmf_launcher.hostfile import Host, parse_hostfile
 from hypothesis import given
 from hypothesis import strategies as st
 
 from egmf_dist.errors import EgmfError
+from egmf_launcher.hostfile import Host, parse_hostfile
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from egmf_dist.errors import EgmfError
 from egmf_launcher.demo import run_state
 from egmf_launcher.environment import ray_environment
 from egmf_launcher.errors import WorkerFailedError, one_line
@@ -22,8 +24,6 @@ from egmf_launcher.network import is_this_machine
 from egmf_launcher.options import setting_overrides, without_rank_options
 from egmf_launcher.ray_cluster import split_hosts, ssh_command
 from egmf_launcher.ray_train import unwrap
-
-from egmf_dist.errors import EgmfError
 
 
 def test_deepspeed_command_has_no_hostfile_of_ours() -> None:

@@ -30,7 +30,9 @@ def gated_expert_mix(
         alpha_TE = x_TD.new_full((tokens, len(experts)), 1.0 / len(experts))
     else:
         logits_TE = x_TD @ gate_weight_ED.T + gate_context_BE[segment_T // modalities]
-        alpha_TE = (logits_TE / temperature).softmax(-1, dtype=torch.promote_types(x_TD.dtype, torch.float32)).to(x_TD.dtype)
+        alpha_TE = (
+            (logits_TE / temperature).softmax(-1, dtype=torch.promote_types(x_TD.dtype, torch.float32)).to(x_TD.dtype)
+        )
     weight_TE = alpha_TE
     if modality_weight_BM is not None:
         weight_TE = alpha_TE * modality_weight_BM.reshape(-1)[segment_T][:, None]

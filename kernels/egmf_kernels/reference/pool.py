@@ -29,7 +29,9 @@ def ragged_pool_gate(
     batch, modalities = logits_BM.shape
     dtype = o_TD.dtype
     # Sums over hundreds of tokens in 8 bits of mantissa would lose most of them.
-    o_TD, queries_KD, logits_BM = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (o_TD, queries_KD, logits_BM))
+    o_TD, queries_KD, logits_BM = (
+        t.to(torch.promote_types(t.dtype, torch.float32)) for t in (o_TD, queries_KD, logits_BM)
+    )
     segment_T = segment_ids(cu_segments, tokens)
     attention_TK = segment_softmax(o_TD @ queries_KD.T / math.sqrt(width), segment_T, batch * modalities)
     presence_BM = (cu_segments.diff() > 0).reshape(batch, modalities)
