@@ -74,7 +74,7 @@ def _draw_validation(axes: Axes, run: RunResults) -> None:
         rule = chosen.get("selected_by", "")
         axes.axvline(chosen["step"], color=GREY, linestyle=":", linewidth=1.2)
         axes.set_title(f"validation (star: kept adapter, step {chosen['step']})", fontsize=FONT, loc="left")
-        axes.set_xlabel(plain(f"step; selected by {rule}" if rule else "step"), fontsize=FONT - 1)
+        axes.set_xlabel(plain(f"step; kept: best {rule}" if rule else "step"), fontsize=FONT - 3)
     axes.legend(fontsize=FONT - 2, frameon=False)
 
 

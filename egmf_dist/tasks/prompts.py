@@ -8,8 +8,8 @@ The prompt is the dialogue's preceding turns, the utterance, and the task's ques
     [Chandler] My duties?  All right.
     Which emotion ...?
 
-followed by the answer and an end-of-sequence token. The utterance stands in brackets so that it is told from the context
-without words of either language. Text absent means an empty utterance here and in the experts' text stream.
+followed by the answer and an end-of-sequence token. The utterance stands in brackets so that it is told from the
+context without words of either language. Text absent means an empty utterance here and in the experts' text stream.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from __future__ import annotations
 from egmf_shards.sample import Sample, Turn
 from egmf_shards.task import CLASSIFICATION, Task
 
-# Written Chinese has no space between words, so an answer there follows the colon directly; elsewhere a space belongs to
-# the answer: byte-level tokenizers hold " joy" as one token, and the prompt must not end in a lone space.
+# Written Chinese has no space between words, so an answer there follows the colon directly; elsewhere a space belongs
+# to the answer: byte-level tokenizers hold " joy" as one token, and the prompt must not end in a lone space.
 _SPACE = {"zh": ""}
 _ANSWER_MARK = {"en": "Answer:", "zh": "答："}
 

@@ -82,7 +82,11 @@ def print_table(result: Mapping[str, Any], split: str, remove: Sequence[str]) ->
     for name, metric, count, cells in rows:
         for label, measured, ceiling in cells:
             table.add_row(name, metric, count, label, _number(measured), *([_number(ceiling)] if with_ceiling else []))
-    Console(highlight=False).print(table)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(table)
+    for task in result["tasks"].values():
+        if task.get("collapsed"):
+            console.print(f"warning: {task['collapsed']}", markup=False)
 
 
 def _number(value: float | None) -> str:

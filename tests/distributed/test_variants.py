@@ -1,0 +1,87 @@
+"""Short runs of the settings that change how a step is computed: precision, ZeRO stage, early stopping, LoRA off."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, TrainingConfig
+from egmf_dist.run_folder import open_run
+from egmf_dist.training.records import read_records
+from egmf_shards.synthetic import synthesize
+
+pytestmark = pytest.mark.distributed
+
+
+@pytest.fixture(scope="module")
+def config(random_backbone, tmp_path_factory):
+    """Six steps of eight samples on little data."""
+    data = tmp_path_factory.mktemp("data") / "demo"
+    synthesize(data, seed=0, samples=60, missing=0.1)
+    return Config(
+        data=DataConfig(shards=[str(data)], context_turns=1),
+        backbone=BackboneConfig(path=str(random_backbone), lora_rank=4, lora_dropout=0.0),
+        model=ModelConfig(width=32, heads=2),
+        training=TrainingConfig(
+            steps=6, global_batch=8, micro_batch=4, learning_rate=5e-3, warmup_steps=1, validate_every=6, log_every=1
+        ),
+    )
+
+
+@pytest.fixture
+def run_training(run_ranks, tmp_path):
+    """``run_training(config, ranks)`` trains and gives back its result and records."""
+
+    def run(config, ranks):
+        open_run(config, tmp_path / "run", "never")
+        job = {"verb": "train", "config": config, "run": str(tmp_path / "run"), "resume": "never"}
+        return run_ranks("training_run.py", ranks, job), read_records(tmp_path / "run" / "metrics.jsonl")
+
+    return run
+
+
+def losses(records):
+    return [r["loss"] for r in records if r["kind"] == "train"]
+
+
+@pytest.fixture(scope="module")
+def reference(config, run_ranks, tmp_path_factory):
+    """Losses of the fp32, stage 3, one-rank run that the others are held against."""
+    run = tmp_path_factory.mktemp("reference") / "run"
+    single = replace(config, training=replace(config.training, precision="fp32"))
+    open_run(single, run, "never")
+    run_ranks("training_run.py", 1, {"verb": "train", "config": single, "run": str(run), "resume": "never"})
+    return losses(read_records(run / "metrics.jsonl"))
+
+
+@pytest.mark.parametrize(("stage", "precision", "tolerance"), [(1, "fp32", 1e-4), (2, "fp32", 1e-4), (3, "bf16", 5e-2)])
+def test_stages_and_precisions_follow_the_same_losses(config, reference, run_training, stage, precision, tolerance):
+    """Two ranks of another ZeRO stage or in bf16, against one fp32 rank of stage 3."""
+    other = replace(config, training=replace(config.training, zero_stage=stage, precision=precision))
+    _, records = run_training(other, 2)
+    assert losses(records) == pytest.approx(reference, rel=tolerance)
+
+
+def test_early_stopping_uses_the_validation_split(config, run_training):
+    """A learning rate too small to change an answer: no validation beats the first, so the run ends two later."""
+    training = replace(config.training, precision="fp32", learning_rate=1e-12, validate_every=1, patience=2)
+    result, records = run_training(replace(config, training=training), 1)
+    assert (result["step"], result["best_step"]) == (3, 1)
+    assert [r["best"] for r in records if r["kind"] == "valid"] == [True, False, False]
+    assert "2 validations" in records[-1]["reason"]
+
+
+def test_a_frozen_backbone_trains_the_fusion_alone(config, run_training):
+    """LoRA rank 0: the pseudo tokens are all that can change the answers."""
+    frozen = replace(
+        config,
+        backbone=replace(config.backbone, lora_rank=0),
+        training=replace(config.training, precision="fp32"),
+    )
+    _, records = run_training(frozen, 1)
+    values = losses(records)
+    assert all(math.isfinite(v) for v in values)
+    start = next(r for r in records if r["kind"] == "start")
+    assert 0 < start["trained_parameters"] < start["parameters"]
