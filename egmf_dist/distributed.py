@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from egmf_dist.errors import EgmfError
+from egmf_shards.errors import ShardError
 
 ENVIRONMENT = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -76,6 +79,52 @@ def broadcast_object(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+@contextlib.contextmanager
+def failing_together() -> Iterator[None]:
+    """Bad input that one rank meets in the body is raised on every rank, so that none waits for it in a collective.
+
+    Every rank must enter this together.
+
+    Raises:
+        EgmfError: the message of the first rank that failed, on every rank.
+    """
+    message = None
+    try:
+        yield
+    except (EgmfError, ShardError) as error:
+        message = str(error)
+    (failed,) = sum_over_ranks([float(message is not None)])
+    if failed:
+        messages: list[Any] = [None] * world_size()
+        dist.all_gather_object(messages, message)
+        raise EgmfError(next(m for m in messages if m is not None))
+
+
+def on_rank_zero(action: Callable[[], Any]) -> Any:
+    """Do ``action`` on rank 0 and give its result to every rank; what it raises is raised on every rank.
+
+    Raises:
+        EgmfError: ``action`` raised it (or a ShardError).
+        RuntimeError: on the other ranks, ``action`` raised anything else, which rank 0 raises as it is.
+    """
+    value, complaint, failure = None, None, None
+    if rank() == 0:
+        try:
+            value = action()
+        except (EgmfError, ShardError) as error:
+            complaint = str(error)
+        except Exception as error:  # the other ranks must hear of it before it goes its way
+            failure = error
+    value, complaint, broken = broadcast_object((value, complaint, None if failure is None else repr(failure)))
+    if failure is not None:
+        raise failure
+    if broken is not None:
+        raise RuntimeError(f"rank 0 failed: {broken}")
+    if complaint is not None:
+        raise EgmfError(complaint)
+    return value
 
 
 def barrier() -> None:

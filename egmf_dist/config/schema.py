@@ -20,8 +20,9 @@ class DataConfig:
     """How many preceding turns of the dialogue enter the prompt; 0 for none, at most 12."""
     max_text_tokens: int = 128
     """An utterance longer than this many tokens keeps its end; a context turn likewise."""
-    max_frames: int = 4096
-    """A longer audio or vision sequence is averaged down to this many, so one mis-cut clip cannot run out of memory."""
+    max_frames: int = 1024
+    """An audio or vision sequence longer than this many frames is averaged down to it: one mis-cut clip must not
+    cost the whole batch its memory, which grows with the square of the longest joint sequence."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,6 @@ class ModelConfig:
     """Dropout on the tokens that enter the experts."""
     auxiliary_weight: float = 0.5
     """Weight of the auxiliary class and value heads on the fused representation; 0 for none."""
-    kernels: Literal["auto", "reference"] = "auto"
-    """Implementation of the fused operators; `auto` takes the fastest that runs here (so far only the reference)."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ class TrainingConfig:
     """Largest global gradient norm; 0 for none."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Arithmetic of the forward and backward pass; the optimiser's copy is always fp32."""
-    zero_stage: Literal[0, 1, 2, 3] = 3
+    zero_stage: Literal[1, 2, 3] = 3
     """DeepSpeed ZeRO stage. Where the backbone fits one device, 1 or 2 move only the adapter's bytes."""
     validate_every: int = 200
     """Steps between scorings of the validation split."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from egmf_dist.config.schema import Config
 from egmf_dist.errors import EgmfError
-
-MAX_CONTEXT_TURNS = 12
+from egmf_shards.sample import MAX_CONTEXT_TURNS
 
 
 def validate(config: Config) -> None:
@@ -58,6 +57,22 @@ def validate(config: Config) -> None:
         (training.steps >= 1, "training.steps", training.steps, "1 or more"),
         (training.global_batch >= 1, "training.global_batch", training.global_batch, "1 or more"),
         (training.micro_batch >= 1, "training.micro_batch", training.micro_batch, "1 or more"),
+        (training.weight_decay >= 0, "training.weight_decay", training.weight_decay, "0 or more"),
+        (training.patience >= 0, "training.patience", training.patience, "0 (never) or more"),
+        (
+            training.validation_samples >= 0,
+            "training.validation_samples",
+            training.validation_samples,
+            "0 (all) or more",
+        ),
+        (training.max_skipped_steps >= 1, "training.max_skipped_steps", training.max_skipped_steps, "1 or more"),
+        (
+            training.fusion_learning_rate is None or training.fusion_learning_rate > 0,
+            "training.fusion_learning_rate",
+            training.fusion_learning_rate,
+            "above 0, or null for the adapter's",
+        ),
+        (config.backbone.lora_alpha > 0, "backbone.lora_alpha", config.backbone.lora_alpha, "above 0"),
         (training.learning_rate > 0, "training.learning_rate", training.learning_rate, "above 0"),
         (training.warmup_steps >= 0, "training.warmup_steps", training.warmup_steps, "0 or more"),
         (training.gradient_clipping >= 0, "training.gradient_clipping", training.gradient_clipping, "0 (none) or more"),

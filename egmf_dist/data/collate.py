@@ -73,7 +73,11 @@ class Collator:
                 ) from error
 
     def _encode_uncached(self, text: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else ()
+        return (
+            tuple(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+            if text
+            else ()
+        )
 
     def _clip(self, text: str) -> str:
         ids = self._encode(text)

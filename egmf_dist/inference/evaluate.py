@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,10 +13,11 @@ from egmf_dist import distributed
 from egmf_dist.config import config_from_dict
 from egmf_dist.data.run_data import RunData, open_split
 from egmf_dist.errors import EgmfError
+from egmf_dist.files import write_json, write_json_lines
 from egmf_dist.inference.score import Prediction, evaluate_predictions, score_samples
-from egmf_dist.model.backbone import load_tokenizer
+from egmf_dist.model.backbone import backbone_identity, load_tokenizer
 from egmf_dist.model.build import build_egmf, load_trained
-from egmf_dist.training.checkpoint import find_best, write_json
+from egmf_dist.training.checkpoint import find_best
 from egmf_dist.training.engine import deepspeed_settings, initialise_for_scoring, partitioned_loading
 from egmf_shards import ShardSet
 from egmf_shards.sample import MODALITIES
@@ -46,6 +46,12 @@ def evaluate(run: Path, split: str, remove: Sequence[str], remove_each: bool, co
     folder, description = find_best(run)
     config = config_from_dict(description["config"])
     run_data = RunData.from_json(description["data"])
+    now, then = backbone_identity(config.backbone), description["backbone"]
+    if now != then:
+        raise EgmfError(
+            f"run {run}: the backbone in {config.backbone.path!r} is not the one it was trained with; "
+            "put that one back, or train again"
+        )
     shards = open_split(config, split)
     tokenizer = load_tokenizer(config.backbone)
     collator = run_data.collator(tokenizer, config.data)
@@ -57,6 +63,8 @@ def evaluate(run: Path, split: str, remove: Sequence[str], remove_each: bool, co
 
     def score(without: Sequence[str]) -> list[Prediction]:
         what = f"{split} without {', '.join(without)}" if without else split
+        if console and distributed.rank() == 0 and not os.isatty(1):
+            print(f"scoring {what}: {len(shards)} samples", flush=True)
         with Progress(disable=not (console and distributed.rank() == 0 and os.isatty(1))) as bar:
             task = bar.add_task(f"scoring {what}", total=None)
 
@@ -68,14 +76,17 @@ def evaluate(run: Path, split: str, remove: Sequence[str], remove_each: bool, co
             )
 
     rows = score(remove)
-    without_each = (
-        {m: score([*remove, m]) for m in present_modalities(run_data) if m not in remove} if remove_each else {}
-    )
-    result: dict[str, Any] | None = None
-    if distributed.rank() == 0:
-        selected_by = description["selected_by"]
-        result = {
-            "tasks": with_selection(evaluate_predictions(rows, run_data.tasks), selected_by),
+    without_each: dict[str, list[Prediction]] = {}
+    if remove_each:
+        without_each = {m: score([*remove, m]) for m in present_modalities(run_data) if m not in remove}
+
+    def judge() -> dict[str, Any]:
+        def tasks(scored: Sequence[Prediction]) -> dict[str, Any]:
+            results = evaluate_predictions(scored, run_data.tasks)
+            return {name: result | {"selected_by": description["selected_by"]} for name, result in results.items()}
+
+        result: dict[str, Any] = {
+            "tasks": tasks(rows),
             "seed": config.training.seed,
             "checkpoint": f"{folder.parent.name}/{folder.name}",
             "split": split,
@@ -84,16 +95,18 @@ def evaluate(run: Path, split: str, remove: Sequence[str], remove_each: bool, co
         if remove:
             result["without"] = list(remove)
         if without_each:
-            result["removed"] = {
-                m: {"tasks": with_selection(evaluate_predictions(r, run_data.tasks), selected_by)}
-                for m, r in without_each.items()
-            }
+            result["removed"] = {m: {"tasks": tasks(scored)} for m, scored in without_each.items()}
         ceilings = construction_ceilings(shards)
         if ceilings:
             result["ceilings"] = ceilings
         name = "-without-".join([split, "-".join(remove)]) if remove else split
-        write_evaluation(run, name, result, rows)
-    answer: dict[str, Any] = distributed.broadcast_object(result)
+        (run / "evaluation").mkdir(exist_ok=True)
+        # The predictions first, so that a result never stands without them.
+        write_json_lines(run / "evaluation" / f"predictions-{name}.jsonl", rows)
+        write_json(run / "evaluation" / f"{name}.json", result)
+        return result
+
+    answer: dict[str, Any] = distributed.on_rank_zero(judge)
     return answer
 
 
@@ -102,25 +115,9 @@ def present_modalities(run_data: RunData) -> list[str]:
     return [m for m in MODALITIES if m == "text" or run_data.dims.get(m, 0)]
 
 
-def with_selection(results: dict[str, Any], selected_by: str) -> dict[str, Any]:
-    """Say in every result which split and metric chose the checkpoint."""
-    return {name: result | {"selected_by": selected_by} for name, result in results.items()}
-
-
 def construction_ceilings(shards: ShardSet) -> dict[str, Any]:
     """The best possible scores, where the data is generated and its manifest knows them."""
     out: dict[str, Any] = {}
     for manifest in shards.manifests:
         out.update(manifest.get("ceilings", {}))
     return out
-
-
-def write_evaluation(run: Path, name: str, result: dict[str, Any], rows: Sequence[Prediction]) -> None:
-    """Write both files; the predictions first, so that a result never stands without them."""
-    folder = run / "evaluation"
-    folder.mkdir(exist_ok=True)
-    path = folder / f"predictions-{name}.jsonl"
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
-    os.replace(temporary, path)
-    write_json(folder / f"{name}.json", result)

@@ -14,8 +14,9 @@ from torch import nn
 
 from egmf_dist import distributed
 from egmf_dist.data.collate import Collator
+from egmf_dist.errors import EgmfError
 from egmf_dist.model.egmf import Scores
-from egmf_dist.tasks.metrics import evaluate_task
+from egmf_dist.tasks.metrics import HEADLINE, LOWER_IS_BETTER, evaluate_task, metric_names
 from egmf_shards import Sample, ShardSet, Task, sequential
 from egmf_shards.sample import MODALITIES
 from egmf_shards.task import CLASSIFICATION
@@ -54,10 +55,12 @@ def score_samples(
     device = distributed.device()
     mine: list[tuple[int, Prediction]] = []
     for done, batch_plan in enumerate(plan, start=1):
-        samples = [shards[chosen[place]] for place in batch_plan.indices]
-        for modality in remove:
-            samples = [s.without(modality) for s in samples]
-        batch = collator(samples, batch_plan.weights, score=True).to(device)
+        with distributed.failing_together():
+            samples = [shards[chosen[place]] for place in batch_plan.indices]
+            for modality in remove:
+                samples = [s.without(modality) for s in samples]
+            batch = collator(samples, batch_plan.weights, score=True)
+        batch = batch.to(device)
         with torch.no_grad():
             scores = model(batch, mode="score")
         rows = predictions(samples, collator.tasks, scores, model_experts(model))
@@ -123,7 +126,17 @@ def rounded(row: torch.Tensor) -> list[float]:
 
 
 def evaluate_predictions(rows: Sequence[Prediction], tasks: Mapping[str, Task]) -> dict[str, Any]:
-    """Metrics of each task that has predictions."""
+    """Metrics of each task that has predictions.
+
+    Raises:
+        EgmfError: a sample's scores are not finite.
+    """
+    diverged = next((r["id"] for r in rows if not np.isfinite(r["probabilities"]).all()), None)
+    if diverged is not None:
+        raise EgmfError(
+            f"sample {diverged}: its scores are not finite: the model has diverged; "
+            "train again with a lower training.learning_rate"
+        )
     results = {}
     for name, task in tasks.items():
         own = [r for r in rows if r["task"] == name]
@@ -141,6 +154,22 @@ def evaluate_predictions(rows: Sequence[Prediction], tasks: Mapping[str, Task]) 
     return results
 
 
+def check_selection(select_by: str, tasks: Mapping[str, Task]) -> None:
+    """Refuse a selection metric that the run does not have.
+
+    Raises:
+        EgmfError: names the task or the metric, and those there are.
+    """
+    if not select_by:
+        return
+    name, metric = select_by.split(".")
+    where = f"config: training.select_by is {select_by!r}"
+    if name not in tasks:
+        raise EgmfError(f"{where}; this run's tasks are {', '.join(tasks)}")
+    if metric not in metric_names(tasks[name]):
+        raise EgmfError(f"{where}; the metrics of {name} are {', '.join(metric_names(tasks[name]))}")
+
+
 def selection_score(results: Mapping[str, Any], select_by: str) -> float:
     """The number a validation is judged by, higher is better; an undefined metric counts as the worst.
 
@@ -149,10 +178,10 @@ def selection_score(results: Mapping[str, Any], select_by: str) -> float:
         select_by: ``TASK.METRIC``, or empty for the mean of weighted F1 and Corr over tasks.
     """
     if select_by:
-        task, metric = select_by.split(".")
-        value = results[task]["metrics"][metric]
-        if metric == "mae":
-            return float("-inf") if value is None else -float(value)
-        return float("-inf") if value is None else float(value)
-    main = [r["metrics"]["weighted_f1" if r["kind"] == CLASSIFICATION else "corr"] for r in results.values()]
-    return float(np.mean([-1.0 if v is None else v for v in main]))
+        name, metric = select_by.split(".")
+        value = results[name]["metrics"][metric] if name in results else None
+        if value is None:
+            return -1e9
+        return -float(value) if metric in LOWER_IS_BETTER else float(value)
+    main = [result["metrics"][HEADLINE[result["kind"]]] for result in results.values()]
+    return float(np.mean([-1.0 if value is None else value for value in main]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from egmf_dist.errors import EgmfError
 def _check_path(config: BackboneConfig) -> None:
     if not config.path:
         raise EgmfError("config: backbone.path is empty; give a folder or hub id of a Hugging Face causal LM")
-    looks_local = config.path.startswith((".", "/", "~")) or config.path.count("/") != 1 or Path(config.path).exists()
+    # A hub id is `name` or `owner/name`; where the first part is a folder here, a folder is what was meant.
+    first = Path(config.path).parts[0]
+    looks_local = config.path.startswith((".", "/", "~")) or config.path.count("/") > 1 or Path(first).is_dir()
     if looks_local and not (Path(config.path) / "config.json").is_file():
         raise EgmfError(
             f"config: backbone.path {config.path!r} holds no config.json; give a folder in Hugging Face format, "
@@ -87,6 +90,25 @@ def load_backbone(config: BackboneConfig, dtype: torch.dtype) -> PreTrainedModel
             f"config: backbone.lora_targets {config.lora_targets!r}: {str(error).splitlines()[0]}"
         ) from error
     return adapted
+
+
+def backbone_identity(config: BackboneConfig) -> dict[str, Any]:
+    """What names the base model, to tell whether an adapter is put on the model it was trained with.
+
+    A hub model: id, revision and resolved commit. A folder: hashes of its configuration, tokenizer and weights; of a
+    file over 64 MiB its size and its first MiB, which holds the safetensors header.
+    """
+    folder = Path(config.path)
+    if not folder.is_dir():
+        commit = getattr(load_backbone_config(config), "_commit_hash", None)
+        return {"path": config.path, "revision": config.revision, "commit": commit}
+    digest = hashlib.sha256()
+    for file in sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".bin", ".model")):
+        size = file.stat().st_size
+        with open(file, "rb") as opened:
+            content = opened.read(2**20 if size > 2**26 else size)
+        digest.update(f"{file.name} {size} ".encode() + hashlib.sha256(content).digest())
+    return {"path": config.path, "revision": config.revision, "sha256": digest.hexdigest()}
 
 
 def sequence_start(tokenizer: PreTrainedTokenizerBase) -> list[int]:

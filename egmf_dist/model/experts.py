@@ -49,11 +49,8 @@ class AttentionExperts(nn.Module):
     def forward(self, x_TD: torch.Tensor, cu_segments: torch.Tensor, joint_length: int) -> list[torch.Tensor]:
         """One ``[T, D]`` stream per enabled expert, semantic before global."""
         tokens, width = x_TD.shape
-        lengths_S = cu_segments.diff().long()
-        batch = lengths_S.numel() // len(MODALITIES)
-        segment_T = torch.repeat_interleave(
-            torch.arange(lengths_S.numel(), device=x_TD.device), lengths_S, output_size=tokens
-        )
+        batch = (cu_segments.numel() - 1) // len(MODALITIES)
+        segment_T = egmf_kernels.segment_ids(cu_segments, tokens)
         sample_T = segment_T // len(MODALITIES)
         sample_start_B = cu_segments[:-1].long()[:: len(MODALITIES)]
         column_T = torch.arange(tokens, device=x_TD.device) - sample_start_B[sample_T]

@@ -150,9 +150,7 @@ class Fusion(nn.Module):
         cu = batch.cu_segments
         lengths_BM = cu.diff().reshape(-1, len(MODALITIES))
         presence_BM = lengths_BM > 0
-        segment_T = torch.repeat_interleave(
-            torch.arange(lengths_BM.numel(), device=x_TD.device), lengths_BM.reshape(-1).long(), output_size=len(x_TD)
-        )
+        segment_T = egmf_kernels.segment_ids(cu, len(x_TD))
         streams = []
         if self.local is not None:
             streams.append(self.local(x_TD, cu))

@@ -23,9 +23,13 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, mean_abs
 
 from egmf_dist.errors import EgmfError
 from egmf_dist.training.health import collapse
-from egmf_shards.task import CLASSIFICATION, CONVENTIONS, Task
+from egmf_shards.task import CLASSIFICATION, CONVENTIONS, REGRESSION, Task
 
 Metrics = dict[str, float | None]
+
+HEADLINE = {CLASSIFICATION: "weighted_f1", REGRESSION: "corr"}
+"""The one metric of each kind of task that tables show and that selects an adapter by default."""
+LOWER_IS_BETTER = ("mae", "ece")
 
 CALIBRATION_BINS = 15
 SIMS_WEAK = 0.4
@@ -81,6 +85,13 @@ def evaluate_task(
         matrix = confusion_matrix(true_classes, classes, labels=indices) if len(true_classes) else empty
         result["confusion"] = matrix.tolist()
     return result
+
+
+def metric_names(task: Task) -> tuple[str, ...]:
+    """The metrics a task is reported with."""
+    if task.kind == CLASSIFICATION:
+        return tuple(score_classification(task.labels, [], [], []))
+    return tuple(score_regression(task.convention, [], []))
 
 
 def score_classification(

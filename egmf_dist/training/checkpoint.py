@@ -7,11 +7,9 @@ frozen backbone is named, not copied).
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from torch import nn
 
 from egmf_dist import distributed
 from egmf_dist.errors import EgmfError
+from egmf_dist.files import sha256, write_json
 from egmf_dist.model.build import TRAINED_FILE, trained_parameters
 
 STATE = "state"
@@ -46,37 +45,6 @@ class Progress:
     skipped_in_a_row: int = 0
 
 
-def write_json(path: Path, data: Any) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never half of it."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(data, file, ensure_ascii=False, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def on_rank_zero(action: Callable[[], Any]) -> Any:
-    """Do ``action`` on rank 0 and give its result to every rank; its EgmfError is raised on every rank."""
-    box: Any = None
-    if distributed.rank() == 0:
-        try:
-            box = (None, action())
-        except EgmfError as error:
-            box = (str(error), None)
-    message, value = distributed.broadcast_object(box)
-    if message is not None:
-        raise EgmfError(message)
-    return value
-
-
 def checkpoint_name(step: int) -> str:
     """Folder of the checkpoint taken after ``step`` steps."""
     return f"step-{step:07d}"
@@ -99,7 +67,7 @@ def save_checkpoint(engine: Any, run: Path, progress: Progress, identity: dict[s
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
 
-    on_rank_zero(prepare)
+    distributed.on_rank_zero(prepare)
     engine.save_checkpoint(str(temporary), tag=STATE, save_latest=False, exclude_frozen_parameters=True)
     random_state = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
@@ -111,14 +79,41 @@ def save_checkpoint(engine: Any, run: Path, progress: Progress, identity: dict[s
         files = sorted(p for p in temporary.rglob("*") if p.is_file())
         hashes = {str(p.relative_to(temporary)): sha256(p) for p in files}
         write_json(temporary / RECORD, {"progress": progress.__dict__, "identity": identity, "sha256": hashes})
-        if final.exists():
-            shutil.rmtree(final)
-        os.rename(temporary, final)
+        replace_folder(temporary, final)
         write_json(folder / LATEST, {"checkpoint": final.name})
-        for old in sorted(folder.glob("step-*"))[:-keep]:
-            shutil.rmtree(old)
+        prune(run, progress.step, keep)
 
-    on_rank_zero(publish)
+    distributed.on_rank_zero(publish)
+
+
+def replace_folder(temporary: Path, final: Path) -> None:
+    """Rename a finished folder into place; one of the same name is moved aside first and removed last."""
+    aside = final.with_name(f".{final.name}.old")
+    shutil.rmtree(aside, ignore_errors=True)
+    if final.exists():
+        os.rename(final, aside)
+    os.rename(temporary, final)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def prune(run: Path, step: int, keep: int) -> None:
+    """Remove what a run that stands at ``step`` no longer needs.
+
+    Checkpoints after ``step`` are of a timeline that was given up by resuming from an earlier one; of the others the
+    newest ``keep`` stay. Adapters stay that a kept checkpoint calls its best: a resume from it must find them.
+    """
+    checkpoints = {int(p.name.removeprefix("step-")): p for p in (run / "checkpoints").glob("step-*")}
+    kept = sorted(s for s in checkpoints if s <= step)[-keep:]
+    best = {checkpoint_name(recorded_progress(checkpoints[s]).best_step) for s in kept}
+    stale = [path for s, path in checkpoints.items() if s not in kept]
+    stale += [path for path in (run / "best").glob("step-*") if path.name not in best]
+    for path in stale:
+        shutil.rmtree(path)
+
+
+def recorded_progress(checkpoint: Path) -> Progress:
+    """The progress a checkpoint was written at."""
+    return Progress(**json.loads((checkpoint / RECORD).read_text(encoding="utf-8"))["progress"])
 
 
 def find_checkpoint(run: Path, resume: str) -> Path | None:
@@ -138,6 +133,8 @@ def find_checkpoint(run: Path, resume: str) -> Path | None:
         found = pointer.parent / str(json.loads(pointer.read_text(encoding="utf-8"))["checkpoint"])
     else:
         found = Path(resume)
+        if (run / "checkpoints").resolve() != found.resolve().parent:
+            raise EgmfError(f"resume {found}: not a checkpoint of run {run}; give {run}/checkpoints/step-N or auto")
     if not (found / RECORD).is_file():
         raise EgmfError(
             f"resume {found}: no complete checkpoint there ({RECORD} is missing); "
@@ -177,9 +174,15 @@ def load_checkpoint(engine: Any, run: Path, resume: str, identity: dict[str, Any
 
     def choose() -> tuple[str, Progress] | None:
         found = find_checkpoint(run, resume)
-        return None if found is None else (str(found), read_record(found, identity))
+        if found is None:
+            return None
+        progress = read_record(found, identity)
+        # The best adapter goes back in time with the rest: a later one belongs to steps that are about to be repeated.
+        if progress.best_step:
+            write_json(run / "best" / BEST, {"adapter": checkpoint_name(progress.best_step)})
+        return str(found), progress
 
-    chosen = on_rank_zero(choose)
+    chosen = distributed.on_rank_zero(choose)
     if chosen is None:
         return None
     path, progress = chosen
@@ -209,6 +212,8 @@ def gather_trained(model: nn.Module) -> dict[str, torch.Tensor]:
 def save_best(model: nn.Module, run: Path, step: int, description: dict[str, Any]) -> None:
     """Keep the trained weights as the run's best adapter; every rank must call this.
 
+    The one before it goes when no checkpoint names it any more (:func:`prune`).
+
     Args:
         model: the module inside the engine.
         run: the run's folder.
@@ -224,14 +229,10 @@ def save_best(model: nn.Module, run: Path, step: int, description: dict[str, Any
         temporary.mkdir(parents=True)
         save_file(weights, temporary / TRAINED_FILE)
         write_json(temporary / "adapter.json", description | {"sha256": sha256(temporary / TRAINED_FILE)})
-        shutil.rmtree(final, ignore_errors=True)
-        os.rename(temporary, final)
+        replace_folder(temporary, final)
         write_json(folder / BEST, {"adapter": final.name})
-        for old in folder.glob("step-*"):
-            if old != final:
-                shutil.rmtree(old)
 
-    on_rank_zero(publish)
+    distributed.on_rank_zero(publish)
 
 
 def find_best(run: Path) -> tuple[Path, dict[str, Any]]:

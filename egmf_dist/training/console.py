@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from rich.console import Console as RichConsole
@@ -51,11 +52,12 @@ class Console:
             if record.get("step"):
                 self._line(f"resumed after step {record['step']} (position {record['position']})")
         elif kind == "train":
-            note = f"loss {record['loss']:.3f}  lr {record['lr']:.1e}  {record['samples_per_s']:.0f} samples/s"
+            loss, grad_norm = (math.nan if record[key] is None else record[key] for key in ("loss", "grad_norm"))
+            note = f"loss {loss:.3f}  lr {record['lr']:.1e}  {record['samples_per_s']:.0f} samples/s"
             if self.progress is not None:
                 self.progress.update(self.task, completed=record["step"], note=note)
             else:
-                self._line(f"step {record['step']}/{self.total}  {note}  grad {record['grad_norm']:.2f}")
+                self._line(f"step {record['step']}/{self.total}  {note}  grad {grad_norm:.2f}")
         elif kind == "valid":
             shown = "  ".join(
                 f"{task} {name} {value:.3f}"

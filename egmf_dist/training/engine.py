@@ -59,7 +59,9 @@ def partitioned_loading(config: Config, settings: dict[str, Any]) -> Iterator[No
 
 def parameter_groups(model: nn.Module, training: TrainingConfig) -> list[dict[str, Any]]:
     """AdamW's groups: adapter and fusion apart (learning rate), matrices and the rest apart (weight decay)."""
-    fusion_rate = training.fusion_learning_rate or training.learning_rate
+    fusion_rate = training.fusion_learning_rate
+    if fusion_rate is None:
+        fusion_rate = training.learning_rate
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in trained_parameters(model).items():
         rate = training.learning_rate if name.startswith("backbone.") else fusion_rate
@@ -99,7 +101,9 @@ def initialise_for_scoring(config: Config, model: nn.Module, settings: dict[str,
     from egmf_dist import distributed
 
     if config.training.zero_stage != 3:
-        return model.to(distributed.device()).eval()
+        # As DeepSpeed casts it for training: what is scored must be what was selected.
+        dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
+        return model.to(distributed.device(), dtype).eval()
     import deepspeed
 
     quiet()

@@ -21,24 +21,18 @@ import torch
 from torch import nn
 
 from egmf_dist import __version__, distributed
-from egmf_dist.config import Config
-from egmf_dist.data import Collator
+from egmf_dist.config import Config, TrainingConfig
+from egmf_dist.data import Collator, RaggedBatch
 from egmf_dist.data.run_data import RunData, open_split
 from egmf_dist.errors import EgmfError
-from egmf_dist.inference.score import evaluate_predictions, score_samples, selection_score
-from egmf_dist.model.backbone import load_tokenizer
+from egmf_dist.files import write_json
+from egmf_dist.inference.score import check_selection, evaluate_predictions, score_samples, selection_score
+from egmf_dist.model.backbone import backbone_identity, load_tokenizer
 from egmf_dist.model.build import build_egmf, trained_parameters
-from egmf_dist.training.checkpoint import (
-    Progress,
-    load_checkpoint,
-    on_rank_zero,
-    save_best,
-    save_checkpoint,
-    write_json,
-)
+from egmf_dist.training.checkpoint import Progress, load_checkpoint, save_best, save_checkpoint
 from egmf_dist.training.engine import deepspeed_settings, initialise, learning_rate_factor, partitioned_loading
 from egmf_dist.training.records import Records
-from egmf_shards import MicroBatch, Order, ShardSet, Stream
+from egmf_shards import Order, ShardSet, Stream
 
 
 def train(config: Config, run: Path, resume: str, console: bool) -> dict[str, Any]:
@@ -61,7 +55,7 @@ def train(config: Config, run: Path, resume: str, console: bool) -> dict[str, An
     ranks, rank, device = distributed.world_size(), distributed.rank(), distributed.device()
     shards, validation = open_split(config, "train"), open_split(config, "valid")
     run_data = RunData.of(shards)
-    check_selection(training.select_by, run_data)
+    check_selection(training.select_by, run_data.tasks)
     stream = Stream(
         shards,
         seed=training.seed,
@@ -83,43 +77,40 @@ def train(config: Config, run: Path, resume: str, console: bool) -> dict[str, An
         "world_size": ranks,
         "data": shards.index_hash,
         "seed": training.seed,
-        "backbone": backbone_identity(config),
+        "backbone": backbone_identity(config.backbone),
     }
     progress = load_checkpoint(engine, run, resume, identity) or Progress()
     records = Records(run, rank == 0, console, progress.step)
-    on_rank_zero_write_manifest(run, config, identity)
+    write_manifest(run, config, identity)
     records.write(start_record(config, progress, ranks, model))
     reason = "all steps done"
     clock = Clock()
     try:
-        while progress.step < training.steps:
+        while not finished(progress, training):
             factor = learning_rate_factor(progress.step, training)
             for group, peak in zip(engine.optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * factor
-            micro_batches = stream.read(progress.position)
-            sums = train_step(engine, micro_batches, collator, device, ranks)
+            with distributed.failing_together():
+                micro_batches = stream.read(progress.position)
+                batches = [collator(m.samples, m.weights) for m in micro_batches]
+            sums = train_step(engine, batches, device, ranks)
             progress.step += 1
             progress.position += training.global_batch
             clock.add(sums["valid"], sums["tokens"])
             grad_norm = float(engine.get_global_grad_norm() or 0.0)
-            note_non_finite(
-                progress, sums, grad_norm, micro_batches[0].samples[0].id, training.max_skipped_steps, records
-            )
+            note_non_finite(progress, sums, grad_norm, batches[0].ids[0], training.max_skipped_steps, records)
 
             if progress.step % training.log_every == 0 or progress.step == training.steps:
                 records.write(train_record(progress, sums, grad_norm, factor * peaks[0], len(shards), config, clock))
-            last = progress.step == training.steps
-            if progress.step % training.validate_every == 0 or last:
+            if progress.step % training.validate_every == 0 or progress.step == training.steps:
                 improved = validate(engine, validation, collator, config, run_data, progress, run, records)
                 clock.restart()
                 progress.without_improvement = 0 if improved else progress.without_improvement + 1
-            stop_early = 0 < training.patience <= progress.without_improvement
-            if progress.step % training.checkpoint_every == 0 or last or stop_early:
+            if progress.step % training.checkpoint_every == 0 or finished(progress, training):
                 save_checkpoint(engine, run, progress, identity, training.keep_checkpoints)
                 clock.restart()
-            if stop_early:
-                reason = f"{progress.without_improvement} validations without a better score"
-                break
+        if progress.step < training.steps:
+            reason = f"{progress.without_improvement} validations without a better score"
         records.write({"kind": "end", "step": progress.step, "reason": reason, "best_step": progress.best_step})
     finally:
         records.close()
@@ -132,15 +123,17 @@ def train(config: Config, run: Path, resume: str, console: bool) -> dict[str, An
     }
 
 
-def train_step(
-    engine: Any, micro_batches: list[MicroBatch], collator: Collator, device: torch.device, ranks: int
-) -> dict[str, float]:
+def finished(progress: Progress, training: TrainingConfig) -> bool:
+    """All steps are done, or validation has not improved for too long."""
+    return progress.step >= training.steps or 0 < training.patience <= progress.without_improvement
+
+
+def train_step(engine: Any, batches: list[RaggedBatch], device: torch.device, ranks: int) -> dict[str, float]:
     """One optimiser step over this rank's micro-batches.
 
     Returns:
         Global sums of the step: ``valid`` samples, ``tokens``, ``answer`` and ``auxiliary`` loss.
     """
-    batches = [collator(m.samples, m.weights).to(device) for m in micro_batches]
     valid, tokens = distributed.sum_over_ranks(
         [float(sum(b.weight_B.sum() for b in batches)), float(sum(b.tokens for b in batches))]
     )
@@ -150,7 +143,7 @@ def train_step(
     auxiliary = torch.zeros((), dtype=torch.float64, device=device)
     engine.train()
     for batch in batches:
-        sums = engine(batch)
+        sums = engine(batch.to(device))
         engine.backward(sums.total * (ranks * len(batches) / valid))
         engine.step()
         answer += sums.answer
@@ -212,8 +205,11 @@ def validate(
     engine.eval()
     chosen = chosen_for_validation(len(validation), config.training.validation_samples)
     rows = score_samples(engine.module, validation, collator, config.evaluation.batch_size, chosen)
-    results = evaluate_predictions(rows, run_data.tasks) if distributed.rank() == 0 else {}
-    results = distributed.broadcast_object(results)
+
+    def judge() -> dict[str, Any]:
+        return evaluate_predictions(rows, run_data.tasks)
+
+    results = distributed.on_rank_zero(judge)
     score = selection_score(results, config.training.select_by)
     improved = progress.best_score is None or score > progress.best_score
     selected_by = f"valid {config.training.select_by or 'mean of weighted_f1 and corr over tasks'}"
@@ -225,7 +221,7 @@ def validate(
             "selected_by": selected_by,
             "config": asdict(config),
             "data": run_data.to_json(),
-            "backbone": backbone_identity(config),
+            "backbone": backbone_identity(config.backbone),
         }
         save_best(engine.module, run, progress.step, description)
     records.write(
@@ -254,15 +250,6 @@ def chosen_for_validation(count: int, wanted: int) -> list[int]:
     if not 0 < wanted < count:
         return list(range(count))
     return sorted(Order(count, 0, "validation").indices(0, wanted).tolist())
-
-
-def check_selection(select_by: str, run_data: RunData) -> None:
-    """Refuse a selection metric of a task that the run does not have."""
-    if select_by and select_by.split(".")[0] not in run_data.tasks:
-        raise EgmfError(
-            f"config: training.select_by is {select_by!r}; this run's tasks are {', '.join(run_data.tasks)}, such as "
-            f"{next(iter(run_data.tasks))}.weighted_f1"
-        )
 
 
 class Clock:
@@ -338,19 +325,7 @@ def start_record(config: Config, progress: Progress, ranks: int, model: nn.Modul
     }
 
 
-def backbone_identity(config: Config) -> dict[str, Any]:
-    """What names the base model: its path and revision, and the hash of its own configuration where it is a folder."""
-    from egmf_dist.training.checkpoint import sha256
-
-    own = Path(config.backbone.path) / "config.json"
-    return {
-        "path": config.backbone.path,
-        "revision": config.backbone.revision,
-        "config_sha256": sha256(own) if own.is_file() else None,
-    }
-
-
-def on_rank_zero_write_manifest(run: Path, config: Config, identity: dict[str, Any]) -> None:
+def write_manifest(run: Path, config: Config, identity: dict[str, Any]) -> None:
     """Write ``manifest.json``: versions, seeds, data and base model identity, hosts."""
     hosts = distributed.gather_objects(platform.node())
 
@@ -368,4 +343,4 @@ def on_rank_zero_write_manifest(run: Path, config: Config, identity: dict[str, A
             },
         )
 
-    on_rank_zero(write)
+    distributed.on_rank_zero(write)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
+from egmf_dist.files import write_json_lines
 from egmf_dist.training.console import Console
 
 METRICS = "metrics.jsonl"
@@ -41,7 +43,7 @@ class Records:
         path = run / METRICS
         if path.exists():
             keep = [r for r in read_records(path) if r.get("step", 0) <= resumed_step and r["kind"] != "end"]
-            path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in keep), encoding="utf-8")
+            write_json_lines(path, keep)
         self.file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (held for the whole run, closed in close)
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=resumed_step + 1 if resumed_step else None)
         self.console = Console() if console else None
@@ -52,7 +54,9 @@ class Records:
         """Append a record and show it; numbers of training and validation also go to TensorBoard."""
         if not self.active:
             return
-        self.file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        # NaN and infinities are no JSON: a number that is not finite stands as null.
+        record = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+        self.file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
         step = record.get("step", 0)
         if record["kind"] == "train":
             for name, value in record.items():

@@ -6,5 +6,6 @@ segment of zero length is an absent modality.
 """
 
 from egmf_kernels.api import gated_expert_mix, modality_gate, ms_dwconv, ragged_pool_gate
+from egmf_kernels.reference.segments import segment_ids
 
-__all__ = ["gated_expert_mix", "modality_gate", "ms_dwconv", "ragged_pool_gate"]
+__all__ = ["gated_expert_mix", "modality_gate", "ms_dwconv", "ragged_pool_gate", "segment_ids"]

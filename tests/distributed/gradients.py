@@ -64,7 +64,6 @@ def main() -> None:
                 with torch.no_grad():
                     parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
         engine, _ = initialise(config, model, settings)
-        engine.optimizer.step_original = engine.optimizer.step
         gradients = {}
 
         def capture(*arguments, **options):
@@ -75,7 +74,7 @@ def main() -> None:
 
         engine.optimizer.step = capture
         collator = Collator(tokenizer, tasks, ["en", "zh"], job["dims"], config.data)
-        sums = train_step(engine, micro, collator, distributed.device(), world)
+        sums = train_step(engine, [collator(m.samples, m.weights) for m in micro], distributed.device(), world)
         if rank == 0:
             torch.save({"gradients": gradients, "sums": sums}, sys.argv[2])
 

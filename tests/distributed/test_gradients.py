@@ -73,8 +73,5 @@ def test_a_branch_on_the_samples_would_be_noticed(job, run_ranks, make_samples):
     """The same comparison with a model that chooses a module by what its samples hold: it must not agree."""
     samples = make_samples(8, PATTERNS)
     one = run_ranks("gradients.py", 1, job(samples, 4, branch=True))
-    try:
-        two = run_ranks("gradients.py", 2, job(samples, 4, branch=True), timeout=90)
-    except AssertionError:
-        return  # ZeRO-3 crashed on it: noticed as well
+    two = run_ranks("gradients.py", 2, job(samples, 4, branch=True))
     assert relative_difference(one, two) > 1e-2

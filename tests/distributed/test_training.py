@@ -65,6 +65,7 @@ def test_resume_gives_the_uninterrupted_runs_losses_bitwise(config, whole, run_r
     assert losses(copy) == losses(whole)
     kinds = [(r["kind"], r.get("step")) for r in read_records(copy / "metrics.jsonl")]
     assert kinds.count(("valid", 24)) == 1
+    assert kinds.count(("start", 18)) == 1  # it did go on from the checkpoint, and not from the start
     assert kinds[-1] == ("end", 24)
 
 
