@@ -35,7 +35,7 @@ def build_egmf(
     dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
     backbone = load_backbone(config.backbone, dtype)
     embedding = backbone.get_input_embeddings()
-    return EGMF(
+    model = EGMF(
         config.model,
         backbone,
         hidden=backbone.config.hidden_size,
@@ -47,6 +47,10 @@ def build_egmf(
         eos=int(tokenizer.eos_token_id),
         start=sequence_start(tokenizer),
     )
+    # One dtype throughout, as ZeRO-3 demands of the parameters it flattens; DeepSpeed keeps fp32 copies for its optimiser.
+    for parameter in trained_parameters(model).values():
+        parameter.data = parameter.data.to(dtype)
+    return model
 
 
 def embedding_rms(embedding: nn.Module) -> float:
