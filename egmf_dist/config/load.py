@@ -18,9 +18,59 @@ from egmf_dist.errors import EgmfError
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
+def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The sections of a YAML file of settings; one with nothing below it (``model:``) is left out: it means defaults.
+
+    Raises:
+        EgmfError: the file is missing, not YAML in UTF-8 or not a mapping, a key is unknown or a value has the wrong
+            type. Rules between values are not checked: options may still change them.
+    """
+    try:
+        sections = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise EgmfError(f"config {path}: no such file; give a YAML file such as configs/demo.yaml") from error
+    except OSError as error:
+        raise EgmfError(f"config {path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise EgmfError(f"config {path}: not a UTF-8 text file ({error.reason} at byte {error.start})") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}" if mark is not None else ""
+        reason = getattr(error, "problem", None) or one_line(error)
+        raise EgmfError(f"config {path}{place}: not YAML ({reason})") from error
+    if not isinstance(sections, dict):
+        found = "is empty" if sections is None else f"holds a {type(sections).__name__}"
+        names = ", ".join(Config.__dataclass_fields__)
+        raise EgmfError(f"config {path}: {found}; it must hold sections of settings ({names}), as configs/demo.yaml")
+    for name, section in sections.items():
+        if name in Config.__dataclass_fields__ and not isinstance(section, dict | None):
+            raise EgmfError(
+                f"config {path}: {name} is {section!r}; it must be a section of settings, 'key: value' lines"
+            )
+    sections = {name: section for name, section in sections.items() if section is not None}
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Config, None)
+    try:
+        parser.parse_object(sections)
+    except (jsonargparse.ArgumentError, TypeError) as error:  # TypeError: a key that is no string
+        raise EgmfError(f"config {path}: {one_line(error)}") from error
+    return sections
+
+
+class SettingsFile(jsonargparse.ActionConfigFile):
+    """``--config FILE`` by way of :func:`read_settings`, so that every mistake in the file names the file."""
+
+    @staticmethod
+    def apply_config(parser: jsonargparse.ArgumentParser, cfg: jsonargparse.Namespace, dest: str, value: str) -> None:
+        """Put the file's settings under those parsed so far, and its path into the list ``dest``."""
+        text = yaml.safe_dump(read_settings(value), allow_unicode=True)
+        jsonargparse.ActionConfigFile.apply_config(parser, cfg, dest, text)
+        cfg[dest][-1] = value
+
+
 def add_config_arguments(parser: jsonargparse.ArgumentParser) -> None:
     """Give ``parser`` the options ``--config FILE`` and ``--section.key VALUE`` of every setting."""
-    parser.add_argument("--config", action="config", help="YAML file of settings; options after it win")
+    parser.add_argument("--config", action=SettingsFile, help="YAML file of settings; options after it win")
     parser.add_class_arguments(Config, None)
 
 
@@ -57,12 +107,10 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     """
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     add_config_arguments(parser)
-    if not Path(path).is_file():
-        raise EgmfError(f"config {path}: no such file; give a YAML file such as configs/demo.yaml")
     try:
         namespace = parser.parse_args(["--config", os.fspath(path), *overrides])
     except jsonargparse.ArgumentError as error:
-        raise EgmfError(f"config {path}: {one_line(error)}") from error
+        raise EgmfError(one_line(error)) from error
     return config_from_namespace(namespace)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import jsonargparse
 
-from egmf_launcher.errors import FAILURE_EXIT, USER_ERRORS, USER_EXIT, report
+from egmf_launcher.errors import FAILURE_EXIT, USER_ERRORS, USER_EXIT, RankError, report
 from egmf_launcher.options import build_parser
 
 Verb = Callable[[jsonargparse.Namespace, Sequence[str]], int]
@@ -155,7 +155,7 @@ def main(argv: Sequence[str] | None = None, program: str = "egmf") -> int:
         print(f"{program}: stopped", file=sys.stderr)
         return 130
     except Exception as error:
-        if is_silent_rank():
+        if is_silent_rank() and not isinstance(error, RankError):
             if isinstance(error, USER_ERRORS):
                 wait_for_rank_zero_to_speak()
                 return USER_EXIT

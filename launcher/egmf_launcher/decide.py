@@ -48,6 +48,12 @@ class Decision:
     hosts: tuple[Host, ...] = ()
     """The machines and their slots, for ``ray`` and ``deepspeed``."""
 
+    def ranks(self, environ: Mapping[str, str]) -> int:
+        """How many ranks will do the job."""
+        if self.way == "rank":
+            return int(environ["WORLD_SIZE"])
+        return sum(host.slots for host in self.hosts) or 1
+
     def line(self) -> str:
         """The one line that is printed: ``launch: Ray over 1 host, 2 workers - why``."""
         workers = sum(host.slots for host in self.hosts)

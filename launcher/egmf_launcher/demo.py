@@ -13,14 +13,19 @@ from typing import Any
 
 from egmf_dist.config import Config
 from egmf_dist.errors import EgmfError
+from egmf_dist.files import write_json
 from egmf_launcher.errors import LaunchError
+from egmf_launcher.hostfile import parse_hostfile
 from egmf_launcher.launch import count_gpus
+from egmf_shards import ShardSet
+from egmf_shards.errors import ShardError
+from egmf_shards.manifest import read_manifest
 
 CONFIG = Path("configs/demo.yaml")
 RUN = Path("runs/demo")
 DATA = Path("data/demo")
 BACKBONE = Path("backbones/demo")
-UTTERANCES = 6000
+SEED, UTTERANCES, MISSING, NOISE = 0, 6000, 0.03, 0.01
 HOSTS = Path("hosts")
 HOSTS_CONTENT = "localhost slots=2\n"
 
@@ -40,19 +45,66 @@ def config_path() -> Path:
 
 
 def prepare(config: Config) -> None:
-    """Make the demo's data and backbone where they are missing."""
-    if not DATA.exists():
+    """Make the demo's data and backbone where they are missing.
+
+    Raises:
+        EgmfError: what is there under their names is not what the demo makes; names the folder to remove.
+    """
+    if DATA.exists():
+        check_data()
+    else:
         from egmf_shards.synthetic import synthesize
 
         print(f"demo: generating {DATA}", flush=True)
-        synthesize(DATA, samples=UTTERANCES)
-    if not BACKBONE.exists():
+        synthesize(DATA, SEED, UTTERANCES, MISSING, NOISE)
+    if Path(config.backbone.path) != BACKBONE:
+        return  # an option names another
+    if BACKBONE.exists():
+        check_backbone()
+    else:
         from egmf_dist.model.tiny_backbone import train_tiny_backbone
 
         print(f"demo: pre-training {BACKBONE} (about a minute)", flush=True)
         train_tiny_backbone(
             [DATA], BACKBONE, layers=3, seed=config.training.seed, context_turns=config.data.context_turns
         )
+
+
+def check_data() -> None:
+    """Refuse data under the demo's name that the demo would not generate: its figures would not be the demo's."""
+    try:
+        source = read_manifest(DATA)["source"]
+    except ShardError as error:
+        raise EgmfError(f"{error}; remove {DATA} to have the demo make it anew") from error
+    wanted = {"seed": SEED, "samples": UTTERANCES, "missing": MISSING, "noise": NOISE}
+    other = [
+        f"{key} {source.get(key)!r} instead of {value!r}" for key, value in wanted.items() if source.get(key) != value
+    ]
+    if other:
+        raise EgmfError(f"{DATA} is not the demo's data ({', '.join(other)}); move it away, or remove {DATA}")
+
+
+def check_backbone() -> None:
+    """Refuse a backbone under the demo's name that was pre-trained on other text than the demo's data."""
+    record = BACKBONE / "backbone.json"
+    try:
+        found = [source.get("index_hash") for source in json.loads(record.read_text(encoding="utf-8"))["sources"]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise EgmfError(
+            f"{BACKBONE} is not the demo's backbone (no readable {record.name}); remove {BACKBONE}"
+        ) from error
+    if found != [ShardSet.open([DATA], "train").index_hash]:
+        raise EgmfError(f"{BACKBONE} was pre-trained on other data than {DATA} as the demo makes it; remove {BACKBONE}")
+
+
+def write_hosts() -> None:
+    """Write the demo's hostfile, or say that the one there is used as it is."""
+    if HOSTS.exists():
+        named = ", ".join(f"{host.name} slots={host.slots}" for host in parse_hostfile(HOSTS))
+        print(f"demo: the file {HOSTS} is here already and used as it is: {named}", flush=True)
+    else:
+        HOSTS.write_text(HOSTS_CONTENT, encoding="utf-8")
+        print(f"demo: wrote {HOSTS}: {HOSTS_CONTENT.strip()}", flush=True)
 
 
 def run_demo() -> None:
@@ -68,8 +120,7 @@ def run_demo() -> None:
     if not (CONFIG.is_file() and Path("launcher/train.py").is_file()):
         raise EgmfError(f"egmf demo: {CONFIG} and launcher/train.py are not here; start it in a clone's folder")
     config = load_config(CONFIG)
-    if not HOSTS.exists():
-        HOSTS.write_text(HOSTS_CONTENT, encoding="utf-8")
+    write_hosts()
     egmf = [sys.executable, "-m", "egmf_launcher.cli"]
     phases: dict[str, float] = {}
     with MemorySampler() as memory:
@@ -95,9 +146,7 @@ def run_demo() -> None:
         "memory_is": "proportional set size (PSS) of the demo and all its descendants, Ray's daemons included: the "
         "largest of one sample a second",
     }
-    temporary = RUN / ".demo.json.tmp"
-    temporary.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(RUN / "demo.json")
+    write_json(RUN / "demo.json", figures)
     print(
         f"demo: {figures['total_seconds']} s in all, at most {figures['peak_memory_gib']} GiB in all processes "
         f"together; both stand in {RUN / 'demo.json'}, pictures in {RUN / 'report'}",

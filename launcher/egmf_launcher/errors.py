@@ -24,6 +24,13 @@ class WorkerFailedError(LaunchError):
     """A worker died or raised something that is not the user's mistake; the message names its logs, which are kept."""
 
 
+class RankError(EgmfError):
+    """A user's error that a rank other than 0 met inside the job; the message begins with ``rank N: ``.
+
+    Whatever such a rank meets before the job, rank 0 meets, too, and says.
+    """
+
+
 def one_line(error: BaseException) -> str:
     """The error's message without its line breaks; the type comes first where the message alone would not explain."""
     text = " ".join(str(error).split())

@@ -19,7 +19,7 @@ from egmf_dist.config import LaunchConfig
 from egmf_dist.errors import EgmfError
 from egmf_launcher.decide import Decision, LaunchArguments, decide, started_rank
 from egmf_launcher.environment import WORKER_ENVIRONMENT, without_launcher_variables
-from egmf_launcher.errors import LaunchError
+from egmf_launcher.errors import USER_ERRORS, LaunchError, RankError, one_line
 from egmf_launcher.hostfile import Host, parse_hostfile
 from egmf_launcher.network import LOOPBACK, is_this_machine, single_rank_environment
 
@@ -47,7 +47,7 @@ def count_gpus() -> int:
 
 
 def is_silent_rank() -> bool:
-    """Whether another rank of the same start speaks for this one."""
+    """Whether rank 0 of the same start speaks for this one: the decision, and errors before the job begins."""
     return os.environ.get("RANK", "0") != "0"
 
 
@@ -65,6 +65,10 @@ def launch_job(
 
     Returns:
         Rank 0's result.
+
+    Raises:
+        EgmfError, ShardError: bad input; RankError if a rank other than 0 met it inside the job.
+        LaunchError: ranks could not be started, or one died.
     """
     if prepare is not None and not is_silent_rank():
         prepare()
@@ -81,7 +85,12 @@ def launch_job(
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # what DeepSpeed finds out as well, with a warning
     from egmf_dist import worker
 
-    return worker.run(dict(job) | {"console": not is_silent_rank()})
+    try:
+        return worker.run(dict(job) | {"console": not is_silent_rank()})
+    except USER_ERRORS as error:
+        if is_silent_rank():
+            raise RankError(f"rank {os.environ['RANK']}: {one_line(error)}") from error
+        raise
 
 
 def _progress(job: Mapping[str, Any]) -> Any:

@@ -33,7 +33,11 @@ class CommandParser:
         _leaf(verbs, "real", _real, "the same road on MELD's and CH-SIMS v2's text", "real --data DIR")
         shards = _branch(verbs, "shards", "make and describe data", "shard_verb")
         _leaf(
-            shards, "synth", _synth, "generate bilingual clips", "shards synth --out data/demo --seed 0 --samples 4000"
+            shards,
+            "synth",
+            _synth,
+            "generate bilingual clips",
+            "shards synth --out data/synthetic --seed 0 --samples 4000",
         )
         importers = _branch(shards, "import", "a published data set to shards", "format")
         meld = "shards import meld --source DIR_OF_CSV --out data/meld"
@@ -42,7 +46,7 @@ class CommandParser:
         _leaf(importers, "label-csv", _label_csv, "CH-SIMS label.csv", label_csv)
         _leaf(shards, "info", _info, "counts, classes, lengths, ceilings", "shards info data/demo")
         backbone = _branch(verbs, "backbone", "language models made here", "backbone_verb")
-        tiny = "backbone tiny --text data/demo --out backbones/demo"
+        tiny = "backbone tiny --text data/synthetic --out backbones/synthetic"
         _leaf(backbone, "tiny", _tiny, "a tokenizer and a small causal LM, pre-trained on the text given", tiny)
         training = "train --config configs/demo.yaml --run runs/NAME --training.steps 300"
         _leaf(verbs, "train", _train, "train a run (as launcher/train.py does)", training)

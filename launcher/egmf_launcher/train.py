@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from egmf_dist.config import Config
 from egmf_dist.errors import EgmfError
+from egmf_dist.run_folder import check_run, discard_unused, open_run
 from egmf_launcher import demo
 from egmf_launcher.decide import LaunchArguments
 from egmf_launcher.launch import choose, launch_job, reexecute_under_deepspeed
@@ -46,21 +48,29 @@ def train(
         return reexecute_under_deepspeed(decision, launch.hostfile, arguments)
     assert config is not None
     settings = config
+    made = False
 
     def prepare() -> None:
-        from egmf_dist.run_folder import open_run
-
+        nonlocal made
+        # What takes no time first: a minute of preparations must not end in "that run exists".
         if not prepare_demo:
             check_paths(settings)
-        # The name first: a minute of preparations must not end in "that run exists".
-        elif run.exists() and resume == "never":
-            raise EgmfError(f"run {run} exists; choose another name with --run, or go on with it: --resume auto")
-        else:
+        check_run(settings, run, resume)
+        if prepare_demo:
             demo.prepare(settings)
-        open_run(settings, run, resume)
+        from egmf_dist.preflight import preflight
+
+        preflight(settings, decision.ranks(os.environ), run, resume)
+        made = open_run(settings, run, resume)
 
     job = {"verb": "train", "config": asdict(settings), "run": str(run), "resume": resume}
-    return launch_job(decision, job, settings.launch, prepare=prepare)
+    try:
+        return launch_job(decision, job, settings.launch, prepare=prepare)
+    except BaseException:
+        # What only the ranks could find out (damaged weights, a host that lacks the folder) must not use up the name.
+        if made:
+            discard_unused(run)
+        raise
 
 
 def check_paths(config: Config) -> None:

@@ -32,7 +32,14 @@ BIN = Path(sys.executable).parent
         ("train --data.shards [x] --model.widht 3", "--model.widht"),
         ("train --data.shards [x] --model.width 17", "model.width is 17; it must be a positive multiple of 16"),
         ("train --data.shards [x] --model.width wide", "wide"),
-        ("train --config unknown_key.yaml", "widht"),
+        ("train --config unknown_key.yaml", "config unknown_key.yaml: Group 'model' does not accept option 'widht'"),
+        ("train --config empty.yaml", "config empty.yaml: is empty; it must hold sections"),
+        ("train --config list.yaml", "config list.yaml: holds a list; it must hold sections"),
+        ("train --config torn.yaml", "config torn.yaml, line 2: not YAML"),
+        ("train --config latin1.yaml", "config latin1.yaml: not a UTF-8 text file"),
+        ("train --config wide.yaml", 'config wide.yaml: Parser key "model.width"'),
+        ("train --config number.yaml", "config number.yaml: model is 3; it must be a section"),
+        ("train --config nothing_below.yaml --workers 1", "nowhere, which holds no manifest.json"),
         ("train --data.shards [nowhere] --workers 1", "nowhere, which holds no manifest.json"),
         ("train --data.shards [nowhere] --workers 0", "--workers is 0"),
         ("train --hostfile nohosts", "hostfile nohosts: no such file"),
@@ -51,6 +58,13 @@ def test_a_mistake_is_one_line(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
     Path("unknown_key.yaml").write_text("data: {shards: [x]}\nmodel: {widht: 3}\n")
+    Path("empty.yaml").touch()
+    Path("list.yaml").write_text("- data\n")
+    Path("torn.yaml").write_text("model: {width: 32\n  heads: [2\n")
+    Path("latin1.yaml").write_bytes("data: {shards: [Daten_für_später]}\n".encode("latin1"))
+    Path("wide.yaml").write_text("data: {shards: [x]}\nmodel: {width: wide}\n")
+    Path("number.yaml").write_text("model: 3\n")
+    Path("nothing_below.yaml").write_text("data: {shards: [nowhere]}\nmodel:\n")  # means defaults
     Path("badhosts").write_text("a slots=1\nb slots=many\n")
     Path("hosts").write_text("localhost slots=2\n")
     before = sorted(p.name for p in tmp_path.iterdir())
