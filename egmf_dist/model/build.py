@@ -47,7 +47,7 @@ def build_egmf(
         eos=int(tokenizer.eos_token_id),
         start=sequence_start(tokenizer),
     )
-    # One dtype throughout, as ZeRO-3 demands of the parameters it flattens; DeepSpeed keeps fp32 copies for its optimiser.
+    # ZeRO-3 flattens parameters together and wants one dtype; DeepSpeed keeps fp32 copies for its optimiser.
     for parameter in trained_parameters(model).values():
         parameter.data = parameter.data.to(dtype)
     return model

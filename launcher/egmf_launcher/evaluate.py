@@ -11,9 +11,6 @@ from egmf_dist.errors import EgmfError
 from egmf_launcher.decide import LaunchArguments
 from egmf_launcher.launch import choose, is_silent_rank, launch_job, reexecute_under_deepspeed
 
-# One figure a task: the one that runs are selected by and the README quotes.
-_HEADLINE = {"classification": "weighted_f1", "regression": "corr"}
-
 
 def evaluate(
     run: Path, split: str, remove: Sequence[str], remove_each: bool, launch: LaunchArguments, arguments: Sequence[str]
@@ -39,34 +36,15 @@ def evaluate(
     return 0
 
 
-def table_rows(result: Mapping[str, Any]) -> list[tuple[str, str, str, list[tuple[str, float | None, float | None]]]]:
-    """For each task: its name, metric, number of samples, and (condition, measured, ceiling) for every scoring.
-
-    ``condition`` names the modalities that were left; a ceiling is there where the data is generated.
-    """
-    rows = []
-    removed: Mapping[str, Any] = result.get("removed", {})
-    for name, task in result["tasks"].items():
-        metric = _HEADLINE.get(task["kind"], next(iter(task["metrics"])))
-        ceilings: Mapping[str, Any] = result.get("ceilings", {}).get(name, {})
-        left = [m for m in ("text", "audio", "vision") if m not in result.get("without", ())]
-        conditions = [("all" if not result.get("without") else "+".join(left), result, left)]
-        conditions += [(f"without {m}", part, [x for x in left if x != m]) for m, part in removed.items()]
-        cells = [
-            (label, part["tasks"][name]["metrics"].get(metric), ceilings.get("+".join(kept)))
-            for label, part, kept in conditions
-        ]
-        rows.append((name, metric, str(task["n"]), cells))
-    return rows
-
-
 def print_table(result: Mapping[str, Any], split: str, remove: Sequence[str]) -> None:
     """Measured beside the construction's ceiling, on standard output."""
     from rich.console import Console
     from rich.table import Table
 
-    rows = table_rows(result)
-    with_ceiling = any(ceiling is not None for _, _, _, cells in rows for _, _, ceiling in cells)
+    from egmf_dist.inference.conditions import conditions
+
+    tasks = conditions(result)
+    with_ceiling = any(row.ceiling is not None for _, rows in tasks.values() for row in rows)
     table = Table(title=f"{split}, checkpoint {result.get('checkpoint', '?')}", title_justify="left")
     for heading in (
         "task",
@@ -79,9 +57,11 @@ def print_table(result: Mapping[str, Any], split: str, remove: Sequence[str]) ->
         table.add_column(
             heading, no_wrap=True, justify="right" if heading in ("n", "measured", "best possible") else "left"
         )
-    for name, metric, count, cells in rows:
-        for label, measured, ceiling in cells:
-            table.add_row(name, metric, count, label, _number(measured), *([_number(ceiling)] if with_ceiling else []))
+    for name, (metric, rows) in tasks.items():
+        count = str(result["tasks"][name]["n"])
+        for row in rows:
+            ceiling = [_number(row.ceiling)] if with_ceiling else []
+            table.add_row(name, metric, count, row.label, _number(row.measured), *ceiling)
     console = Console(highlight=False, soft_wrap=True)
     console.print(table)
     for task in result["tasks"].values():

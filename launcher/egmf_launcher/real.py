@@ -52,7 +52,13 @@ def run_real(data: Path, workers: int = 2) -> None:
     def pretrain() -> None:
         if not BACKBONE.exists():
             train_tiny_backbone(
-                [MELD, SIMSV2], BACKBONE, seed=config.training.seed, context_turns=config.data.context_turns
+                [MELD, SIMSV2],
+                BACKBONE,
+                vocab_size=3000,
+                layers=3,
+                steps=500,
+                seed=config.training.seed,
+                context_turns=config.data.context_turns,
             )
 
     timed(phases, "import", import_both)

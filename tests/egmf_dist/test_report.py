@@ -15,7 +15,6 @@ from egmf_dist.errors import EgmfError
 from egmf_dist.report import write_report
 from egmf_dist.report.curves import comparison_figure, training_figure, validation_lines
 from egmf_dist.report.gates import gates_figure, true_class
-from egmf_dist.report.missing import missing_table
 from egmf_dist.report.read import read_run
 from egmf_dist.report.style import save
 from egmf_dist.report.write import figures, run_labels
@@ -266,26 +265,6 @@ def test_gates_mean_by_class() -> None:
     assert [t.get_text() for t in signs.axes[0].get_yticklabels()] == ["negative (1)", "neutral (1)", "positive (1)"]
     assert [true_class(x) for x in (-0.2, 0.0, 0.2, "joy")] == ["negative", "neutral", "positive", "joy"]
     assert gates_figure("emotion", "test", [{"truth": "joy", "gates": None}], []) is None
-
-
-def test_missing_table_pairs_the_measured_with_its_ceiling() -> None:
-    def result(value: float | None) -> dict[str, Any]:
-        return {"tasks": {"emotion": {"metrics": {"weighted_f1": value}}}}
-
-    evaluation = result(0.9) | {"removed": {"text": result(0.5), "audio": result(None)}, "ceilings": CEILINGS}
-    metric, rows = missing_table(evaluation)["emotion"]
-    assert metric == "weighted_f1"
-    assert [(name, ceiling) for name, _, ceiling in rows] == [
-        ("all", 0.94),
-        ("without text", 0.6),
-        ("without audio", 0.6),
-    ]
-    assert [measured for _, measured, _ in rows] == pytest.approx([0.9, 0.5, float("nan")], nan_ok=True)
-    evaluation["without"] = ["vision"]
-    assert [c for _, _, c in missing_table(evaluation)["emotion"][1]] == pytest.approx(
-        [0.57, float("nan"), float("nan")], nan_ok=True
-    )
-    assert missing_table(result(0.9)) == {}
 
 
 def test_collapse_and_undefined_scores_are_written_out(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from egmf_dist.errors import EgmfError
 from egmf_launcher.demo import run_state
 from egmf_launcher.environment import ray_environment
 from egmf_launcher.errors import WorkerFailedError, one_line
-from egmf_launcher.evaluate import table_rows
 from egmf_launcher.follow import LineFollower, following
 from egmf_launcher.hostfile import Host
 from egmf_launcher.launch import deepspeed_command, without_launch_options
@@ -187,19 +186,3 @@ def test_memory_sampler_counts_a_child() -> None:
         child.communicate("\n")
     assert memory.peak_bytes >= 200 * 2**20
     assert alone < memory.peak_bytes
-
-
-def test_table_rows_put_the_ceiling_beside_what_was_left() -> None:
-    def scored(value: float) -> dict[str, Any]:
-        return {
-            "tasks": {"emotion": {"kind": "classification", "n": 4, "metrics": {"accuracy": 0.0, "weighted_f1": value}}}
-        }
-
-    ceilings = {
-        "emotion": {"metric": "weighted_f1", "text+audio+vision": 0.95, "text+vision": 0.7, "audio+vision": 0.6}
-    }
-    result = scored(0.9) | {"ceilings": ceilings, "removed": {"text": scored(0.5), "audio": scored(0.6)}}
-    result["ceilings"]["emotion"]["all"] = 0.0  # the condition's label is no key of the ceilings
-    ((name, metric, count, cells),) = table_rows(result)
-    assert (name, metric, count) == ("emotion", "weighted_f1", "4")
-    assert cells == [("all", 0.9, 0.95), ("without text", 0.5, 0.6), ("without audio", 0.6, 0.7)]
