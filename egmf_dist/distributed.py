@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -39,6 +40,8 @@ def process_group() -> Iterator[None]:
         yield
     finally:
         if joined and dist.is_initialized():
+            # Engines are full of reference cycles that hold the group; one that outlives its destruction aborts the exit.
+            gc.collect()
             dist.destroy_process_group()
 
 

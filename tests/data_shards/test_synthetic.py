@@ -243,10 +243,10 @@ def test_no_other_search_beats_the_ceiling(kept):
 
 def test_sizes():
     rng = np.random.default_rng(0)
-    for count in range(3, 60):
+    for count in range(2, 60):
         lengths = dialogue_lengths(count, rng)
         assert sum(lengths) == count
-        assert all(3 <= n <= 5 for n in lengths)
+        assert all(2 <= n <= 3 for n in lengths)
     for samples in (30, 31, 99, 4000):
         assert sum(split_sizes(samples).values()) == samples
         assert min(split_sizes(samples).values()) >= 3

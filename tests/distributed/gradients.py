@@ -38,45 +38,52 @@ class BranchingEncoder(nn.Module):
 
 def main() -> None:
     job = torch.load(sys.argv[1], weights_only=False)
-    config, samples, tasks = job["config"], job["samples"], job["tasks"]
     with process_group():
-        rank, world = distributed.rank(), distributed.world_size()
-        own = share(len(samples), rank, world)
-        pieces = -(-len(share(len(samples), 0, world)) // config.training.micro_batch)
-        cuts = [share(len(own), i, pieces) for i in range(pieces)]
-        micro = []
-        for cut in cuts:
-            part = [samples[own[i]] for i in cut]
-            micro.append(MicroBatch(part or [samples[own[0]]], [], [1.0] * len(part) or [0.0]))
-        settings = deepspeed_settings(config, pieces)
-        # Small parameters stay whole by default; partition every one, or nothing is tested.
-        settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
-        settings["gradient_clipping"] = 0.0
-        tokenizer = load_tokenizer(config.backbone)
-        with partitioned_loading(config, settings):
-            model = build_egmf(config, tokenizer, tasks, ["en", "zh"], job["dims"])
-        if job["branch"]:
-            torch.manual_seed(1)
-            model.encoders = BranchingEncoder(model.encoders)
-        generator = torch.Generator().manual_seed(2)
-        for name, parameter in trained_parameters(model).items():
-            if "lora_B" in name:
-                with torch.no_grad():
-                    parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
-        engine, _ = initialise(config, model, settings)
-        gradients = {}
+        result = measure(job)
+        if distributed.rank() == 0:
+            torch.save(result, sys.argv[2])
 
-        def capture(*arguments, **options):
-            from deepspeed.utils import safe_get_full_grad
 
-            for name, parameter in trained_parameters(engine.module).items():
-                gradients[name] = safe_get_full_grad(parameter).clone()
+def measure(job):
+    """Gradients and sums of one step; everything that holds the process group is gone when this returns."""
+    config, samples, tasks = job["config"], job["samples"], job["tasks"]
+    rank, world = distributed.rank(), distributed.world_size()
+    own = share(len(samples), rank, world)
+    pieces = -(-len(share(len(samples), 0, world)) // config.training.micro_batch)
+    cuts = [share(len(own), i, pieces) for i in range(pieces)]
+    micro = []
+    for cut in cuts:
+        part = [samples[own[i]] for i in cut]
+        micro.append(MicroBatch(part or [samples[own[0]]], [], [1.0] * len(part) or [0.0]))
+    settings = deepspeed_settings(config, pieces)
+    # Small parameters stay whole by default; partition every one, or nothing is tested.
+    settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    settings["gradient_clipping"] = 0.0
+    tokenizer = load_tokenizer(config.backbone)
+    with partitioned_loading(config, settings):
+        model = build_egmf(config, tokenizer, tasks, ["en", "zh"], job["dims"])
+    if job["branch"]:
+        torch.manual_seed(1)
+        model.encoders = BranchingEncoder(model.encoders)
+    generator = torch.Generator().manual_seed(2)
+    for name, parameter in trained_parameters(model).items():
+        if "lora_B" in name:
+            with torch.no_grad():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    engine, _ = initialise(config, model, settings)
+    gradients = {}
 
-        engine.optimizer.step = capture
-        collator = Collator(tokenizer, tasks, ["en", "zh"], job["dims"], config.data)
-        sums = train_step(engine, [collator(m.samples, m.weights) for m in micro], distributed.device(), world)
-        if rank == 0:
-            torch.save({"gradients": gradients, "sums": sums}, sys.argv[2])
+    def capture(*arguments, **options):
+        from deepspeed.utils import safe_get_full_grad
+
+        for name, parameter in trained_parameters(engine.module).items():
+            gradients[name] = safe_get_full_grad(parameter).clone()
+
+    engine.optimizer.step = capture
+    collator = Collator(tokenizer, tasks, ["en", "zh"], job["dims"], config.data)
+    sums = train_step(engine, [collator(m.samples, m.weights) for m in micro], distributed.device(), world)
+    engine.destroy()
+    return {"gradients": gradients, "sums": sums}
 
 
 main()
