@@ -40,7 +40,7 @@ def process_group() -> Iterator[None]:
         yield
     finally:
         if joined and dist.is_initialized():
-            # Engines are full of reference cycles that hold the group; one that outlives its destruction aborts the exit.
+            # Engines are full of reference cycles that hold the group; one that outlives it aborts the exit.
             gc.collect()
             dist.destroy_process_group()
 
