@@ -6,6 +6,7 @@ Validation during training, evaluation and prediction all come through :func:`sc
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -72,13 +73,8 @@ def score_samples(
     gathered = distributed.gather_objects(mine)
     if gathered is None:
         return []
-    together = sorted((pair for part in gathered for pair in part), key=first)
+    together = sorted((pair for part in gathered for pair in part), key=itemgetter(0))
     return [row for _, row in together]
-
-
-def first(pair: tuple[int, Prediction]) -> int:
-    """Sort key: the sample's place."""
-    return pair[0]
 
 
 def model_experts(model: nn.Module) -> list[str]:

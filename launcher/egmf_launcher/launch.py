@@ -17,6 +17,7 @@ from typing import Any
 
 from egmf_dist.config import LaunchConfig
 from egmf_dist.errors import EgmfError
+from egmf_launcher.arguments import without_options
 from egmf_launcher.decide import Decision, LaunchArguments, decide, started_rank
 from egmf_launcher.environment import WORKER_ENVIRONMENT, without_launcher_variables
 from egmf_launcher.errors import USER_ERRORS, LaunchError, RankError, one_line
@@ -150,17 +151,7 @@ def deepspeed_command(hosts: Sequence[Host], hostfile: str | None, arguments: Se
 
 def without_launch_options(arguments: Sequence[str]) -> list[str]:
     """The command line without ``--hostfile``, ``--launcher``, ``--workers`` and ``--local_rank`` and their values."""
-    names = ("--hostfile", "--launcher", "--workers", "--local_rank", "--local-rank")
-    rest: list[str] = []
-    skip = False
-    for argument in arguments:
-        if skip:
-            skip = False
-        elif argument in names:
-            skip = True
-        elif not argument.startswith(tuple(f"{name}=" for name in names)):
-            rest.append(argument)
-    return rest
+    return without_options(arguments, ("--hostfile", "--launcher", "--workers", "--local_rank", "--local-rank"))
 
 
 def wait_for_rank_zero_to_speak() -> None:

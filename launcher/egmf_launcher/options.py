@@ -8,6 +8,7 @@ from typing import Any
 import jsonargparse
 
 from egmf_dist.errors import EgmfError
+from egmf_launcher.arguments import without_options
 from egmf_launcher.decide import LaunchArguments
 
 _RANK_OPTIONS = ("--local_rank", "--local-rank")
@@ -192,27 +193,9 @@ def launch_arguments(options: jsonargparse.Namespace) -> LaunchArguments:
 
 def setting_overrides(arguments: Sequence[str]) -> list[str]:
     """The ``--section.key value`` part of a ``train`` command line."""
-    rest: list[str] = []
-    skip = False
-    for argument in list(arguments)[1:]:
-        if skip:
-            skip = False
-        elif argument in _TRAIN_OPTIONS:
-            skip = True
-        elif not argument.startswith(tuple(f"{name}=" for name in _TRAIN_OPTIONS)):
-            rest.append(argument)
-    return rest
+    return without_options(arguments[1:], _TRAIN_OPTIONS)
 
 
 def without_rank_options(arguments: Sequence[str]) -> list[str]:
     """The command line without ``--local_rank=N``: DeepSpeed's launcher adds it, and LOCAL_RANK says the same."""
-    rest: list[str] = []
-    skip = False
-    for argument in arguments:
-        if skip:
-            skip = False
-        elif argument in _RANK_OPTIONS:
-            skip = True
-        elif not argument.startswith(tuple(f"{name}=" for name in _RANK_OPTIONS)):
-            rest.append(argument)
-    return rest
+    return without_options(arguments, _RANK_OPTIONS)
