@@ -12,6 +12,15 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+# Triton decides at import and at decoration whether kernels are interpreted. The tests interpret them on CPU tensors;
+# the processes that tests start do not.
+os.environ["TRITON_INTERPRET"] = "1"
+import triton.experimental.gluon  # noqa: F401  (the interpreter imports it late, and it too reads the variable)
+
+import egmf_kernels.library  # noqa: F401
+
+del os.environ["TRITON_INTERPRET"]
+
 from pathlib import Path
 
 import numpy as np

@@ -75,6 +75,9 @@ class ModelConfig:
     """The experts' text: the backbone's input embeddings (detached), or an embedding of its own that is learnt."""
     dropout: float = 0.0
     """Dropout on the tokens that enter the experts."""
+    kernels: Literal["auto", "reference", "triton"] = "auto"
+    """What computes the fusion block: `auto` takes the Triton kernels on a GPU and plain torch elsewhere, `reference`
+    is plain torch everywhere, `triton` stops with an error where the kernels cannot run."""
     auxiliary_weight: float = 0.5
     """Weight of the auxiliary class and value heads on the fused representation; 0 for none."""
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from egmf_dist.config.schema import Config
+import egmf_kernels
+from egmf_dist.config.schema import Config, ModelConfig
 from egmf_dist.errors import EgmfError
 from egmf_shards.sample import MAX_CONTEXT_TURNS
 
@@ -42,6 +43,7 @@ def validate(config: Config) -> None:
         (model.gate_temperature > 0, "model.gate_temperature", model.gate_temperature, "above 0"),
         (model.modality_temperature > 0, "model.modality_temperature", model.modality_temperature, "above 0"),
         (model.pseudo_tokens >= 0, "model.pseudo_tokens", model.pseudo_tokens, "0 or more"),
+        *kernel_rules(model),
         (0 <= model.dropout < 1, "model.dropout", model.dropout, "in [0, 1)"),
         (model.auxiliary_weight >= 0, "model.auxiliary_weight", model.auxiliary_weight, "0 or more"),
         (
@@ -97,3 +99,30 @@ def validate(config: Config) -> None:
         raise EgmfError(
             f"config: training.select_by is {training.select_by!r}; it must be TASK.METRIC, such as emotion.weighted_f1"
         )
+
+
+def kernel_rules(model: ModelConfig) -> list[tuple[bool, str, object, str]]:
+    """What the Triton kernels can serve, where they were asked for by name; ``auto`` steps aside by itself."""
+    asked = model.kernels == "triton"
+    most = egmf_kernels.MAX_QUERY_ELEMENTS // max(model.width, 1)
+    queries = min(egmf_kernels.MAX_QUERIES, most)
+    return [
+        (
+            not asked or model.width <= egmf_kernels.MAX_WIDTH,
+            "model.width",
+            model.width,
+            f"at most {egmf_kernels.MAX_WIDTH} for model.kernels triton",
+        ),
+        (
+            not asked or model.pseudo_tokens <= queries,
+            "model.pseudo_tokens",
+            model.pseudo_tokens,
+            f"at most {queries} for model.kernels triton at width {model.width}",
+        ),
+        (
+            not asked or max(model.kernel_sizes, default=1) <= egmf_kernels.MAX_KERNEL_SIZE,
+            "model.kernel_sizes",
+            model.kernel_sizes,
+            f"none above {egmf_kernels.MAX_KERNEL_SIZE} for model.kernels triton",
+        ),
+    ]

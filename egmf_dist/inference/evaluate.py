@@ -59,6 +59,9 @@ def evaluate(run: Path, split: str, remove: Sequence[str], remove_each: bool, co
     with partitioned_loading(config, settings):
         model = build_egmf(config, tokenizer, run_data.tasks, run_data.languages, run_data.dims)
     load_trained(model, folder)
+    kernels = model.describe_kernels(distributed.device())
+    if console and distributed.rank() == 0:
+        print(kernels, flush=True)
     module = initialise_for_scoring(config, model, settings)
 
     def score(without: Sequence[str]) -> list[Prediction]:

@@ -21,6 +21,7 @@ from torch import nn
 
 from egmf_dist.config import ModelConfig
 from egmf_dist.data.batch import RaggedBatch
+from egmf_dist.errors import EgmfError
 from egmf_dist.model.encoders import Encoders
 from egmf_dist.model.fusion import Fused, Fusion
 from egmf_dist.model.pseudo_tokens import PseudoTokens
@@ -129,6 +130,19 @@ class EGMF(nn.Module):
                 if config.auxiliary_weight
                 else None
             )
+
+    def describe_kernels(self, device: torch.device) -> str:
+        """One line for the log: what computes the fusion block on ``device``.
+
+        Raises:
+            EgmfError: ``model.kernels`` is ``triton`` and the kernels cannot run there.
+        """
+        if not self.fused:
+            return "kernels: none (no pseudo tokens, no fusion)"
+        try:
+            return self.fusion.describe_kernels(device)
+        except ValueError as error:
+            raise EgmfError(f"config: model.kernels is 'triton': {error}; 'auto' picks what can run") from error
 
     def forward(self, batch: RaggedBatch, mode: Literal["loss", "score"] = "loss") -> LossSums | Scores:
         """Run the batch; ``mode`` is ``loss`` (training) or ``score`` (the batch must carry its answer trees)."""

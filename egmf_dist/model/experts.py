@@ -21,15 +21,24 @@ class LocalExpert(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.kernels = config.kernels
         self.weights = nn.ParameterList([nn.Parameter(torch.empty(config.width, size)) for size in config.kernel_sizes])
         for weight in self.weights:
             nn.init.uniform_(weight, -1 / math.sqrt(weight.shape[1]), 1 / math.sqrt(weight.shape[1]))
         self.bias = nn.Parameter(torch.zeros(len(config.kernel_sizes), config.width))
         self.scale = nn.Parameter(torch.ones(len(config.kernel_sizes)))
 
-    def forward(self, x_TD: torch.Tensor, cu_segments: torch.Tensor) -> torch.Tensor:
+    def forward(self, x_TD: torch.Tensor, cu_segments: torch.Tensor, segment_T: torch.Tensor) -> torch.Tensor:
         """``[T, D]``."""
-        return egmf_kernels.ms_dwconv(x_TD, list(self.weights), self.bias, self.scale, cu_segments)
+        return egmf_kernels.ms_dwconv(
+            x_TD,
+            list(self.weights),
+            self.bias,
+            self.scale,
+            cu_segments,
+            segment_T=segment_T,
+            implementation=self.kernels,
+        )
 
 
 class AttentionExperts(nn.Module):
@@ -46,11 +55,12 @@ class AttentionExperts(nn.Module):
         self.heads = config.heads
         self.qkv = nn.Linear(config.width, 3 * config.width * len(self.kinds))
 
-    def forward(self, x_TD: torch.Tensor, cu_segments: torch.Tensor, joint_length: int) -> list[torch.Tensor]:
+    def forward(
+        self, x_TD: torch.Tensor, cu_segments: torch.Tensor, segment_T: torch.Tensor, joint_length: int
+    ) -> list[torch.Tensor]:
         """One ``[T, D]`` stream per enabled expert, semantic before global."""
         tokens, width = x_TD.shape
         batch = (cu_segments.numel() - 1) // len(MODALITIES)
-        segment_T = egmf_kernels.segment_ids(cu_segments, tokens)
         sample_T = segment_T // len(MODALITIES)
         sample_start_B = cu_segments[:-1].long()[:: len(MODALITIES)]
         column_T = torch.arange(tokens, device=x_TD.device) - sample_start_B[sample_T]

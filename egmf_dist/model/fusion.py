@@ -70,6 +70,7 @@ class ExpertMix(nn.Module):
     def __init__(self, config: ModelConfig, experts: int) -> None:
         super().__init__()
         width = config.width
+        self.kernels = config.kernels
         self.temperature = config.gate_temperature
         self.weight = nn.Parameter(torch.empty(experts, width, width).uniform_(-1, 1) / math.sqrt(width))
         self.bias = nn.Parameter(torch.zeros(experts, width))
@@ -87,6 +88,7 @@ class ExpertMix(nn.Module):
         gate_context_BE: torch.Tensor | None,
         modality_weight_BM: torch.Tensor | None,
         cu_segments: torch.Tensor,
+        segment_T: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Mixed tokens ``[T, D]`` and gate weights ``[T, E]``."""
         return egmf_kernels.gated_expert_mix(
@@ -101,6 +103,8 @@ class ExpertMix(nn.Module):
             self.norm_weight,
             self.temperature,
             modality_weight_BM,
+            segment_T=segment_T,
+            implementation=self.kernels,
         )
 
 
@@ -109,6 +113,7 @@ class QueryPool(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.kernels = config.kernels
         self.temperature = config.modality_temperature
         self.queries = nn.Parameter(torch.randn(config.pseudo_tokens, config.width) * 0.5)
 
@@ -116,7 +121,9 @@ class QueryPool(nn.Module):
         self, mixed_TD: torch.Tensor, logits_BM: torch.Tensor, cu_segments: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Pooled ``[B, K, D]`` and the modalities' weights ``[B, M]``."""
-        return egmf_kernels.ragged_pool_gate(mixed_TD, self.queries, logits_BM, cu_segments, self.temperature)
+        return egmf_kernels.ragged_pool_gate(
+            mixed_TD, self.queries, logits_BM, cu_segments, self.temperature, implementation=self.kernels
+        )
 
 
 class Fusion(nn.Module):
@@ -140,6 +147,17 @@ class Fusion(nn.Module):
         self.mix = ExpertMix(config, len(self.experts))
         self.pool = QueryPool(config)
 
+    def describe_kernels(self, device: torch.device) -> str:
+        """One line: which implementation of each operator will run on ``device``.
+
+        Raises:
+            ValueError: ``kernels`` is ``triton`` and cannot run there.
+        """
+        config = self.config
+        probe = torch.empty(0, config.width, device=device, dtype=self.pool.queries.dtype)
+        largest = max(config.kernel_sizes) if config.local_expert else 1
+        return egmf_kernels.describe(config.kernels, probe, len(self.experts), config.pseudo_tokens, largest)
+
     def forward(self, x_TD: torch.Tensor, batch: RaggedBatch) -> Fused:
         """Run the experts, mix, pool.
 
@@ -153,9 +171,9 @@ class Fusion(nn.Module):
         segment_T = egmf_kernels.segment_ids(cu, len(x_TD))
         streams = []
         if self.local is not None:
-            streams.append(self.local(x_TD, cu))
+            streams.append(self.local(x_TD, cu, segment_T))
         if self.attention is not None:
-            streams.extend(self.attention(x_TD, cu, batch.joint_length))
+            streams.extend(self.attention(x_TD, cu, segment_T, batch.joint_length))
 
         context_BE, logits_BM = None, x_TD.new_zeros(presence_BM.shape)
         if self.gate is not None:
@@ -163,7 +181,7 @@ class Fusion(nn.Module):
             context_BE, logits_BM = self.gate(mean_BMD, presence_BM, batch)
         in_mix = self.config.modality_weight_in == "mix"
         beta_BM = egmf_kernels.modality_gate(logits_BM, presence_BM, self.config.modality_temperature)
-        mixed_TD, alpha_TE = self.mix(x_TD, streams, context_BE, beta_BM if in_mix else None, cu)
+        mixed_TD, alpha_TE = self.mix(x_TD, streams, context_BE, beta_BM if in_mix else None, cu, segment_T)
         # The second level acts once: where it weighed the mix already, the pooling takes present modalities equally.
         pooled_BKD, _ = self.pool(mixed_TD, torch.zeros_like(logits_BM) if in_mix else logits_BM, cu)
 

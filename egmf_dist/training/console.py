@@ -49,6 +49,8 @@ class Console:
                 f"ZeRO stage {record['zero_stage']}, {record['precision']}; "
                 f"{record['trained_parameters']:,} of {record['parameters']:,} parameters are trained"
             )
+            if record.get("kernels"):
+                self._line(record["kernels"])
             if record.get("step"):
                 self._line(f"resumed after step {record['step']} (position {record['position']})")
         elif kind == "train":

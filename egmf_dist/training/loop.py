@@ -69,6 +69,7 @@ def train(config: Config, run: Path, resume: str, console: bool) -> dict[str, An
     settings = deepspeed_settings(config, stream.micro_batches)
     with partitioned_loading(config, settings):
         model = build_egmf(config, tokenizer, run_data.tasks, run_data.languages, run_data.dims)
+    kernels = model.describe_kernels(device)
     engine, peaks = initialise(config, model, settings)
     # Dropout masks differ between ranks from here on; each rank's random state is part of the checkpoint.
     torch.manual_seed(training.seed * 1_000_003 + rank)
@@ -82,7 +83,7 @@ def train(config: Config, run: Path, resume: str, console: bool) -> dict[str, An
     progress = load_checkpoint(engine, run, resume, identity) or Progress()
     records = Records(run, rank == 0, console, progress.step)
     write_manifest(run, config, identity)
-    records.write(start_record(config, progress, ranks, model))
+    records.write(start_record(config, progress, ranks, model, kernels))
     reason = "all steps done"
     clock = Clock()
     try:
@@ -308,7 +309,7 @@ def train_record(
     }
 
 
-def start_record(config: Config, progress: Progress, ranks: int, model: nn.Module) -> dict[str, Any]:
+def start_record(config: Config, progress: Progress, ranks: int, model: nn.Module, kernels: str) -> dict[str, Any]:
     """The first line of a run, and of each continuation."""
     trained = trained_parameters(model)
     return {
@@ -320,6 +321,7 @@ def start_record(config: Config, progress: Progress, ranks: int, model: nn.Modul
         "ranks": ranks,
         "zero_stage": config.training.zero_stage,
         "precision": config.training.precision,
+        "kernels": kernels,
         "trained_parameters": sum(getattr(p, "ds_numel", p.numel()) for p in trained.values()),
         "parameters": sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters()),
     }

@@ -5,7 +5,38 @@ sample, modality after modality. ``cu_segments [B * M + 1]`` holds where each (s
 segment of zero length is an absent modality.
 """
 
-from egmf_kernels.api import gated_expert_mix, modality_gate, ms_dwconv, ragged_pool_gate
+from egmf_kernels.api import (
+    gated_expert_mix,
+    gated_tri_proj,
+    hier_gate_mix_norm,
+    modality_gate,
+    ms_dwconv,
+    ragged_pool_gate,
+)
 from egmf_kernels.reference.segments import segment_ids
+from egmf_kernels.select import (
+    IMPLEMENTATIONS,
+    MAX_KERNEL_SIZE,
+    MAX_QUERIES,
+    MAX_QUERY_ELEMENTS,
+    MAX_WIDTH,
+    describe,
+    using,
+)
 
-__all__ = ["gated_expert_mix", "modality_gate", "ms_dwconv", "ragged_pool_gate", "segment_ids"]
+__all__ = [
+    "IMPLEMENTATIONS",
+    "MAX_KERNEL_SIZE",
+    "MAX_QUERIES",
+    "MAX_QUERY_ELEMENTS",
+    "MAX_WIDTH",
+    "describe",
+    "gated_expert_mix",
+    "gated_tri_proj",
+    "hier_gate_mix_norm",
+    "modality_gate",
+    "ms_dwconv",
+    "ragged_pool_gate",
+    "segment_ids",
+    "using",
+]

@@ -34,5 +34,5 @@ def ms_dwconv(
         convolved = bias_SD[scale].expand_as(x_TD)
         for tap in range(weight_DK.shape[1]):
             convolved = convolved + taps[reach - half + tap] * weight_DK[:, tap]
-        out = out + mu_S[scale] * F.gelu(convolved)
+        out = out + mu_S[scale] * F.gelu(convolved, approximate="tanh")
     return out

@@ -1,4 +1,4 @@
-"""The three-expert mix: gate softmax, expert output projections, residual and RMSNorm as one function."""
+"""The three-expert mix in plain torch: gate softmax, expert output projections, residual and RMSNorm."""
 
 from __future__ import annotations
 
@@ -7,6 +7,84 @@ from collections.abc import Sequence
 import torch
 
 from egmf_kernels.reference.segments import segment_ids
+
+
+def gate_weights(
+    x_TD: torch.Tensor,
+    experts: int,
+    gate_weight_ED: torch.Tensor | None,
+    gate_context_BE: torch.Tensor | None,
+    segment_T: torch.Tensor,
+    modalities: int,
+    temperature: float,
+) -> torch.Tensor:
+    """``alpha [T, E]``, the softmax over experts, in at least fp32."""
+    wide = torch.promote_types(x_TD.dtype, torch.float32)
+    if gate_weight_ED is None or gate_context_BE is None:
+        return x_TD.new_full((x_TD.shape[0], experts), 1.0 / experts, dtype=wide)
+    logits_TE = x_TD @ gate_weight_ED.T + gate_context_BE[segment_T // modalities]
+    return (logits_TE / temperature).softmax(-1, dtype=wide)
+
+
+def _mixed(
+    x_TD: torch.Tensor,
+    streams: Sequence[torch.Tensor],
+    alpha_TE: torch.Tensor,
+    modality_weight_BM: torch.Tensor | None,
+    segment_T: torch.Tensor,
+) -> torch.Tensor:
+    weight_TE = alpha_TE.to(x_TD.dtype)
+    if modality_weight_BM is not None:
+        weight_TE = weight_TE * modality_weight_BM.reshape(-1)[segment_T][:, None]
+    y_TD = x_TD
+    for e, stream_TD in enumerate(streams):
+        y_TD = y_TD + weight_TE[:, e : e + 1] * stream_TD
+    return y_TD
+
+
+def rms_norm(y_TD: torch.Tensor, norm_weight_D: torch.Tensor, eps: float) -> torch.Tensor:
+    """``y / sqrt(mean(y^2) + eps) * gamma``, the mean in at least fp32."""
+    wide_TD = y_TD.to(torch.promote_types(y_TD.dtype, torch.float32))
+    wide_TD = wide_TD * torch.rsqrt(wide_TD.pow(2).mean(-1, keepdim=True) + eps)
+    return wide_TD.to(y_TD.dtype) * norm_weight_D
+
+
+def hier_gate_mix_norm(
+    x_TD: torch.Tensor,
+    streams: Sequence[torch.Tensor],
+    gate_weight_ED: torch.Tensor | None,
+    gate_context_BE: torch.Tensor | None,
+    cu_segments: torch.Tensor,
+    modalities: int,
+    norm_weight_D: torch.Tensor,
+    temperature: float,
+    modality_weight_BM: torch.Tensor | None,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See :func:`egmf_kernels.hier_gate_mix_norm`."""
+    segment_T = segment_ids(cu_segments, x_TD.shape[0])
+    alpha_TE = gate_weights(x_TD, len(streams), gate_weight_ED, gate_context_BE, segment_T, modalities, temperature)
+    y_TD = _mixed(x_TD, streams, alpha_TE, modality_weight_BM, segment_T)
+    return rms_norm(y_TD, norm_weight_D, eps), alpha_TE.detach()
+
+
+def gated_tri_proj(
+    x_TD: torch.Tensor,
+    experts: Sequence[torch.Tensor],
+    weight_EDD: torch.Tensor,
+    bias_ED: torch.Tensor,
+    gate_weight_ED: torch.Tensor | None,
+    gate_context_BE: torch.Tensor | None,
+    cu_segments: torch.Tensor,
+    modalities: int,
+    temperature: float,
+    modality_weight_BM: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See :func:`egmf_kernels.gated_tri_proj`."""
+    segment_T = segment_ids(cu_segments, x_TD.shape[0])
+    alpha_TE = gate_weights(x_TD, len(experts), gate_weight_ED, gate_context_BE, segment_T, modalities, temperature)
+    streams = [expert_TD @ weight_EDD[e].T + bias_ED[e] for e, expert_TD in enumerate(experts)]
+    return _mixed(x_TD, streams, alpha_TE, modality_weight_BM, segment_T), alpha_TE.detach()
 
 
 def gated_expert_mix(
@@ -24,21 +102,16 @@ def gated_expert_mix(
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See :func:`egmf_kernels.gated_expert_mix`."""
-    tokens = x_TD.shape[0]
-    segment_T = segment_ids(cu_segments, tokens)
-    if gate_weight_ED is None or gate_context_BE is None:
-        alpha_TE = x_TD.new_full((tokens, len(experts)), 1.0 / len(experts))
-    else:
-        logits_TE = x_TD @ gate_weight_ED.T + gate_context_BE[segment_T // modalities]
-        alpha_TE = (
-            (logits_TE / temperature).softmax(-1, dtype=torch.promote_types(x_TD.dtype, torch.float32)).to(x_TD.dtype)
-        )
-    weight_TE = alpha_TE
-    if modality_weight_BM is not None:
-        weight_TE = alpha_TE * modality_weight_BM.reshape(-1)[segment_T][:, None]
-    y_TD = x_TD
-    for e, expert_TD in enumerate(experts):
-        y_TD = y_TD + weight_TE[:, e : e + 1] * (expert_TD @ weight_EDD[e].T + bias_ED[e])
-    y_TD = y_TD.to(torch.promote_types(y_TD.dtype, torch.float32))
-    y_TD = y_TD * torch.rsqrt(y_TD.pow(2).mean(-1, keepdim=True) + eps)
-    return y_TD.to(x_TD.dtype) * norm_weight_D, alpha_TE
+    y_TD, alpha_TE = gated_tri_proj(
+        x_TD,
+        experts,
+        weight_EDD,
+        bias_ED,
+        gate_weight_ED,
+        gate_context_BE,
+        cu_segments,
+        modalities,
+        temperature,
+        modality_weight_BM,
+    )
+    return rms_norm(y_TD, norm_weight_D, eps), alpha_TE

@@ -1,0 +1,118 @@
+"""Which implementation of an operator runs: by argument, by context manager, by ``EGMF_KERNELS``, else ``auto``.
+
+``auto`` runs the Triton kernels on CUDA tensors and the reference elsewhere. On CUDA it steps aside where the kernels
+do not serve (a width above 2048, more than 3 experts ...) and where the architecture's tile table says that
+``torch.compile`` of the reference was measured faster. ``triton`` never steps aside: it raises.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, cast
+
+import torch
+
+from egmf_kernels import tiles
+
+Implementation = Literal["auto", "reference", "triton"]
+Choice = Literal["reference", "triton", "compile"]
+IMPLEMENTATIONS = ("auto", "reference", "triton")
+
+MAX_WIDTH = 2048
+MAX_EXPERTS = 3
+MAX_QUERIES = 16
+MAX_QUERY_ELEMENTS = 8192
+"""Queries times width that a program of the pooling can hold in registers (8 at 1024, 4 at 2048)."""
+MAX_KERNEL_SIZE = 7
+PROJECTION_WIDTH = 512
+"""Up to here the experts' projections run inside K4; above, cuBLAS projects and K2 mixes."""
+
+
+def _named(name: str, where: str) -> Implementation:
+    if name not in IMPLEMENTATIONS:
+        raise ValueError(f"{where} is {name!r}; it must be one of {', '.join(IMPLEMENTATIONS)}")
+    return cast(Implementation, name)
+
+
+_default: list[Implementation] = [_named(os.environ.get("EGMF_KERNELS", "auto"), "EGMF_KERNELS")]
+
+
+@contextmanager
+def using(implementation: str) -> Iterator[None]:
+    """Operators called inside without an ``implementation`` of their own run this one."""
+    _default.append(_named(implementation, "implementation"))
+    try:
+        yield
+    finally:
+        _default.pop()
+
+
+def interpreted() -> bool:
+    """Whether this process runs the kernels in Triton's interpreter, on CPU tensors."""
+    from egmf_kernels import triton
+
+    return triton.INTERPRETED
+
+
+def _cannot(x_TD: torch.Tensor, experts: int, queries: int, kernel_size: int) -> str:
+    """Why the Triton kernels cannot serve this call, or an empty string."""
+    if x_TD.device.type != "cuda" and not interpreted():
+        return f"the tokens are on {x_TD.device.type}; Triton needs CUDA, or TRITON_INTERPRET=1 before the first import"
+    if x_TD.dtype == torch.float64 and x_TD.is_cuda:
+        return "the tokens are float64; the kernels take float32, bfloat16 and float16"
+    if x_TD.shape[1] > MAX_WIDTH:
+        return f"the width is {x_TD.shape[1]}; the kernels take up to {MAX_WIDTH}"
+    if experts > MAX_EXPERTS:
+        return f"there are {experts} experts; the kernels take up to {MAX_EXPERTS}"
+    if not 0 <= queries <= MAX_QUERIES:
+        return f"there are {queries} queries; the kernels take up to {MAX_QUERIES}"
+    if queries * x_TD.shape[1] > MAX_QUERY_ELEMENTS:
+        return f"{queries} queries of width {x_TD.shape[1]} are more than {MAX_QUERY_ELEMENTS} numbers"
+    if kernel_size > MAX_KERNEL_SIZE:
+        return f"a convolution is {kernel_size} wide; the kernels take up to {MAX_KERNEL_SIZE}"
+    return ""
+
+
+def choose(
+    operator: str,
+    implementation: str | None,
+    x_TD: torch.Tensor,
+    experts: int = 1,
+    queries: int = 0,
+    kernel_size: int = 1,
+) -> Choice:
+    """The implementation that this call runs.
+
+    Raises:
+        ValueError: the name is unknown, or ``triton`` was asked for and cannot serve.
+    """
+    wanted = _default[-1] if implementation is None else _named(implementation, "implementation")
+    if wanted == "reference" or (wanted == "auto" and x_TD.device.type != "cuda"):
+        return "reference"
+    reason = _cannot(x_TD, experts, queries, kernel_size)
+    if not reason:
+        if wanted == "auto" and tiles.prefers_compile(operator, x_TD, x_TD.shape[1]):
+            return "compile"
+        return "triton"
+    if wanted == "triton":
+        raise ValueError(f"{operator}: implementation 'triton' cannot run here: {reason}")
+    return "reference"
+
+
+def describe(implementation: str, x_TD: torch.Tensor, experts: int, queries: int, kernel_size: int) -> str:
+    """One line for a log: what each operator of the fusion block runs for tokens like ``x_TD``.
+
+    Raises:
+        ValueError: as :func:`choose`.
+    """
+    mix = ["gated_tri_proj", "hier_gate_mix_norm"] if x_TD.shape[1] <= PROJECTION_WIDTH else ["hier_gate_mix_norm"]
+    names = ["ms_dwconv", *mix, "ragged_pool_gate"]
+    chosen = {name: choose(name, implementation, x_TD, experts, queries, kernel_size) for name in names}
+    kinds = dict.fromkeys(chosen.values())
+    parts = [f"{kind} ({', '.join(n for n in names if chosen[n] == kind)})" for kind in kinds]
+    how = f"width {x_TD.shape[1]}, {str(x_TD.dtype).removeprefix('torch.')}, {x_TD.device.type}"
+    if "triton" in kinds:
+        how += f", tiles {tiles.current(x_TD.device)['architecture']}"
+    return f"kernels {implementation}: {'; '.join(parts)} [{how}]"

@@ -1,0 +1,98 @@
+"""Tile tables: which block sizes a kernel runs with, per architecture, element size and width.
+
+A table is a JSON file under ``tiles/``, named after an architecture (``sm_90.json``), written by the tuning command and
+read here; nothing is tuned inside training. Every entry of the shipped tables is compiled ahead of time by the tests.
+An interpreted process has a table of its own, with tiles small enough that tests straddle them.
+
+    {"architecture": "sm_90", "origin": "...", "kernels": {KERNEL: {ELEMENT_BITS: {WIDTH: {"BT": 4, "num_warps": 4}}}}}
+
+An entry serves every width up to its own; the largest serves what is wider.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FOLDER = Path(__file__).parent / "tiles"
+INTERPRETED = "interpreted"
+
+_forced: list[dict[str, Any]] = []
+
+
+def architectures() -> list[int]:
+    """Compute capabilities (80, 90, ...) that have a table, ascending."""
+    return sorted(int(path.stem.removeprefix("sm_")) for path in FOLDER.glob("sm_*.json"))
+
+
+@cache
+def load(name: str) -> dict[str, Any]:
+    """One table by name: ``sm_90``, ``interpreted``."""
+    table: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    return table
+
+
+@cache
+def table_for_capability(capability: int) -> str:
+    """Name of the newest table that is not newer than the device; the oldest where all are newer."""
+    known = architectures()
+    return f"sm_{max((a for a in known if a <= capability), default=known[0])}"
+
+
+@cache
+def _device_capability(index: int) -> int:
+    major, minor = torch.cuda.get_device_capability(index)
+    return major * 10 + minor
+
+
+@contextmanager
+def using(table: dict[str, Any]) -> Iterator[None]:
+    """Look everything up in ``table`` (tuning, ahead-of-time compilation, tests)."""
+    _forced.append(table)
+    try:
+        yield
+    finally:
+        _forced.pop()
+
+
+def current(device: torch.device) -> dict[str, Any]:
+    """The table that launches on ``device`` would use now."""
+    if _forced:
+        return _forced[-1]
+    if device.type != "cuda":
+        return load(INTERPRETED)
+    return load(table_for_capability(_device_capability(device.index or 0)))
+
+
+def lookup(kernel: str, tensor: torch.Tensor, width: int) -> dict[str, Any]:
+    """Block sizes, ``num_warps`` and ``num_stages`` of a kernel for a tensor's device and dtype at a width."""
+    bits = "16" if tensor.element_size() == 2 else "32"
+    by_width = current(tensor.device)["kernels"][kernel][bits]
+    entry: dict[str, Any] = by_width[_column(tuple(by_width), width)]
+    return entry
+
+
+def prefers_compile(operator: str, tensor: torch.Tensor, width: int) -> bool:
+    """Whether this device's table says that ``torch.compile`` of the reference was measured faster (``choices``)."""
+    bits = "16" if tensor.element_size() == 2 else "32"
+    by_width = current(tensor.device).get("choices", {}).get(operator, {}).get(bits, {})
+    return bool(by_width) and by_width[_column(tuple(by_width), width)] == "compile"
+
+
+@cache
+def _column(widths: tuple[str, ...], width: int) -> str:
+    ascending = sorted(widths, key=int)
+    return next((w for w in ascending if int(w) >= width), ascending[-1])
+
+
+def triton_dtype(dtype: torch.dtype) -> Any:
+    """Triton's name of an accumulator's dtype, as its compiler and its interpreter both take it."""
+    import triton.language as tl
+
+    return tl.float64 if dtype == torch.float64 else tl.float32
