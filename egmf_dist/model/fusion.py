@@ -166,8 +166,7 @@ class Fusion(nn.Module):
             batch: segment boundaries, tasks and languages.
         """
         cu = batch.cu_segments
-        lengths_BM = cu.diff().reshape(-1, len(MODALITIES))
-        presence_BM = lengths_BM > 0
+        presence_BM = (cu.diff() > 0).reshape(-1, len(MODALITIES))
         segment_T = egmf_kernels.segment_ids(cu, len(x_TD))
         streams = []
         if self.local is not None:
@@ -177,7 +176,7 @@ class Fusion(nn.Module):
 
         context_BE, logits_BM = None, x_TD.new_zeros(presence_BM.shape)
         if self.gate is not None:
-            mean_BMD = segment_mean(x_TD, segment_T, lengths_BM)
+            mean_BMD = ragged_mean(x_TD, cu).view(*presence_BM.shape, -1)
             context_BE, logits_BM = self.gate(mean_BMD, presence_BM, batch)
         in_mix = self.config.modality_weight_in == "mix"
         beta_BM = egmf_kernels.modality_gate(logits_BM, presence_BM, self.config.modality_temperature)
@@ -186,16 +185,14 @@ class Fusion(nn.Module):
         pooled_BKD, _ = self.pool(mixed_TD, torch.zeros_like(logits_BM) if in_mix else logits_BM, cu)
 
         with torch.no_grad():
-            tokens_B1 = lengths_BM.sum(1, keepdim=True).clamp_min(1)
-            expert_BE = alpha_TE.new_zeros(len(lengths_BM), len(self.experts), dtype=torch.float32)
-            expert_BE = expert_BE.index_add(0, segment_T // len(MODALITIES), alpha_TE.float()) / tokens_B1
+            expert_BE = ragged_mean(alpha_TE.float(), cu[:: len(MODALITIES)])
         return Fused(pooled_BKD, expert_BE, beta_BM.detach().float())
 
 
-def segment_mean(x_TD: torch.Tensor, segment_T: torch.Tensor, lengths_BM: torch.Tensor) -> torch.Tensor:
-    """Mean of each (sample, modality) segment, zeros where it is empty: ``[B, M, D]`` in the dtype of ``x_TD``."""
-    sums = torch.zeros(
-        lengths_BM.numel(), x_TD.shape[1], device=x_TD.device, dtype=torch.promote_types(x_TD.dtype, torch.float32)
-    )
-    sums = sums.index_add(0, segment_T, x_TD.to(sums.dtype))
-    return (sums / lengths_BM.reshape(-1, 1).clamp_min(1)).view(*lengths_BM.shape, -1).to(x_TD.dtype)
+def ragged_mean(x_TD: torch.Tensor, boundaries: torch.Tensor) -> torch.Tensor:
+    """Mean of each run of tokens, zeros where it is empty: ``[runs, D]`` in the dtype of ``x_TD``.
+
+    Sums in at least fp32 and, unlike ``index_add``, in a fixed order on a GPU: a resumed run repeats itself bitwise.
+    """
+    wide_TD = x_TD.to(torch.promote_types(x_TD.dtype, torch.float32))
+    return torch.segment_reduce(wide_TD, "mean", offsets=boundaries.long(), axis=0, initial=0).to(x_TD.dtype)
