@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import egmf_kernels
 from egmf_dist.config.schema import Config, ModelConfig
 from egmf_dist.errors import EgmfError
 from egmf_shards.sample import MAX_CONTEXT_TURNS
@@ -103,24 +102,27 @@ def validate(config: Config) -> None:
 
 def kernel_rules(model: ModelConfig) -> list[tuple[bool, str, object, str]]:
     """What the Triton kernels can serve, where they were asked for by name; ``auto`` steps aside by itself."""
-    asked = model.kernels == "triton"
+    if model.kernels != "triton":
+        return []
+    import egmf_kernels  # imports torch, which nobody should wait for who only asks for help
+
     most = egmf_kernels.MAX_QUERY_ELEMENTS // max(model.width, 1)
     queries = min(egmf_kernels.MAX_QUERIES, most)
     return [
         (
-            not asked or model.width <= egmf_kernels.MAX_WIDTH,
+            model.width <= egmf_kernels.MAX_WIDTH,
             "model.width",
             model.width,
             f"at most {egmf_kernels.MAX_WIDTH} for model.kernels triton",
         ),
         (
-            not asked or model.pseudo_tokens <= queries,
+            model.pseudo_tokens <= queries,
             "model.pseudo_tokens",
             model.pseudo_tokens,
             f"at most {queries} for model.kernels triton at width {model.width}",
         ),
         (
-            not asked or max(model.kernel_sizes, default=1) <= egmf_kernels.MAX_KERNEL_SIZE,
+            max(model.kernel_sizes, default=1) <= egmf_kernels.MAX_KERNEL_SIZE,
             "model.kernel_sizes",
             model.kernel_sizes,
             f"none above {egmf_kernels.MAX_KERNEL_SIZE} for model.kernels triton",

@@ -30,7 +30,12 @@ SHARED_LIMIT = {80: 166_912, 90: 232_448}
 """Bytes of shared memory one block may use, by compute capability (CUDA programming guide)."""
 REGISTERS_PER_SM = 65_536
 MATRIX_PRODUCTS = ("gated_tri_proj_forward", "gated_tri_proj_backward_a", "gated_tri_proj_backward_w")
-NARROW_LOADS = {"ms_dwconv_forward": 64, "ms_dwconv_backward": 32, "segment_sum_kernel": 32}
+NARROW_LOADS = {
+    "ms_dwconv_forward": 64,
+    "ms_dwconv_backward": 32,
+    "segment_sum_kernel": 32,
+    "modality_gate_backward": 32,
+}
 """Kernels whose widest load may be narrower than 16 bytes, and how narrow (bits). The convolution gives a lane 4 or 2
 channels, because each channel costs up to 50 registers of window, taps and sums; a warp's row is still one full line.
 """
@@ -134,8 +139,8 @@ def launches_of(operator: str, width: int, dtype: torch.dtype, tokens: int = 409
     with watching(stop):
         if operator == "ragged_pool_gate":
             q, logits = make(queries, width), make(batch, modalities)
-            pooled, _, part, lse = pool.forward(x, q, logits, cu, 0.7)
-            pool.backward(pooled, x, q, logits, cu, part, lse, 0.7)
+            pooled, beta, part, lse = pool.forward(x, q, logits, cu, 0.7)
+            pool.backward(pooled, x, q, logits, cu, beta, part, lse, 0.7)
         elif operator == "ms_dwconv":
             weights = [make(width, k) for k in (3, 5, 7)]
             dwconv.forward(x, weights, make(3, width), make(3), segment)
@@ -160,6 +165,11 @@ OPERATORS = {
     "projection": ("expert_gate_forward", "expert_gate_backward", *MATRIX_PRODUCTS),
 }
 """Operator -> the table entries its launches read."""
+WITHOUT_TILE = {
+    "ragged_pool_gate": ("modality_mix_forward", "modality_gate_backward"),
+    "mix_norm": ("segment_sum_kernel",),
+}
+"""Operator -> kernels of fixed block sizes to compile with it; what two operators launch is compiled with one."""
 
 
 def entry_of(kernel: Any, keywords: dict[str, Any]) -> str:
@@ -231,7 +241,9 @@ def compile_group(
     capability = int(table["architecture"].removeprefix("sm_"))
     with tiles.using(table):
         seen = [launch for count in queries for launch in launches_of(operator, width, dtype, queries=count)]
-    return [compile_launch(launch, capability, bits, width) for launch in seen if only in launch[0].fn.__name__]
+    entries = (*OPERATORS[operator], *WITHOUT_TILE.get(operator, ()))
+    wanted = [launch for launch in seen if only in launch[0].fn.__name__ and entry_of(launch[0], launch[2]) in entries]
+    return [compile_launch(launch, capability, bits, width) for launch in wanted]
 
 
 def query_counts(operator: str, bits: int, width: int) -> tuple[int, ...]:

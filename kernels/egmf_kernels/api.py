@@ -259,7 +259,7 @@ def gated_expert_mix(
     checks.parameter("bias", bias_ED, x_TD, (count, width))
     checks.parameter("norm_weight", norm_weight_D, x_TD, (width,))
     operator = "gated_tri_proj" if width <= select.PROJECTION_WIDTH else "hier_gate_mix_norm"
-    choice = select.choose(operator, implementation, x_TD, experts=count)
+    choice = select.choose("gated_expert_mix", implementation, x_TD, experts=count)
     if choice == "triton":
         fused = mix_in_projection if operator == "gated_tri_proj" else mix_after_projection
         return fused(
@@ -361,7 +361,8 @@ def ragged_pool_gate(
         implementation: see the module.
 
     Returns:
-        ``P [B, K, D]`` (zeros where everything is absent) and, for reading only, ``beta [B, M]``.
+        ``P [B, K, D]`` (zeros where everything is absent) and, for reading only, ``beta [B, M]`` in fp32 (fp64 for
+        fp64).
 
     Raises:
         ValueError: a shape, dtype, stride, device or boundary is wrong; names the argument.

@@ -25,8 +25,8 @@ _GATE = "Tensor? gate, Tensor? context, Tensor? beta, Tensor segment, Tensor cu,
 _SCHEMAS = (
     "ragged_pool_gate(Tensor o, Tensor queries, Tensor logits, Tensor cu, float temperature)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
-    "ragged_pool_gate_backward(Tensor dpooled, Tensor o, Tensor queries, Tensor logits, Tensor cu, Tensor part,"
-    " Tensor lse, float temperature) -> (Tensor, Tensor, Tensor)",
+    "ragged_pool_gate_backward(Tensor dpooled, Tensor o, Tensor queries, Tensor logits, Tensor cu, Tensor beta,"
+    " Tensor part, Tensor lse, float temperature) -> (Tensor, Tensor, Tensor)",
     "ms_dwconv(Tensor x, Tensor[] weights, Tensor bias, Tensor mu, Tensor segment) -> Tensor",
     "ms_dwconv_backward(Tensor dout, Tensor x, Tensor[] weights, Tensor bias, Tensor mu, Tensor segment)"
     " -> (Tensor, Tensor[], Tensor, Tensor)",
@@ -126,24 +126,18 @@ def _pool_fake(o: Tensor, queries: Tensor, logits: Tensor, cu: Tensor, temperatu
     acc, count = accumulate_in(o), queries.shape[0]
     return (
         o.new_empty(logits.shape[0], count, o.shape[1]),
-        logits.new_empty(logits.shape),
+        o.new_empty(logits.shape, dtype=acc),
         o.new_empty(logits.numel(), count, o.shape[1], dtype=acc),
         o.new_empty(logits.numel(), count, dtype=acc),
     )
 
 
 def _pool_backward(
-    dpooled: Tensor,
-    o: Tensor,
-    queries: Tensor,
-    logits: Tensor,
-    cu: Tensor,
-    part: Tensor,
-    lse: Tensor,
+    dpooled: Tensor, o: Tensor, queries: Tensor, logits: Tensor, cu: Tensor, beta: Tensor, part: Tensor, lse: Tensor,
     temperature: float,
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor, ...]:  # fmt: skip
     if _kernels_run(o):
-        return pool.backward(dpooled, o, queries, logits, cu, part, lse, temperature)
+        return pool.backward(dpooled, o, queries, logits, cu, beta, part, lse, temperature)
 
     def function(o: Tensor, queries: Tensor, logits: Tensor) -> Tensor:
         return reference.ragged_pool_gate(o, queries, logits, cu, temperature)[0]
@@ -157,7 +151,7 @@ def _pool_backward_fake(dpooled: Tensor, o: Tensor, queries: Tensor, logits: Ten
 
 def _pool_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *tensors, ctx.temperature = inputs
-    ctx.save_for_backward(*tensors, *output[2:])
+    ctx.save_for_backward(*tensors, *output[1:])
 
 
 def _pool_autograd(ctx: Any, dpooled: Tensor, *rest: Tensor) -> tuple[Any, ...]:

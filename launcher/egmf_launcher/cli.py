@@ -126,6 +126,13 @@ def report_pictures(options: jsonargparse.Namespace, arguments: Sequence[str]) -
     return 0
 
 
+def bench_kernels(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
+    """What the fused kernels cost: measured with a GPU, predicted without."""
+    from egmf_launcher.bench import bench_kernels as run_bench
+
+    return run_bench(Path(options.out), options.arch, trace=options.trace, quick=options.quick)
+
+
 VERBS: dict[tuple[str, ...], Verb] = {
     ("demo",): demo,
     ("real",): real,
@@ -137,6 +144,7 @@ VERBS: dict[tuple[str, ...], Verb] = {
     ("train",): train,
     ("evaluate",): evaluate,
     ("report",): report_pictures,
+    ("bench", "kernels"): bench_kernels,
 }
 
 

@@ -54,6 +54,9 @@ class CommandParser:
         evaluation = "evaluate runs/demo --split test --remove-each"
         _leaf(verbs, "evaluate", _evaluate, "score every legal answer of a split", evaluation)
         _leaf(verbs, "report", _report, "draw a run's pictures", "report runs/demo --compare runs/other")
+        bench = _branch(verbs, "bench", "what the fused kernels cost", "bench_verb")
+        kernels = "measure them on a GPU; without one, the predicted report"
+        _leaf(bench, "kernels", _bench_kernels, kernels, "bench kernels --out runs/kernels")
 
     def parse(self, arguments: Sequence[str]) -> tuple[tuple[str, ...], jsonargparse.Namespace]:
         """The verb as a path such as ``("shards", "import", "meld")``, and its options.
@@ -66,7 +69,7 @@ class CommandParser:
         except jsonargparse.ArgumentError as error:
             raise EgmfError(" ".join(str(error).split())) from error
         path: list[str] = []
-        for name in ("verb", "shard_verb", "format", "backbone_verb"):
+        for name in ("verb", "shard_verb", "format", "backbone_verb", "bench_verb"):
             verb = namespace.get(name)
             if verb is not None:
                 path.append(verb)
@@ -184,6 +187,17 @@ def _evaluate(parser: jsonargparse.ArgumentParser) -> None:
 def _report(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument("path", type=str, help="the run's folder, runs/NAME")
     parser.add_argument("--compare", type=str, nargs="+", default=[], help="other runs to draw beside it")
+
+
+def _bench_kernels(parser: jsonargparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=str, required=True, help="folder for summary.json, results.csv and pictures")
+    arch = (
+        "compute capability to compile for without a GPU, such as 90; may be repeated; default: all with a tile table"
+    )
+    parser.add_argument("--arch", action="append", default=[], metavar="CAPABILITY", help=arch)
+    parser.add_argument("--trace", action="store_true", help="also write Chrome traces (needs a GPU)")
+    quick = "one width and architecture, no Inductor; with a GPU, one minute of measuring"
+    parser.add_argument("--quick", action="store_true", help=quick)
 
 
 def launch_arguments(options: jsonargparse.Namespace) -> LaunchArguments:

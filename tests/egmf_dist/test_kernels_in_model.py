@@ -27,6 +27,8 @@ ALWAYS = {
     "mix_norm_backward",
     "ragged_pool_gate_forward",
     "ragged_pool_gate_backward",
+    "modality_mix_forward",
+    "modality_gate_backward",
     "segment_sum_kernel",
 }
 PROJECTION = {

@@ -40,4 +40,4 @@ def ragged_pool_gate(
     pooled_BKD = o_TD.new_zeros(batch, queries_KD.shape[0], width).index_add(
         0, segment_T // modalities, weighted_TK[:, :, None] * o_TD[:, None, :]
     )
-    return pooled_BKD.to(dtype), beta_BM.to(dtype).detach()
+    return pooled_BKD.to(dtype), beta_BM.detach()

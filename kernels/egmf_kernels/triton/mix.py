@@ -3,9 +3,9 @@
     z_te  = (<g_e, x_t> + c_be) / tau            alpha_t = softmax_e(z_t)       w_te = alpha_te * beta_b,m(t)
     y_t   = x_t + sum_e w_te h_te                o_t = y_t * rsqrt(mean(y_t^2) + eps) * gamma
 
-A program holds whole rows, so x and each h_e are read once and o is written once: E + 2 passes forward. Backward keeps
-alpha and 1/rms, recomputes y, and moves 2 E + 3 passes. With no streams (E = 0) the same kernels are a plain RMSNorm,
-which is how K4's output is normed.
+A program holds whole rows, so x and each h_e are read once and o is written once: E + 2 passes forward; gate and gamma
+stay in its registers from row to row. Backward keeps alpha and 1/rms, recomputes y, and moves 2 E + 3 passes. With no
+streams (E = 0) the same kernels are a plain RMSNorm, which is how K4's output is normed.
 
 Parameter gradients are summed by a number of programs that depends on T alone, into fp32 partials that one sum folds:
 no atomics, the same bits on every run.
@@ -25,14 +25,23 @@ from egmf_kernels.triton.launch import accumulate_in, launch
 
 
 @triton.jit
-def gate_weights(x, GATE, CONTEXT, sample, row_ok, column, column_ok, D, inv_tau,
+def rows_of(MATRIX, column, column_ok, D, E: tl.constexpr):
+    """The E rows of a small matrix as they are stored, to stay in registers over a program's tokens."""
+    rows = ()
+    for e in tl.static_range(E):
+        rows = rows + (tl.load(MATRIX + e * D + column, mask=column_ok, other=0.0),)
+    return rows
+
+
+@triton.jit
+def gate_weights(x, gate, CONTEXT, sample, row_ok, inv_tau,
                  E: tl.constexpr, EP: tl.constexpr, GATED: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
-    """``alpha [rows, EP]`` for rows x in registers; columns past E are 0."""
+    """``alpha [rows, EP]`` for rows x and the gate's vectors in registers; columns past E are 0."""
     expert = tl.arange(0, EP)
     z = tl.where((expert < E)[None, :], tl.zeros((x.shape[0], EP), ACC), float("-inf"))
     if GATED:
         for e in tl.static_range(E):
-            g = tl.load(GATE + e * D + column, mask=column_ok, other=0.0).to(ACC)
+            g = gate[e].to(ACC)
             c = tl.load(CONTEXT + sample * E + e, mask=row_ok, other=0.0).to(ACC)
             z = tl.where((expert == e)[None, :], ((tl.sum(x * g[None, :], 1) + c) * inv_tau)[:, None], z)
     p = tl.exp(z - tl.max(z, 1)[:, None])
@@ -43,26 +52,30 @@ def gate_weights(x, GATE, CONTEXT, sample, row_ok, column, column_ok, D, inv_tau
 def mix_norm_forward(X, H, GATE, CONTEXT, BETA, SEGMENT, GAMMA, O, ALPHA, RSTD, T, D, M, inv_tau, eps, s_x, s_h,
                      E: tl.constexpr, EP: tl.constexpr, GATED: tl.constexpr, WEIGHED: tl.constexpr,
                      BT: tl.constexpr, BD: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
-    row = tl.program_id(0) * BT + tl.arange(0, BT)
-    column = tl.arange(0, BD)
-    row_ok, column_ok = row < T, column < D
-    ok = row_ok[:, None] & column_ok[None, :]
-    y = row_block(X, row, s_x, column, ok, ACC)
-    if E > 0:
-        segment = tl.load(SEGMENT + row, mask=row_ok, other=0)
-        tau = tl.cast(inv_tau, ACC)
-        alpha = gate_weights(y, GATE, CONTEXT, segment // M, row_ok, column, column_ok, D, tau, E, EP, GATED, ACC)
-        expert = tl.arange(0, EP)
-        put_block(ALPHA, row, E, expert, row_ok[:, None] & (expert < E)[None, :], alpha)
-        if WEIGHED:
-            alpha = alpha * tl.load(BETA + segment, mask=row_ok, other=0.0).to(ACC)[:, None]
-        for e in tl.static_range(E):
-            h = row_block(H[e], row, s_h[e], column, ok, ACC)
-            y += column_of(alpha, e, expert)[:, None] * h
-    rstd = tl.rsqrt(tl.sum(y * y, 1) / D + tl.cast(eps, ACC))
-    gamma = tl.load(GAMMA + column, mask=column_ok, other=0.0).to(ACC)
-    put_block(O, row, D, column, ok, y * rstd[:, None] * gamma[None, :])
-    tl.store(RSTD + row, rstd, mask=row_ok)
+    column, expert = tl.arange(0, BD), tl.arange(0, EP)
+    column_ok = column < D
+    gamma = tl.load(GAMMA + column, mask=column_ok, other=0.0)
+    gate = ()
+    if GATED:
+        gate = rows_of(GATE, column, column_ok, D, E)
+    tau, small = tl.cast(inv_tau, ACC), tl.cast(eps, ACC)
+    for tile in range(tl.program_id(0), tl.cdiv(T, BT), tl.num_programs(0)):
+        row = tile * BT + tl.arange(0, BT)
+        row_ok = row < T
+        ok = row_ok[:, None] & column_ok[None, :]
+        y = row_block(X, row, s_x, column, ok, ACC)
+        if E > 0:
+            segment = tl.load(SEGMENT + row, mask=row_ok, other=0)
+            alpha = gate_weights(y, gate, CONTEXT, segment // M, row_ok, tau, E, EP, GATED, ACC)
+            put_block(ALPHA, row, E, expert, row_ok[:, None] & (expert < E)[None, :], alpha)
+            if WEIGHED:
+                alpha = alpha * tl.load(BETA + segment, mask=row_ok, other=0.0).to(ACC)[:, None]
+            for e in tl.static_range(E):
+                h = row_block(H[e], row, s_h[e], column, ok, ACC)
+                y += column_of(alpha, e, expert)[:, None] * h
+        rstd = tl.rsqrt(tl.sum(y * y, 1) / D + small)
+        put_block(O, row, D, column, ok, y * rstd[:, None] * gamma.to(ACC)[None, :])
+        tl.store(RSTD + row, rstd, mask=row_ok)
 
 
 @triton.jit
@@ -76,7 +89,9 @@ def mix_norm_backward(DO, X, H, GATE, BETA, SEGMENT, GAMMA, ALPHA, RSTD, DX, DH,
     gamma = tl.load(GAMMA + column, mask=column_ok, other=0.0).to(ACC)
     tau = tl.cast(inv_tau, ACC)
     dgamma = tl.zeros((BD,), ACC)
-    dgate = ()
+    gate, dgate = (), ()
+    if GATED:
+        gate = rows_of(GATE, column, column_ok, D, E)
     for e in tl.static_range(E):
         dgate = dgate + (tl.zeros((BD,), ACC),)
     for tile in range(program, tl.cdiv(T, BT), tl.num_programs(0)):
@@ -116,8 +131,7 @@ def mix_norm_backward(DO, X, H, GATE, BETA, SEGMENT, GAMMA, ALPHA, RSTD, DX, DH,
                 folded = ()
                 for e in tl.static_range(E):
                     dz_e = column_of(dz, e, expert)
-                    g = tl.load(GATE + e * D + column, mask=column_ok, other=0.0).to(ACC)
-                    dx += dz_e[:, None] * g[None, :]
+                    dx += dz_e[:, None] * gate[e].to(ACC)[None, :]
                     folded = folded + (dgate[e] + tl.sum(dz_e[:, None] * x, 0),)
                 dgate = folded
             if GATED or WEIGHED:
@@ -188,9 +202,10 @@ def forward(
     out = x_TD.new_empty(tokens, width)
     alpha = x_TD.new_empty(tokens, experts, dtype=acc)
     rstd = x_TD.new_empty(tokens, dtype=acc)
-    tile = tiles.lookup("mix_norm_forward" if experts else "norm_forward", x_TD, width)
+    tile = dict(tiles.lookup("mix_norm_forward" if experts else "norm_forward", x_TD, width))
+    programs = min(tile.pop("programs"), triton.cdiv(tokens, tile["BT"]))
     launch(
-        mix_norm_forward, (triton.cdiv(tokens, tile["BT"]),),
+        mix_norm_forward, (programs,),
         x_TD, tuple(streams) or (x_TD,), _or(gate_ED, x_TD), _or(context_BE, x_TD), _or(beta_BM, x_TD), segment_T,
         gamma_D, out, alpha, rstd, tokens, width, modalities, 1.0 / temperature, eps,
         x_TD.stride(0), tuple(s.stride(0) for s in streams) or (0,),

@@ -23,23 +23,28 @@ import triton.language as tl
 from egmf_kernels import tiles
 from egmf_kernels.triton.common import column_of, put_block, row_block
 from egmf_kernels.triton.launch import accumulate_in, launch
-from egmf_kernels.triton.mix import _or, gate_gradients, gate_weights
+from egmf_kernels.triton.mix import _or, gate_gradients, gate_weights, rows_of
 
 
 @triton.jit
 def expert_gate_forward(X, GATE, CONTEXT, SEGMENT, ALPHA, T, D, M, inv_tau, s_x,
                         E: tl.constexpr, EP: tl.constexpr, GATED: tl.constexpr,
                         BT: tl.constexpr, BD: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
-    row = tl.program_id(0) * BT + tl.arange(0, BT)
     column, expert = tl.arange(0, BD), tl.arange(0, EP)
-    row_ok, column_ok = row < T, column < D
-    x = tl.zeros((BT, BD), ACC)
+    column_ok = column < D
+    gate = ()
     if GATED:
-        x = row_block(X, row, s_x, column, row_ok[:, None] & column_ok[None, :], ACC)
-    sample = tl.load(SEGMENT + row, mask=row_ok, other=0) // M
+        gate = rows_of(GATE, column, column_ok, D, E)
     tau = tl.cast(inv_tau, ACC)
-    alpha = gate_weights(x, GATE, CONTEXT, sample, row_ok, column, column_ok, D, tau, E, EP, GATED, ACC)
-    put_block(ALPHA, row, E, expert, row_ok[:, None] & (expert < E)[None, :], alpha)
+    for tile in range(tl.program_id(0), tl.cdiv(T, BT), tl.num_programs(0)):
+        row = tile * BT + tl.arange(0, BT)
+        row_ok = row < T
+        x = tl.zeros((BT, BD), ACC)
+        if GATED:
+            x = row_block(X, row, s_x, column, row_ok[:, None] & column_ok[None, :], ACC)
+        sample = tl.load(SEGMENT + row, mask=row_ok, other=0) // M
+        alpha = gate_weights(x, gate, CONTEXT, sample, row_ok, tau, E, EP, GATED, ACC)
+        put_block(ALPHA, row, E, expert, row_ok[:, None] & (expert < E)[None, :], alpha)
 
 
 @triton.jit
@@ -182,7 +187,10 @@ def expert_gate_backward(DY, X, BIAS, GATE, ALPHA, BETA, SEGMENT, PDOT, DX, DZ, 
     column, expert = tl.arange(0, BD), tl.arange(0, EP)
     column_ok, expert_ok = column < D, expert < E
     tau = tl.cast(inv_tau, ACC)
-    dgate = ()
+    bias = rows_of(BIAS, column, column_ok, D, E)
+    gate, dgate = (), ()
+    if GATED:
+        gate = rows_of(GATE, column, column_ok, D, E)
     for e in tl.static_range(E):
         dgate = dgate + (tl.zeros((BD,), ACC),)
     for tile in range(program, tl.cdiv(T, BT), tl.num_programs(0)):
@@ -196,8 +204,8 @@ def expert_gate_backward(DY, X, BIAS, GATE, ALPHA, BETA, SEGMENT, PDOT, DX, DZ, 
         for piece in range(0, pieces):
             delta += row_block(PDOT, piece * T + row, E, expert, narrow, ACC)
         for e in tl.static_range(E):
-            b = tl.load(BIAS + e * D + column, mask=column_ok, other=0.0).to(ACC)
-            delta += tl.where((expert == e)[None, :], tl.sum(dy * b[None, :], 1)[:, None], 0.0)
+            b = tl.sum(dy * bias[e].to(ACC)[None, :], 1)
+            delta += tl.where((expert == e)[None, :], b[:, None], 0.0)
         dbeta = tl.sum(alpha * delta, 1)
         if WEIGHED:
             segment = tl.load(SEGMENT + row, mask=row_ok, other=0)
@@ -211,8 +219,7 @@ def expert_gate_backward(DY, X, BIAS, GATE, ALPHA, BETA, SEGMENT, PDOT, DX, DZ, 
             folded = ()
             for e in tl.static_range(E):
                 dz_e = column_of(dz, e, expert)
-                g = tl.load(GATE + e * D + column, mask=column_ok, other=0.0).to(ACC)
-                dx += dz_e[:, None] * g[None, :]
+                dx += dz_e[:, None] * gate[e].to(ACC)[None, :]
                 folded = folded + (dgate[e] + tl.sum(dz_e[:, None] * x, 0),)
             dgate = folded
         put_block(DX, row, D, column, ok, dx)
@@ -239,9 +246,10 @@ def forward(
     acc = accumulate_in(x_TD)
     y = x_TD.new_empty(tokens, width)
     alpha = x_TD.new_empty(tokens, count, dtype=acc)
-    gate = tiles.lookup("expert_gate_forward", x_TD, width)
+    gate = dict(tiles.lookup("expert_gate_forward", x_TD, width))
+    programs = min(gate.pop("programs"), triton.cdiv(tokens, gate["BT"]))
     launch(
-        expert_gate_forward, (triton.cdiv(tokens, gate["BT"]),),
+        expert_gate_forward, (programs,),
         x_TD, _or(gate_ED, x_TD), _or(context_BE, x_TD), segment_T, alpha, tokens, width, modalities,
         1.0 / temperature, x_TD.stride(0),
         E=count, EP=triton.next_power_of_2(count), GATED=gate_ED is not None,

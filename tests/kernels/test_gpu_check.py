@@ -1,0 +1,503 @@
+"""The benchmark that a GPU machine runs: rehearsed here, its gate tried on broken kernels, its sums on given times.
+
+No figure of these tests is a measurement: where a time is needed it is invented.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import egmf_kernels
+from egmf_kernels import tiles
+from egmf_kernels.bench import cases, correct, measure, measure_pool, measure_rows, measure_time, tune
+from egmf_kernels.bench.cases import OPERATORS, Case
+from egmf_kernels.bench.measure_time import Memory, Rates, Timing
+
+SCRIPT = Path(__file__).resolve().parents[2] / "kernels" / "benchmarks" / "gpu_check.py"
+LENGTHS = (5, 3, 0, 0, 0, 0, 1, 0, 2, 17, 0, 4)
+RATES = Rates(copy=3e12, matmul=8e14, matmul_projection=7e14)
+
+
+def case_of(operator: str, layout: str = "ragged") -> Case:
+    return Case(operator, 32, torch.bfloat16, layout, LENGTHS)
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The script as a module; what it does to the environment is undone."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    spec = importlib.util.spec_from_file_location("gpu_check", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def only(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Restrict gate and measurement to one operator."""
+
+    def restrict(operator: str) -> None:
+        for module in (cases, correct):
+            monkeypatch.setattr(module, "OPERATORS", (operator,))
+        monkeypatch.setattr(tune, "ENTRIES", {operator: tune.ENTRIES[operator]})
+
+    return restrict
+
+
+def test_a_rehearsal_runs_everything_and_times_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "found"
+    environment = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "PYTHONPATH")}
+    command = [sys.executable, str(SCRIPT), "--out", str(out), "--rehearse", "--commit", "abc"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert done.stdout.strip().endswith("all correct")
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["kind"], summary["label"], summary["commit"]) == ("rehearsal", measure.REHEARSAL, "abc")
+    assert summary["correct"]
+    assert summary["complete"]
+    assert not summary["left_out"]
+    assert {row["operator"] for row in summary["rows"]} == set(OPERATORS)
+    assert {row["implementation"] for row in summary["rows"]} == {"eager", "compile", "fused", "padded"}
+    invented = ("ms", "gb_per_s", "tflops", "percent_of_roofline", "speedup_over_eager", "speedup_over_compile")
+    assert all(row[key] is None for row in summary["rows"] for key in invented)
+    assert all(target["met"] is None for target in summary["targets"])
+    detail = json.loads((out / "results.json").read_text())
+    # Three gate cases and two measured ones an operator.
+    assert len(detail["correctness"]) == 5 * len(OPERATORS)
+    assert all(verdict["correct"] for verdict in detail["correctness"])
+    assert all("ms" in tried and tried["ms"] is None for job in detail["tuning"] for tried in job["tried"])
+    assert all(job["before"] == job["after"] for job in detail["tuning"])
+    with (out / "results.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == len(summary["rows"])
+    assert json.loads((out / "interpreted.json").read_text())["kernels"] == tiles.load("interpreted")["kernels"]
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        ["summary.json", "results.json", "results.csv", "interpreted.json"]
+    )
+
+
+def scaled(out: torch.Tensor) -> torch.Tensor:
+    return out * 1.02
+
+
+def never_written(out: torch.Tensor) -> torch.Tensor:
+    return out + out.new_empty(out.shape)
+
+
+def different_each_time(out: torch.Tensor) -> torch.Tensor:
+    return out + 1e-3 * torch.rand_like(out)
+
+
+def raises(out: torch.Tensor) -> torch.Tensor:
+    raise RuntimeError("illegal memory access")
+
+
+@pytest.mark.parametrize(
+    ("fault", "complaint"),
+    [
+        (scaled, "output 2."),
+        (never_written, "output nan > "),
+        (different_each_time, "differs between two runs"),
+        (raises, "RuntimeError: illegal memory access"),
+    ],
+    ids=lambda v: getattr(v, "__name__", ""),
+)
+def test_a_broken_kernel_is_red(monkeypatch: pytest.MonkeyPatch, fault: Any, complaint: str) -> None:
+    plain = egmf_kernels.hier_gate_mix_norm
+    monkeypatch.setattr(correct.Group, "cases", lambda self: [case_of("hier_gate_mix_norm")])
+    group = correct.Group("hier_gate_mix_norm", 32, (torch.bfloat16,), "cpu")
+    (before,) = correct.check_group(group)
+    assert before.correct
+
+    def mix(*arguments: Any, **keywords: Any) -> Any:
+        out, alpha = plain(*arguments, **keywords)
+        return fault(out), alpha
+
+    monkeypatch.setattr(egmf_kernels, "hier_gate_mix_norm", mix)
+    (verdict,) = correct.check_group(group)
+    assert not verdict.correct
+    assert complaint in verdict.line()
+    assert verdict.line().startswith("RED")
+
+
+def test_a_wrong_gradient_alone_is_red(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = egmf_kernels.ms_dwconv
+
+    def convolve(x: torch.Tensor, *rest: Any, **keywords: Any) -> torch.Tensor:
+        out: torch.Tensor = plain(x, *rest, **keywords)
+        return out + (x - x.detach()) * 0.1
+
+    monkeypatch.setattr(egmf_kernels, "ms_dwconv", convolve)
+    case = case_of("ms_dwconv")
+    verdict = correct.check(case, case.make("cpu", 0))
+    assert [text.split()[:2] for text in verdict.complaints] == [["d", "x"]]
+
+
+def test_a_kernel_twice_as_inexact_as_eager_in_fp32_is_red(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = egmf_kernels.hier_gate_mix_norm
+    case = Case("hier_gate_mix_norm", 32, torch.float32, "ragged", LENGTHS)
+    assert correct.check(case, case.make("cpu", 0)).correct
+
+    def mix(*arguments: Any, **keywords: Any) -> Any:
+        out, alpha = plain(*arguments, **keywords)
+        # Far below the limit of 5e-6, far above what fp32 costs.
+        return out * (1 + 2e-6), alpha
+
+    monkeypatch.setattr(egmf_kernels, "hier_gate_mix_norm", mix)
+    verdict = correct.check(case, case.make("cpu", 0))
+    assert [text.split()[:2] for text in verdict.complaints] == [["all", "together"]]
+
+
+def test_a_broken_kernel_fails_the_command(
+    script: Any, only: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    only("hier_gate_mix_norm")
+    plain = egmf_kernels.hier_gate_mix_norm
+
+    def mix(*arguments: Any, **keywords: Any) -> Any:
+        out, alpha = plain(*arguments, **keywords)
+        return out * 1.05, alpha
+
+    command = ["--out", str(tmp_path), "--rehearse", "--no-tune"]
+    assert script.main(command) == 0
+    assert "all correct" in capsys.readouterr().out
+    monkeypatch.setattr(egmf_kernels, "hier_gate_mix_norm", mix)
+    assert script.main(command) == 1
+    printed = capsys.readouterr().out
+    assert "RED   hier_gate_mix_norm" in printed
+    assert printed.strip().endswith("NOT ALL CORRECT")
+    assert not json.loads((tmp_path / "summary.json").read_text())["correct"]
+
+
+def test_a_gate_that_could_not_finish_is_not_correct(only: Any, tmp_path: Path) -> None:
+    only("ragged_pool_gate")
+    summary = measure.measure_all(tmp_path, seconds=1e-6, rehearse=True, workers=0, say=lambda line: None)
+    assert not summary["correct"]
+    assert any(line.startswith("not checked") for line in summary["left_out"])
+    assert any(line.startswith("not measured") for line in summary["left_out"])
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["--out", "DIR"], "no CUDA device"),
+        (["--out", "FILE", "--rehearse"], "must be a folder"),
+        (["--out", "DIR", "--seconds", "0"], "--seconds must be above 0"),
+        (["--out", "DIR", "--workers", "-1"], "--workers at least 0"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(
+    script: Any, command: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    (tmp_path / "file").write_text("")
+    places = {"DIR": str(tmp_path / "dir"), "FILE": str(tmp_path / "file")}
+    assert script.main([places.get(word, word) for word in command]) == 2
+    found = capsys.readouterr().err
+    assert said in found
+    assert found.count("\n") == 1
+    assert not (tmp_path / "dir").exists()
+
+
+def test_the_tuning_command_needs_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    monkeypatch.setattr(sys, "argv", ["tune", "--out", str(tmp_path / "t.json")])
+    assert tune.main() == 2
+    monkeypatch.setattr(sys, "argv", ["tune", "--out", str(tmp_path / "nowhere" / "t.json")])
+    assert tune.main() == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [("no CUDA device" in lines[0]), ("does not exist" in lines[1]), len(lines)] == [True, True, 2]
+
+
+def test_a_rehearsal_outside_the_interpreter_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("egmf_kernels.triton.INTERPRETED", False)
+    with pytest.raises(RuntimeError, match="TRITON_INTERPRET=1"):
+        measure.measure_all(tmp_path, rehearse=True)
+
+
+def test_allocations_are_poisoned_only_inside() -> None:
+    like = torch.zeros(3, dtype=torch.bfloat16)
+    with correct.poisoned():
+        assert bool(like.new_empty(64).isnan().all())
+        assert bool(torch.empty(64).isnan().all())
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_errors_never_hide() -> None:
+    one, zero, nan = torch.ones(3).double(), torch.zeros(3).double(), torch.full((3,), float("nan")).double()
+    assert correct.error(one, one) == 0
+    assert correct.error(zero, zero) == 0
+    assert correct.error(one, zero) == float("inf")
+    for found, exact in ((nan, one), (nan, zero)):
+        assert not correct.error(found, exact) <= 1.0
+    assert not correct.Verdict("nothing", "compared").correct
+
+
+# Tasks in processes of their own.
+
+
+def test_each_task_has_its_own_process_and_fate() -> None:
+    end = time.monotonic() + 60
+    codes = measure_pool.run_tasks(os._exit, [3], 1, end)
+    assert codes[0].error == "its process ended with code 3"
+    found = measure_pool.run_tasks(float, ["4", "four"], 2, end)
+    assert found[0] == measure_pool.Outcome(4.0)
+    assert found[1].error.startswith("ValueError: could not convert")
+    late = measure_pool.run_tasks(time.sleep, [50, 50], 1, time.monotonic() + 1)
+    assert [o.error for o in late] == ["not finished: out of time", "not started: out of time"]
+
+
+def test_the_gate_runs_in_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    work = [correct.Group("hier_gate_mix_norm", 32, (torch.bfloat16,), "cpu", rehearse=True)]
+    verdicts, missing = correct.run_gate(work, 1, 120, say=lambda line: None)
+    assert not missing
+    assert len(verdicts) == 3
+    assert all(v.correct for v in verdicts)
+
+
+# What is timed.
+
+
+def test_benchmark_streams_are_large_and_both_layouts_share_their_shapes() -> None:
+    found = cases.benchmark_cases(64 << 20)
+    assert len(found) == len(OPERATORS) * len(cases.WIDTHS) * len(cases.LAYOUTS)
+    for case in found:
+        assert case.tokens * case.width * 2 >= 64 << 20
+        # Everything that Triton specialises on is even: one compilation serves every size.
+        assert case.tokens % 16 == 0
+    for ragged, padded in zip(found[::2], found[1::2], strict=True):
+        assert (ragged.tokens, ragged.batch) == (padded.tokens, padded.batch)
+        assert len(set(padded.lengths)) == 1
+        absent = sum(n == 0 for n in ragged.lengths) / len(ragged.lengths)
+        assert 0.05 < absent < 0.3
+        present = [n for n in ragged.lengths if n]
+        assert max(present) > 20 * min(present)
+        assert all(any(ragged.lengths[i : i + 3]) for i in range(0, len(ragged.lengths), 3))
+
+
+def test_the_padded_baseline_is_the_same_function() -> None:
+    case = case_of("ragged_pool_gate")
+    inputs = case.make("cpu", 0).to(torch.float64)
+    padded = cases.pad(case, inputs)
+    wanted, found = correct.results(case.eager(), inputs), correct.results(cases.padded_pool(case), padded)
+    for name in ("output", "gate weights", "d queries", "d logits"):
+        torch.testing.assert_close(found[name], wanted[name])
+    segment = inputs.segment_T.long()
+    place = torch.arange(case.tokens) - inputs.cu_segments[segment]
+    torch.testing.assert_close(found["d x"][segment, place], wanted["d x"])
+
+
+def test_one_call_that_cannot_be_captured_puts_all_on_the_same_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    def graph(call: Callable[[], Any], repeat_ms: int) -> Timing:
+        call()
+        return Timing(1.0, 1.0, 1.0)
+
+    def refuses() -> None:
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+    monkeypatch.setattr(measure_time, "graph_time", graph)
+    monkeypatch.setattr(measure_time, "stream_time", lambda call, repeat_ms: Timing(2.0, 2.0, 2.0))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    assert measure_time.timings({"a": lambda: None})[0] == "graph"
+    method, found = measure_time.timings({"a": lambda: None, "b": refuses})
+    assert method == "stream: operation not permitted when stream is capturing"
+    assert [timing.median for timing in found.values()] == [2.0, 2.0]
+
+
+# From times to rows, targets and choices; the times are invented.
+
+
+def rows_of(case: Case, right: bool = True, fused_ms: float = 1.0, compile_ms: float = 2.0) -> list[dict[str, Any]]:
+    times = {
+        name: {"forward": Timing(ms, ms, ms), "both": Timing(3 * ms, 3 * ms, 3 * ms)}
+        for name, ms in (("eager", 8.0), ("compile", compile_ms), ("fused", fused_ms))
+    }
+    memories = {name: Memory(2.0, 1.0) for name in times}
+    return measure_rows.case_rows(case, right, times, memories, "invented", RATES, tiles.load("interpreted"))
+
+
+def test_rows_hold_rates_and_speed_ups() -> None:
+    case = case_of("gated_tri_proj")
+    rows = {(row["implementation"], row["direction"]): row for row in rows_of(case)}
+    fused, table = rows["fused", "forward"], tiles.load("interpreted")
+    moved, done = measure_rows.cost(case, "forward", table)
+    assert done == 2 * 3 * case.tokens * case.width**2
+    assert moved >= 6 * case.tokens * case.width * 2
+    assert fused["gb_per_s"] == pytest.approx(moved / 1e-3 / 1e9)
+    assert fused["tflops"] == pytest.approx(done / 1e-3 / 1e12)
+    assert fused["percent_of_roofline"] == pytest.approx(100 * max(moved / 3e12, done / 8e14) / 1e-3)
+    assert (fused["speedup_over_eager"], fused["speedup_over_compile"]) == (8.0, 2.0)
+    assert rows["fused", "backward"]["ms"] == 2.0
+    assert rows["fused", "backward"]["ms_low"] is None
+    assert rows["eager", "forward"]["speedup_over_compile"] is None
+    assert rows["fused", "both"]["peak_mib"] == 2.0
+    parts = [measure_rows.cost(case, direction, table)[0] for direction in ("forward", "backward")]
+    assert sum(parts) == measure_rows.cost(case, "both", table)[0]
+
+
+def test_a_red_case_has_no_speed_up_and_auto_leaves_it() -> None:
+    rows = rows_of(case_of("ms_dwconv"), right=False)
+    assert all(row["speedup_over_eager"] is None and row["speedup_over_compile"] is None for row in rows)
+    assert all("RED" in measure_rows.line(row) for row in rows)
+    assert measure_rows.choices(rows) == {"ms_dwconv": {"16": {"32": "compile"}}}
+
+
+def test_auto_takes_compile_where_any_layout_is_slower() -> None:
+    fast, slow = case_of("ms_dwconv"), case_of("ms_dwconv", "padded")
+    for order in ((fast, slow), (slow, fast)):
+        rows = [row for c in order for row in rows_of(c, fused_ms=3.0 if c is slow else 1.0)]
+        assert measure_rows.choices(rows) == {"ms_dwconv": {"16": {"32": "compile"}}}
+    chosen = measure_rows.choices(rows_of(fast))
+    assert chosen == {"ms_dwconv": {"16": {"32": "triton"}}}
+    # This is the form in which the tile table is asked.
+    table = tiles.load("interpreted") | {"choices": chosen}
+    with tiles.using(table):
+        assert not tiles.prefers_compile("ms_dwconv", torch.zeros(0, dtype=torch.bfloat16), 32)
+
+
+def test_targets_are_missed_met_or_open() -> None:
+    case = case_of("ms_dwconv")
+    moved, _ = measure_rows.cost(case, "forward", tiles.load("interpreted"))
+    at_90_percent = moved / (0.9 * RATES.copy) * 1e3
+    rows = rows_of(case, fused_ms=at_90_percent, compile_ms=at_90_percent / 2)
+    found = {t["name"].split(":")[0]: t for t in measure_rows.targets(rows, RATES, measure_rows.choices(rows))}
+    assert found["ms_dwconv forward"]["value"] == pytest.approx(90)
+    assert found["ms_dwconv forward"]["met"] is True
+    assert found["fused"]["met"] is False
+    assert found["auto"]["met"] is None, "auto was not timed"
+    assert found["ragged_pool_gate forward"]["met"] is None
+
+
+# Tuning; the times are invented.
+
+
+def test_every_table_entry_is_tuned_and_every_candidate_is_an_entry() -> None:
+    table = tiles.load("sm_90")["kernels"]
+    assert {entry for entries in tune.ENTRIES.values() for entry in entries} == set(table)
+    for entry, by_bits in table.items():
+        for by_width in by_bits.values():
+            for tile in by_width.values():
+                candidates = tune.shapes(entry, tile)
+                assert len(candidates) >= 5
+                for candidate in candidates + tune.counts(tile):
+                    assert set(candidate) == set(tile)
+                    assert candidate != tile
+                    assert all(n >= 1 for n in candidate.values())
+
+
+def test_tuning_keeps_the_fastest_correct_candidate(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = case_of("ragged_pool_gate")
+    job = tune.Job("ragged_pool_gate_forward", case)
+    table = tiles.load("interpreted")
+    clock = {4: 9.0, 8: 10.0, 16: 5.0, 2: 9.9}
+    used: list[int] = []
+    plain = tune.launches
+
+    def watch(*arguments: Any, **keywords: Any) -> Any:
+        found = plain(*arguments, **keywords)
+        used.append(found[-1][3]["BT"])
+        return found
+
+    monkeypatch.setattr(tune, "launches", watch)
+    monkeypatch.setattr(tune, "stream_time", lambda call, ms: Timing(clock[used[-1]], 0.0, 0.0))
+    monkeypatch.setattr(tune, "shapes", lambda entry, tile: [tile | {"BT": n} for n in (2, 4, 16, 0)])
+    tuned, _, left = tune.tune_table(table, [job], seconds=60, workers=0, device="cpu", say=lambda line: None)
+    assert tuned == table
+    assert not left
+    tuner = tune.Tuner(table, "cpu", timed=True)
+    tuner.tune(job)
+    assert job.lookup(tuner.table)["BT"] == 16
+    assert tuner.table["kernels"]["ragged_pool_gate_forward"]["16"]["32"]["BT"] == 16
+    # Other widths and the table it came from are as they were.
+    assert tuner.table["kernels"]["ragged_pool_gate_forward"]["16"]["512"] == {"BT": 8}
+    assert "32" not in table["kernels"]["ragged_pool_gate_forward"]["16"]
+    tried = {record["tile"]["BT"]: record for record in tuner.report[-1]["tried"]}
+    assert "rejected" in tried[0]
+    assert tried[2]["ms"] == 9.9
+    assert tuner.report[-1]["before"] == {"BT": 8}
+
+
+def test_tuning_rejects_what_computes_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = tune.Job("ragged_pool_gate_forward", case_of("ragged_pool_gate"))
+    plain = egmf_kernels.ragged_pool_gate
+
+    def wrong_in_small_tiles(o: torch.Tensor, *rest: Any, **keywords: Any) -> Any:
+        pooled, beta = plain(o, *rest, **keywords)
+        small = tiles.lookup("ragged_pool_gate_forward", o, 32)["BT"] == 2
+        return pooled * (1.1 if small else 1.0), beta
+
+    monkeypatch.setattr(egmf_kernels, "ragged_pool_gate", wrong_in_small_tiles)
+    monkeypatch.setattr(tune, "shapes", lambda entry, tile: [tile | {"BT": 2}])
+    tuner = tune.Tuner(tiles.load("interpreted"), "cpu", timed=False)
+    tuner.tune(job)
+    assert "away from the present tile's" in tuner.report[-1]["tried"][-1]["rejected"]
+
+
+def test_no_time_no_tuning_and_it_says_so() -> None:
+    job = tune.Job("norm_forward", case_of("gated_expert_mix"))
+    table = tiles.load("interpreted")
+    tuned, report, left = tune.tune_table(table, [job], seconds=0, workers=0, device="cpu")
+    assert (tuned, report, left) == (table, [], ["norm_forward 16 bits d=32: out of time"])
+
+
+# The road of a GPU machine, on the CPU and with invented clocks.
+
+
+def test_the_measured_road_with_invented_clocks(only: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    only("ragged_pool_gate")
+    plan = measure.Plan("cpu", 1536, (32,), (32,), (torch.bfloat16,), 0, False)
+    monkeypatch.setattr(measure.Plan, "segment", 2)
+    monkeypatch.setattr(measure, "plan", lambda rehearse, workers: plan)
+    monkeypatch.setattr(measure, "measure_rates", lambda: RATES)
+    monkeypatch.setattr(measure, "memory", lambda run, inputs: Memory(2.0, 1.0))
+    monkeypatch.setattr(tune, "capability_here", lambda: 90)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *a: "an invented GPU")
+    for name in ("RAGGED", "FEW"):
+        monkeypatch.setattr(correct, name, correct.TINY)
+    monkeypatch.setattr(Case, "compiled", lambda self, backend="": self.eager())
+    clocks = {"eager": 8.0, "compile": 2.0, "fused": 3.0, "padded": 9.0, "auto": 2.0}
+
+    def invented(calls: dict[str, Callable[[], Any]], *rest: Any) -> tuple[str, dict[str, Timing]]:
+        for call in calls.values():
+            call()
+        return "invented", {
+            key: Timing(clocks[key.split()[0]] * (3 if key.endswith("both") else 1), 1.0, 1.0) for key in calls
+        }
+
+    monkeypatch.setattr(measure, "timings", invented)
+    summary = measure.measure_all(tmp_path, seconds=300, workers=0, say=lambda line: None)
+    assert summary["correct"], summary["red"] + summary["left_out"]
+    assert (summary["kind"], summary["label"]) == ("measured", "measured on an invented GPU")
+    assert summary["ceilings"]["copy"] == RATES.copy
+    assert summary["choices"] == {"ragged_pool_gate": {"16": {"32": "compile"}}}
+    auto = [row for row in summary["rows"] if row["implementation"] == "auto"]
+    assert len(auto) == 2 * 3
+    assert all(row["speedup_over_compile"] == 1.0 for row in auto)
+    found = {t["name"].split(":")[0]: t["met"] for t in summary["targets"]}
+    assert found["auto"] is True
+    assert found["fused"] is False
+    table = json.loads((tmp_path / "sm_90.json").read_text())
+    assert table["choices"] == summary["choices"]
+    assert table["architecture"] == "sm_90"
+    lines = measure_rows.short_table(json.loads((tmp_path / "summary.json").read_text()))
+    assert any("ragged_pool_gate" in line and "x2.67 eager x0.67 compile" in line for line in lines)
+    assert measure_time.COPY_BYTES >= 256 << 20
