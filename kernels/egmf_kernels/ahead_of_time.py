@@ -225,7 +225,7 @@ def inspect(cubin: bytes) -> tuple[dict[str, int], str]:
 def work(table: dict[str, Any], only: str = "") -> Iterator[tuple[str, int, int]]:
     """(operator, element bits, width) of every group of table entries that one operator's launches read."""
     for operator, entries in OPERATORS.items():
-        if not any(only in entry for entry in entries):
+        if not any(only in name for name in (*entries, *WITHOUT_TILE.get(operator, ()))):
             continue
         for bits in (16, 32):
             widths = {int(w) for entry in entries for w in table["kernels"][entry][str(bits)]}
