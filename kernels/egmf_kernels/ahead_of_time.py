@@ -26,7 +26,7 @@ import torch
 
 from egmf_kernels import select, tiles
 
-SHARED_LIMIT = {80: 166_912, 90: 232_448}
+SHARED_LIMIT = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
 """Bytes of shared memory one block may use, by compute capability (CUDA programming guide)."""
 REGISTERS_PER_SM = 65_536
 MATRIX_PRODUCTS = ("gated_tri_proj_forward", "gated_tri_proj_backward_a", "gated_tri_proj_backward_w")
