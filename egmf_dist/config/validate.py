@@ -106,8 +106,12 @@ def kernel_rules(model: ModelConfig) -> list[tuple[bool, str, object, str]]:
         return []
     import egmf_kernels  # imports torch, which nobody should wait for who only asks for help
 
-    most = egmf_kernels.MAX_QUERY_ELEMENTS // max(model.width, 1)
-    queries = min(egmf_kernels.MAX_QUERIES, most)
+    fits = [
+        k
+        for k in range(1, egmf_kernels.MAX_QUERIES + 1)
+        if egmf_kernels.query_elements(k, max(model.width, 1)) <= egmf_kernels.MAX_QUERY_ELEMENTS
+    ]
+    queries = max(fits, default=0)
     return [
         (
             model.width <= egmf_kernels.MAX_WIDTH,

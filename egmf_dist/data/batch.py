@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+import egmf_kernels
 from egmf_dist.tasks.answers import TreeBatch
 
 
@@ -66,6 +67,9 @@ class RaggedBatch(NamedTuple):
             for name, value in self._asdict().items()
             if isinstance(value, torch.Tensor)
         }
+        # The boundaries are checked here, where looking at them costs nothing, and not again on the GPU.
+        egmf_kernels.boundary_values(self.cu_segments, self.order_T.numel())
+        egmf_kernels.mark_checked(moved["cu_segments"], self.order_T.numel())
         if self.tree is not None:
             moved["tree"] = self.tree.to(device)
         return self._replace(**moved)

@@ -13,6 +13,7 @@ from egmf_kernels.api import (
     ms_dwconv,
     ragged_pool_gate,
 )
+from egmf_kernels.checks import boundary_values, mark_checked
 from egmf_kernels.reference.segments import segment_ids
 from egmf_kernels.select import (
     IMPLEMENTATIONS,
@@ -21,6 +22,7 @@ from egmf_kernels.select import (
     MAX_QUERY_ELEMENTS,
     MAX_WIDTH,
     describe,
+    query_elements,
     using,
 )
 
@@ -30,12 +32,15 @@ __all__ = [
     "MAX_QUERIES",
     "MAX_QUERY_ELEMENTS",
     "MAX_WIDTH",
+    "boundary_values",
     "describe",
     "gated_expert_mix",
     "gated_tri_proj",
     "hier_gate_mix_norm",
+    "mark_checked",
     "modality_gate",
     "ms_dwconv",
+    "query_elements",
     "ragged_pool_gate",
     "segment_ids",
     "using",

@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -209,8 +210,12 @@ def compile_launch(launch: Launch, capability: int, bits: int, width: int) -> Co
     )
 
 
+@cache
 def inspect(cubin: bytes) -> tuple[dict[str, int], str]:
-    """Resource usage and assembly of a cubin, by the ``cuobjdump`` in Triton's wheel."""
+    """Resource usage and assembly of a cubin, by the ``cuobjdump`` in Triton's wheel.
+
+    Widths whose tiles are equal share one cubin, and taking it apart costs more than compiling it.
+    """
     import triton
 
     tool = str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump")
@@ -239,16 +244,20 @@ def compile_group(
     """Compile what one operator launches with a table at a width."""
     dtype = torch.bfloat16 if bits == 16 else torch.float32
     capability = int(table["architecture"].removeprefix("sm_"))
+    first = (*OPERATORS[operator], *WITHOUT_TILE.get(operator, ()))
+    wanted: list[Launch] = []
     with tiles.using(table):
-        seen = [launch for count in queries for launch in launches_of(operator, width, dtype, queries=count)]
-    entries = (*OPERATORS[operator], *WITHOUT_TILE.get(operator, ()))
-    wanted = [launch for launch in seen if only in launch[0].fn.__name__ and entry_of(launch[0], launch[2]) in entries]
+        for number, count in enumerate(queries):
+            entries = OPERATORS[operator] if number else first
+            seen = launches_of(operator, width, dtype, queries=count)
+            wanted += [x for x in seen if only in x[0].fn.__name__ and entry_of(x[0], x[2]) in entries]
     return [compile_launch(launch, capability, bits, width) for launch in wanted]
 
 
 def query_counts(operator: str, bits: int, width: int) -> tuple[int, ...]:
     """Numbers of queries to compile for: the pooling's tile serves 4 and shrinks for more; both ends of that rule."""
-    return (4, 8) if operator == "ragged_pool_gate" and 8 * width <= select.MAX_QUERY_ELEMENTS else (4,)
+    fits = 8 * width <= select.MAX_QUERY_ELEMENTS
+    return (4, 8) if operator == "ragged_pool_gate" and bits == 16 and fits else (4,)
 
 
 def compile_table(table: dict[str, Any], only: str = "", processes: int = 2) -> list[Compiled]:

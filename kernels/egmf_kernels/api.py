@@ -33,8 +33,8 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 def _segments(cu_segments: torch.Tensor, tokens: int, segment_T: torch.Tensor | None) -> torch.Tensor:
     if segment_T is None:
         return segment_ids(cu_segments, tokens).int()
-    checks.shape("segment", segment_T, (tokens,))
-    return segment_T.int()
+    checks.segment_numbers(segment_T, tokens, cu_segments)
+    return segment_T.int().contiguous()
 
 
 def ms_dwconv(
@@ -317,7 +317,8 @@ def mix_after_projection(
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """:func:`gated_expert_mix` as cuBLAS projections and K2; its arguments, checked."""
-    streams = [F.linear(a, weight_EDD[e], bias_ED[e]) for e, a in enumerate(experts)]
+    weights = zip(weight_EDD.unbind(0), bias_ED.unbind(0), strict=True)
+    streams = [F.linear(a, weight, bias) for a, (weight, bias) in zip(experts, weights, strict=True)]
     out, alpha, _ = _ops().hier_gate_mix_norm(
         x_TD, streams, gate_ED, context_BE, beta_BM, segment_T, cu_segments, modalities, norm_weight_D, temperature,
         eps,
@@ -372,14 +373,16 @@ def ragged_pool_gate(
     if queries_KD.dim() != 2 or not queries_KD.shape[0]:
         checks.shape("queries", queries_KD, (max(1, queries_KD.numel() // width), width))
     checks.parameter("queries", queries_KD, o_TD, (queries_KD.shape[0], width))
-    if logits_BM.dim() != 2:
-        raise ValueError(f"logits has shape {list(logits_BM.shape)}; it must be [batch, modalities]")
+    if logits_BM.dim() != 2 or not logits_BM.shape[1]:
+        raise ValueError(f"logits has shape {list(logits_BM.shape)}; it must be [batch, modalities], one or more")
     checks.like("logits", logits_BM, o_TD, tuple(logits_BM.shape))
     checks.boundaries(cu_segments, o_TD, logits_BM.numel())
     checks.temperature(temperature)
     choice = select.choose("ragged_pool_gate", implementation, o_TD, queries=queries_KD.shape[0])
     if choice == "triton":
-        pooled, beta, _, _ = _ops().ragged_pool_gate(o_TD, queries_KD, logits_BM.contiguous(), cu_segments, temperature)
+        pooled, beta, _, _ = _ops().ragged_pool_gate(
+            o_TD, queries_KD, logits_BM.contiguous(), cu_segments.contiguous(), temperature
+        )
         return pooled, beta.detach()
     run = _compiled(reference.ragged_pool_gate) if choice == "compile" else reference.ragged_pool_gate
     return run(o_TD, queries_KD, logits_BM, cu_segments, temperature)

@@ -52,11 +52,40 @@ def tokens(name: str, x_TD: torch.Tensor) -> None:
         raise ValueError(f"{name} has strides {x_TD.stride()}; the last must be 1, shape [tokens, width]")
 
 
+def segment_numbers(segment_T: torch.Tensor, count: int, cu_segments: torch.Tensor) -> None:
+    """The segment of each token: ``[T]`` integers on the boundaries' device."""
+    shape("segment", segment_T, (count,))
+    if segment_T.dtype not in (torch.int32, torch.int64) or segment_T.device != cu_segments.device:
+        raise ValueError(
+            f"segment is {segment_T.dtype} on {segment_T.device}; it must be [{count}] int32 or int64 on "
+            f"{cu_segments.device}"
+        )
+
+
+def mark_checked(cu_segments: torch.Tensor, count: int) -> None:
+    """Note on a tensor that its values ascend from 0 to ``count``: whoever checked them on the CPU, before moving them
+    to a GPU, spares every operator there the wait for the values."""
+    if not cu_segments.is_inference():
+        cu_segments._egmf_checked = (cu_segments._version, count)  # type: ignore[attr-defined]
+
+
+def boundary_values(cu_segments: torch.Tensor, count: int) -> None:
+    """The boundaries ascend from 0 to ``count``, the number of tokens; notes on the tensor that they do."""
+    values = cu_segments.detach().cpu()
+    first, last, descending = int(values[0]), int(values[-1]), bool((values.diff() < 0).any())
+    if first != 0 or last != count or descending:
+        raise ValueError(
+            f"cu_segments goes from {first} to {last}{', descending' if descending else ''}; "
+            f"its [segments + 1] boundaries must ascend from 0 to {count}, the number of tokens"
+        )
+    mark_checked(cu_segments, count)
+
+
 def boundaries(cu_segments: torch.Tensor, x_TD: torch.Tensor, segments: int | None = None) -> None:
     """``[segments + 1]`` integers on the tokens' device, ascending from 0 to T.
 
-    The values are looked at once per tensor (a mark stays on it): on a GPU that is one short wait per batch. Inside
-    ``torch.compile`` and while a CUDA graph is captured values cannot be looked at.
+    The values are looked at once per tensor (a mark stays on it); on a GPU that waits for all work queued before, which
+    :func:`mark_checked` spares. Inside ``torch.compile`` and while a CUDA graph is captured values cannot be looked at.
     """
     wanted = "segments + 1" if segments is None else str(segments + 1)
     if (
@@ -73,17 +102,10 @@ def boundaries(cu_segments: torch.Tensor, x_TD: torch.Tensor, segments: int | No
         raise ValueError(f"cu_segments is on {cu_segments.device}; it must be on {x_TD.device} as the tokens are")
     if torch.compiler.is_compiling() or (x_TD.is_cuda and torch.cuda.is_current_stream_capturing()):
         return
-    mark = (cu_segments._version, x_TD.shape[0])
-    if getattr(cu_segments, "_egmf_checked", None) == mark:
+    mark = None if cu_segments.is_inference() else (cu_segments._version, x_TD.shape[0])
+    if mark is not None and getattr(cu_segments, "_egmf_checked", None) == mark:
         return
-    values = cu_segments.detach().cpu()
-    first, last = int(values[0]), int(values[-1])
-    if first != 0 or last != x_TD.shape[0] or bool((values.diff() < 0).any()):
-        raise ValueError(
-            f"cu_segments goes from {first} to {last}{', descending' if bool((values.diff() < 0).any()) else ''}; "
-            f"[{wanted}] boundaries must ascend from 0 to {x_TD.shape[0]}, the number of tokens"
-        )
-    cu_segments._egmf_checked = mark  # type: ignore[attr-defined]
+    boundary_values(cu_segments, x_TD.shape[0])
 
 
 def temperature(value: float) -> None:

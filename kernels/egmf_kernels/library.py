@@ -73,6 +73,8 @@ def _differentiable(
     class Function(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, count: int, *flat: Any) -> Any:
+            # What is kept for backward leaves as outputs too; nobody needs zeros for gradients they never get.
+            ctx.set_materialize_grads(False)
             single, listed = flat[: len(flat) - count], flat[len(flat) - count :]
             arguments = single if sequence is None else (*single[:sequence], list(listed), *single[sequence:])
             with torch._C._AutoDispatchBelowAutograd():
@@ -82,6 +84,12 @@ def _differentiable(
 
         @staticmethod
         def backward(ctx: Any, *grads: Any) -> Any:
+            if torch.is_grad_enabled():
+                raise RuntimeError(
+                    f"egmf::{name} has no second derivative (create_graph); use implementation='reference'"
+                )
+            if grads[0] is None:
+                return (None,) * len(ctx.needs_input_grad)
             found = gradients(ctx, *grads)
             if sequence is None:
                 return (None, *found)

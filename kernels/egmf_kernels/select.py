@@ -7,6 +7,7 @@ do not serve (a width above 2048, more than 3 experts ...) and where the archite
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,10 +23,12 @@ IMPLEMENTATIONS = ("auto", "reference", "triton")
 
 MAX_WIDTH = 2048
 MAX_EXPERTS = 3
-MAX_QUERIES = 16
+MAX_QUERIES = 8
 MAX_QUERY_ELEMENTS = 8192
-"""Queries times width that a program of the pooling can hold in registers (8 at 1024, 4 at 2048)."""
+"""Queries times width, both as the next power of two, that a program of the pooling holds in registers."""
 MAX_KERNEL_SIZE = 7
+MIN_CAPABILITY = 80
+"""The oldest compute capability with a tile table (Ampere: bfloat16, asynchronous copies)."""
 PROJECTION_WIDTH = 512
 """Up to here the experts' projections run inside K4; above, cuBLAS projects and K2 mixes."""
 
@@ -56,10 +59,17 @@ def interpreted() -> bool:
     return triton.INTERPRETED
 
 
+def query_elements(queries: int, width: int) -> int:
+    """What K queries of a width take in registers: both padded to a power of two."""
+    return int(2 ** (math.ceil(math.log2(queries)) + math.ceil(math.log2(width))))
+
+
 def _cannot(x_TD: torch.Tensor, experts: int, queries: int, kernel_size: int) -> str:
     """Why the Triton kernels cannot serve this call, or an empty string."""
     if x_TD.device.type != "cuda" and not interpreted():
         return f"the tokens are on {x_TD.device.type}; Triton needs CUDA, or TRITON_INTERPRET=1 before the first import"
+    if x_TD.is_cuda and tiles.capability(x_TD.device) < MIN_CAPABILITY:
+        return f"the device has compute capability {tiles.capability(x_TD.device) / 10}; the kernels need 8.0"
     if x_TD.dtype == torch.float64 and x_TD.is_cuda:
         return "the tokens are float64; the kernels take float32, bfloat16 and float16"
     if x_TD.shape[1] > MAX_WIDTH:
@@ -68,8 +78,8 @@ def _cannot(x_TD: torch.Tensor, experts: int, queries: int, kernel_size: int) ->
         return f"there are {experts} experts; the kernels take up to {MAX_EXPERTS}"
     if not 0 <= queries <= MAX_QUERIES:
         return f"there are {queries} queries; the kernels take up to {MAX_QUERIES}"
-    if queries * x_TD.shape[1] > MAX_QUERY_ELEMENTS:
-        return f"{queries} queries of width {x_TD.shape[1]} are more than {MAX_QUERY_ELEMENTS} numbers"
+    if queries and query_elements(queries, x_TD.shape[1]) > MAX_QUERY_ELEMENTS:
+        return f"{queries} queries of width {x_TD.shape[1]} are more than {MAX_QUERY_ELEMENTS} numbers, padded"
     if kernel_size > MAX_KERNEL_SIZE:
         return f"a convolution is {kernel_size} wide; the kernels take up to {MAX_KERNEL_SIZE}"
     return ""
@@ -93,7 +103,9 @@ def choose(
         return "reference"
     reason = _cannot(x_TD, experts, queries, kernel_size)
     if not reason:
-        if wanted == "auto" and tiles.prefers_compile(operator, x_TD, x_TD.shape[1]):
+        # Inside torch.compile the table cannot be looked at, and compiling is under way already.
+        compiling = torch.compiler.is_compiling()
+        if wanted == "auto" and not compiling and tiles.prefers_compile(operator, x_TD, x_TD.shape[1]):
             return "compile"
         return "triton"
     if wanted == "triton":
@@ -107,12 +119,16 @@ def describe(implementation: str, x_TD: torch.Tensor, experts: int, queries: int
     Raises:
         ValueError: as :func:`choose`.
     """
-    mix = ["gated_tri_proj", "hier_gate_mix_norm"] if x_TD.shape[1] <= PROJECTION_WIDTH else ["hier_gate_mix_norm"]
-    names = ["ms_dwconv", *mix, "ragged_pool_gate"]
-    chosen = {name: choose(name, implementation, x_TD, experts, queries, kernel_size) for name in names}
+    chosen = {
+        "ms_dwconv": choose("ms_dwconv", implementation, x_TD, kernel_size=kernel_size),
+        "gated_expert_mix": choose("gated_expert_mix", implementation, x_TD, experts=experts),
+        "ragged_pool_gate": choose("ragged_pool_gate", implementation, x_TD, queries=queries),
+    }
     kinds = dict.fromkeys(chosen.values())
-    parts = [f"{kind} ({', '.join(n for n in names if chosen[n] == kind)})" for kind in kinds]
+    parts = [f"{kind} ({', '.join(name for name, own in chosen.items() if own == kind)})" for kind in kinds]
     how = f"width {x_TD.shape[1]}, {str(x_TD.dtype).removeprefix('torch.')}, {x_TD.device.type}"
+    if chosen["gated_expert_mix"] == "triton":
+        how += ", mix by K4 and norm" if x_TD.shape[1] <= PROJECTION_WIDTH else ", mix by cuBLAS and K2"
     if "triton" in kinds:
         how += f", tiles {tiles.current(x_TD.device)['architecture']}"
     return f"kernels {implementation}: {'; '.join(parts)} [{how}]"

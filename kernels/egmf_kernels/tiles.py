@@ -40,9 +40,17 @@ def load(name: str) -> dict[str, Any]:
 
 @cache
 def table_for_capability(capability: int) -> str:
-    """Name of the newest table that is not newer than the device; the oldest where all are newer."""
-    known = architectures()
+    """Name of the newest table that is not newer than the device; the oldest where all are newer.
+
+    12.x has the registers and shared memory of 8.x per multiprocessor and none of 9.0's matrix instructions.
+    """
+    known = [a for a in architectures() if capability < 120 or not 90 <= a < 120]
     return f"sm_{max((a for a in known if a <= capability), default=known[0])}"
+
+
+def capability(device: torch.device) -> int:
+    """Compute capability of a CUDA device: 80, 90, ..."""
+    return _device_capability(torch.cuda.current_device() if device.index is None else device.index)
 
 
 @cache
@@ -67,7 +75,7 @@ def current(device: torch.device) -> dict[str, Any]:
         return _forced[-1]
     if device.type != "cuda":
         return load(INTERPRETED)
-    return load(table_for_capability(_device_capability(device.index or 0)))
+    return load(table_for_capability(capability(device)))
 
 
 def lookup(kernel: str, tensor: torch.Tensor, width: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import egmf_kernels
-from egmf_kernels import select
+from egmf_kernels import select, tiles
 from egmf_kernels.triton.launch import watching
 
 WIDTH, MODALITIES = 16, 3
@@ -122,20 +122,95 @@ def test_selection_names_what_is_wrong() -> None:
     wide = [normal(WIDTH, 9, seed=1)]
     with pytest.raises(ValueError, match="a convolution is 9 wide; the kernels take up to 7"):
         egmf_kernels.ms_dwconv(a["x"], wide, normal(1, WIDTH, seed=2), normal(1, seed=3), CU, implementation="triton")
-    many = normal(17, WIDTH, seed=1)
-    with pytest.raises(ValueError, match="17 queries; the kernels take up to 16"):
+    many = normal(9, WIDTH, seed=1)
+    with pytest.raises(ValueError, match="9 queries; the kernels take up to 8"):
         egmf_kernels.ragged_pool_gate(a["x"], many, a["logits"], CU, implementation="triton")
     # auto serves the same calls, by the reference.
     egmf_kernels.ragged_pool_gate(a["x"], many, a["logits"], CU, implementation="auto")
 
 
-def test_describe_is_one_line_about_every_operator() -> None:
+def test_describe_is_one_line_that_says_what_each_operator_runs() -> None:
     line = egmf_kernels.describe("triton", torch.zeros(1, 64), 3, 4, 7)
-    assert line.startswith("kernels triton: triton (ms_dwconv, gated_tri_proj, hier_gate_mix_norm, ragged_pool_gate)")
+    assert line.startswith("kernels triton: triton (ms_dwconv, gated_expert_mix, ragged_pool_gate) [width 64, float32")
+    assert "mix by K4 and norm" in line
     wide = egmf_kernels.describe("triton", torch.zeros(1, 1024), 3, 4, 7)
-    assert "gated_tri_proj" not in wide
+    assert "mix by cuBLAS and K2" in wide
     assert "\n" not in line + wide
     assert "reference" in egmf_kernels.describe("auto", torch.zeros(1, 64), 3, 4, 7)
+
+
+class CudaTokens:
+    """What selection reads of tokens on a GPU."""
+
+    class OnCuda:
+        type = "cuda"
+
+        def __str__(self) -> str:
+            return "cuda"
+
+    shape, dtype, is_cuda, device = (5, 1024), torch.bfloat16, True, OnCuda()
+
+    @staticmethod
+    def element_size() -> int:
+        return 2
+
+
+def test_each_operator_has_its_own_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU under auto: too many queries move the pooling alone to the reference, a table's choice the mix."""
+    monkeypatch.setattr(tiles, "capability", lambda device: 90)
+    assert "triton (ms_dwconv, gated_expert_mix); reference (ragged_pool_gate)" in select.describe(
+        "auto",
+        CudaTokens(),
+        3,
+        9,
+        7,  # type: ignore[arg-type]
+    )
+    with tiles.using(tiles.load("sm_90") | {"choices": {"gated_expert_mix": {"16": {"2048": "compile"}}}}):
+        assert "compile (gated_expert_mix)" in select.describe("auto", CudaTokens(), 3, 4, 7)  # type: ignore[arg-type]
+    monkeypatch.setattr(tiles, "capability", lambda device: 75)
+    assert "triton" not in select.describe("auto", CudaTokens(), 3, 4, 7)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"compute capability 7.5; the kernels need 8.0"):
+        select.describe("triton", CudaTokens(), 3, 4, 7)  # type: ignore[arg-type]
+
+
+def test_boundaries_and_segments_may_be_strided_and_are_typed() -> None:
+    a = arguments()
+    strided = torch.stack([CU, torch.zeros_like(CU)], 1)[:, 0]
+    assert not strided.is_contiguous()
+    found = egmf_kernels.ragged_pool_gate(a["x"], a["queries"], a["logits"], strided, implementation="triton")[0]
+    wanted = egmf_kernels.ragged_pool_gate(a["x"], a["queries"], a["logits"], CU, implementation="reference")[0]
+    torch.testing.assert_close(found, wanted)
+    numbers = torch.stack([segment(), segment() + 7], 1)[:, 0]
+    rest = (a["x"], a["taps"], a["taps_bias"], a["mu"], CU)
+    found = egmf_kernels.ms_dwconv(*rest, segment_T=numbers, implementation="triton")
+    torch.testing.assert_close(found, egmf_kernels.ms_dwconv(*rest, implementation="reference"))
+    with pytest.raises(ValueError, match=r"segment is torch.float32 on cpu; it must be \[5\] int32 or int64 on cpu"):
+        egmf_kernels.ms_dwconv(*rest, segment_T=segment().float(), implementation="triton")
+
+
+def test_a_second_derivative_is_an_error_not_a_zero() -> None:
+    a = arguments()
+    with pytest.raises(RuntimeError, match="egmf::ms_dwconv has no second derivative"):
+        torch.autograd.grad(public("ms_dwconv", a, "triton").sum(), [a["x"]], create_graph=True)
+
+
+def test_auto_inside_a_graph_does_not_look_into_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU auto asks the tile table whether compile was faster; inside torch.compile that would break the graph."""
+
+    def never(*rest: Any) -> bool:
+        raise AssertionError("the table was looked at inside a graph")
+
+    monkeypatch.setattr(tiles, "capability", lambda device: 90)
+    monkeypatch.setattr(tiles, "prefers_compile", never)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert select.choose("ms_dwconv", "auto", CudaTokens()) == "triton"  # type: ignore[arg-type]
+
+
+def test_inference_tensors_and_a_later_change() -> None:
+    with torch.inference_mode():
+        cu = CU.clone()
+        out = egmf_kernels.ms_dwconv(*(arguments()[k] for k in ("x", "taps", "taps_bias", "mu")), cu)
+    assert out.shape == (TOKENS, WIDTH)
 
 
 Change = Callable[[dict[str, Any]], Any]

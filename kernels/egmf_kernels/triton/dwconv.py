@@ -76,7 +76,7 @@ def inside_window(window, segments, R: tl.constexpr):
     return inside
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "length"])
 def ms_dwconv_forward(X, W, BIAS, MU, SEGMENT, OUT, T, D, length, s_x,
                       SIZES: tl.constexpr, OFFSETS: tl.constexpr, SCALES: tl.constexpr, R: tl.constexpr,
                       CHUNKS: tl.constexpr, BC: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
@@ -106,7 +106,7 @@ def ms_dwconv_forward(X, W, BIAS, MU, SEGMENT, OUT, T, D, length, s_x,
         window, segments = window[1:], segments[1:]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "length"])
 def ms_dwconv_backward(DOUT, X, W, BIAS, MU, SEGMENT, DX, PARTIAL, T, D, length, s_x,
                        SIZES: tl.constexpr, OFFSETS: tl.constexpr, SCALES: tl.constexpr, TAPS: tl.constexpr,
                        R: tl.constexpr, CHUNKS: tl.constexpr, BC: tl.constexpr, ACC: tl.constexpr):  # fmt: skip

@@ -8,7 +8,7 @@ what the model would launch, without a second description of any signature.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -34,7 +34,11 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **keywords: Any)
     if 0 in grid:
         return
     proceed = [watcher(kernel, grid, arguments, keywords) for watcher in _watchers]
-    if all(proceed):
+    if not all(proceed):
+        return
+    first = arguments[0]
+    # Triton launches on the current device, whatever device its pointers belong to.
+    with torch.cuda.device(first.device) if first.is_cuda else nullcontext():
         kernel[grid](*arguments, **keywords)
 
 

@@ -48,7 +48,7 @@ def gate_weights(x, gate, CONTEXT, sample, row_ok, inv_tau,
     return p / tl.sum(p, 1)[:, None]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def mix_norm_forward(X, H, GATE, CONTEXT, BETA, SEGMENT, GAMMA, O, ALPHA, RSTD, T, D, M, inv_tau, eps, s_x, s_h,
                      E: tl.constexpr, EP: tl.constexpr, GATED: tl.constexpr, WEIGHED: tl.constexpr,
                      BT: tl.constexpr, BD: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
@@ -78,7 +78,7 @@ def mix_norm_forward(X, H, GATE, CONTEXT, BETA, SEGMENT, GAMMA, O, ALPHA, RSTD, 
         tl.store(RSTD + row, rstd, mask=row_ok)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def mix_norm_backward(DO, X, H, GATE, BETA, SEGMENT, GAMMA, ALPHA, RSTD, DX, DH, DZ, PGATE, PGAMMA, T, D, inv_tau,
                       s_x, s_h, E: tl.constexpr, EP: tl.constexpr, GATED: tl.constexpr, WEIGHED: tl.constexpr,
                       BT: tl.constexpr, BD: tl.constexpr, ACC: tl.constexpr):  # fmt: skip

@@ -86,7 +86,7 @@ def modality_mix_forward(LOGITS, CU, PART, BETA, P, D, K, M, inv_tau,
     put_block(P, sample * K + query, D, column, block, pooled)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["S"])
 def ragged_pool_gate_backward(DP, X, Q, CU, BETA, PART, LSE, DX, DQ, DBETA, S, D, K, M, scale, s_x,
                               KP: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
     program = tl.program_id(0)
@@ -117,7 +117,7 @@ def ragged_pool_gate_backward(DP, X, Q, CU, BETA, PART, LSE, DX, DQ, DBETA, S, D
     put_block(DQ, program * K + query, D, column, block, dq * root)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B"])
 def modality_gate_backward(BETA, DBETA, DLOGITS, B, M, inv_tau,
                            MP: tl.constexpr, BB: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
     sample, modality = tl.program_id(0) * BB + tl.arange(0, BB), tl.arange(0, MP)

@@ -26,7 +26,7 @@ from egmf_kernels.triton.launch import accumulate_in, launch
 from egmf_kernels.triton.mix import _or, gate_gradients, gate_weights, rows_of
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def expert_gate_forward(X, GATE, CONTEXT, SEGMENT, ALPHA, T, D, M, inv_tau, s_x,
                         E: tl.constexpr, EP: tl.constexpr, GATED: tl.constexpr,
                         BT: tl.constexpr, BD: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
@@ -75,7 +75,7 @@ def gate_weight_of(ALPHA, BETA, SEGMENT, row, row_ok, e, E: tl.constexpr, WEIGHE
     return w
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def gated_tri_proj_forward(X, A, W, BIAS, ALPHA, BETA, SEGMENT, Y, T, D, s_x, s_a,
                            E: tl.constexpr, WEIGHED: tl.constexpr, EVEN: tl.constexpr, BM: tl.constexpr,
                            BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
@@ -111,7 +111,7 @@ def gated_tri_proj_forward(X, A, W, BIAS, ALPHA, BETA, SEGMENT, Y, T, D, s_x, s_
     put_block(Y, row, D, column, mask, acc)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def gated_tri_proj_backward_a(DY, A, W, ALPHA, BETA, SEGMENT, DA, PDOT, T, D, s_a,
                               E: tl.constexpr, WEIGHED: tl.constexpr, EVEN: tl.constexpr, BM: tl.constexpr,
                               BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
@@ -147,7 +147,7 @@ def gated_tri_proj_backward_a(DY, A, W, ALPHA, BETA, SEGMENT, DA, PDOT, T, D, s_
         put_block(target, row, D, column, mask, w_e[:, None] * part)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "span"])
 def gated_tri_proj_backward_w(DY, A, ALPHA, BETA, SEGMENT, PW, PB, T, D, span, s_a,
                               E: tl.constexpr, WEIGHED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
                               BK: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
@@ -179,7 +179,7 @@ def gated_tri_proj_backward_w(DY, A, ALPHA, BETA, SEGMENT, PW, PB, T, D, span, s
             tl.store(PB + (split * E + e) * D + out, bias, mask=out_ok)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def expert_gate_backward(DY, X, BIAS, GATE, ALPHA, BETA, SEGMENT, PDOT, DX, DZ, PGATE, T, D, pieces, inv_tau, s_x,
                          E: tl.constexpr, EP: tl.constexpr, GATED: tl.constexpr, WEIGHED: tl.constexpr,
                          BT: tl.constexpr, BD: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
