@@ -1,7 +1,8 @@
 """Compile every entry of a tile table to machine code for its architecture, on a machine without a GPU.
 
 The operators' own launch functions run on empty CPU tensors with a watcher that stops each launch and hands it to
-Triton's compiler for the wanted target: what is compiled is what a GPU would be asked to run, specialisation included.
+Triton's compiler for the wanted target: what is compiled is what a GPU would be asked to run for tensors that begin at
+a multiple of 16 bytes, whatever the number of tokens (counts are not specialised).
 ``ptxas`` and ``cuobjdump`` come with Triton. The process must not interpret (``TRITON_INTERPRET`` unset).
 
     python -m egmf_kernels.ahead_of_time [--arch 90] [--kernel NAME] [--json FILE]
