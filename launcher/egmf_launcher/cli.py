@@ -58,6 +58,16 @@ def shards_import_label_csv(options: jsonargparse.Namespace, arguments: Sequence
     return 0
 
 
+def shards_import_jsonl(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
+    """One's own JSONL to shards."""
+    from egmf_dist.tasks.file import read_task
+    from egmf_shards.importers.jsonl import import_jsonl
+
+    task = read_task(options.task)
+    import_jsonl(options.source, options.out, options.dataset, task, options.audio, options.vision)
+    return 0
+
+
 def shards_info(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
     """What a folder of shards holds."""
     from egmf_shards.info import print_info
@@ -139,6 +149,7 @@ VERBS: dict[tuple[str, ...], Verb] = {
     ("shards", "synth"): shards_synth,
     ("shards", "import", "meld"): shards_import_meld,
     ("shards", "import", "label-csv"): shards_import_label_csv,
+    ("shards", "import", "jsonl"): shards_import_jsonl,
     ("shards", "info"): shards_info,
     ("backbone", "tiny"): backbone_tiny,
     ("train",): train,

@@ -45,6 +45,8 @@ class CommandParser:
         _leaf(importers, "meld", _meld, "MELD's official CSV files", meld)
         label_csv = "shards import label-csv --source label.csv --dataset simsv2 --language zh --out data/simsv2"
         _leaf(importers, "label-csv", _label_csv, "CH-SIMS label.csv", label_csv)
+        own = "shards import jsonl --source data.jsonl --task task.yaml --dataset mine --out data/mine"
+        _leaf(importers, "jsonl", _jsonl, "one's own utterances, one JSON object a line", own)
         _leaf(shards, "info", _info, "counts, classes, lengths, ceilings", "shards info data/demo")
         backbone = _branch(verbs, "backbone", "language models made here", "backbone_verb")
         tiny = "backbone tiny --text data/synthetic --out backbones/synthetic"
@@ -133,6 +135,13 @@ def _label_csv(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument("--source", type=str, required=True, help="the label.csv")
     parser.add_argument("--dataset", type=str, required=True, help="name of the data set, such as simsv2")
     parser.add_argument("--language", type=str, required=True, help="language code of its text: en or zh")
+    _features(parser)
+
+
+def _jsonl(parser: jsonargparse.ArgumentParser) -> None:
+    parser.add_argument("--source", type=str, required=True, help="the file, one JSON object a line")
+    parser.add_argument("--task", type=str, required=True, help="YAML file of the task: see configs/task.example.yaml")
+    parser.add_argument("--dataset", type=str, required=True, help="name of the data set, such as interviews")
     _features(parser)
 
 

@@ -1,0 +1,42 @@
+"""Tasks from YAML: the shipped example, and what a broken file is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from egmf_dist.errors import EgmfError
+from egmf_dist.tasks.file import read_task
+from egmf_shards import ShardError
+
+EXAMPLE = Path(__file__).parents[2] / "configs" / "task.example.yaml"
+
+
+def test_the_example_is_a_task():
+    task = read_task(EXAMPLE)
+    assert (task.name, task.kind, task.languages) == ("mood", "classification", ("en", "zh"))
+    assert task.legal_answers("zh") == ("平静", "紧张", "愉快")
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ("name: [", EgmfError, "not YAML"),
+        ("- a", EgmfError, "must hold the fields of one task"),
+        ("name: x", ShardError, "a task is malformed"),
+        ("name: x\nkind: regression\nquestions: {en: q}\nlow: 1\nhigh: 0\nstep: 1", ShardError, "low < high"),
+        ("name: x\nkind: regression\nquestions: {en: q}\ncolour: 1", ShardError, "a task is malformed"),
+    ],
+)
+def test_a_broken_file_is_one_line(tmp_path, text, error, message):
+    path = tmp_path / "task.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(error, match=message) as found:
+        read_task(path)
+    assert "\n" not in str(found.value)
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(EgmfError, match=r"cannot be read .*see configs/task.example.yaml"):
+        read_task(tmp_path / "none.yaml")
