@@ -58,6 +58,14 @@ def shards_import_label_csv(options: jsonargparse.Namespace, arguments: Sequence
     return 0
 
 
+def shards_import_cherma(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
+    """CHERMA's own layout to shards."""
+    from egmf_shards.importers.cherma import import_cherma
+
+    import_cherma(options.source, options.out)
+    return 0
+
+
 def shards_import_jsonl(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
     """One's own JSONL to shards."""
     from egmf_dist.tasks.file import read_task
@@ -149,6 +157,7 @@ VERBS: dict[tuple[str, ...], Verb] = {
     ("shards", "synth"): shards_synth,
     ("shards", "import", "meld"): shards_import_meld,
     ("shards", "import", "label-csv"): shards_import_label_csv,
+    ("shards", "import", "cherma"): shards_import_cherma,
     ("shards", "import", "jsonl"): shards_import_jsonl,
     ("shards", "info"): shards_info,
     ("backbone", "tiny"): backbone_tiny,

@@ -45,6 +45,8 @@ class CommandParser:
         _leaf(importers, "meld", _meld, "MELD's official CSV files", meld)
         label_csv = "shards import label-csv --source label.csv --dataset simsv2 --language zh --out data/simsv2"
         _leaf(importers, "label-csv", _label_csv, "CH-SIMS label.csv", label_csv)
+        cherma = "shards import cherma --source DIR --out data/cherma"
+        _leaf(importers, "cherma", _cherma, "CHERMA's json files and .npy folders", cherma)
         own = "shards import jsonl --source data.jsonl --task task.yaml --dataset mine --out data/mine"
         _leaf(importers, "jsonl", _jsonl, "one's own utterances, one JSON object a line", own)
         _leaf(shards, "info", _info, "counts, classes, lengths, ceilings", "shards info data/demo")
@@ -136,6 +138,11 @@ def _label_csv(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", type=str, required=True, help="name of the data set, such as simsv2")
     parser.add_argument("--language", type=str, required=True, help="language code of its text: en or zh")
     _features(parser)
+
+
+def _cherma(parser: jsonargparse.ArgumentParser) -> None:
+    parser.add_argument("--source", type=str, required=True, help="folder of {train,valid,test}.json, audio/, visual/")
+    parser.add_argument("--out", type=str, required=True, help="folder of shards to make")
 
 
 def _jsonl(parser: jsonargparse.ArgumentParser) -> None:

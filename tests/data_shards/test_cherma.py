@@ -1,0 +1,107 @@
+"""CHERMA's own layout, generated at its real widths and ragged lengths."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from egmf_shards import ShardError, ShardSet
+from egmf_shards.importers.cherma import LABELS, import_cherma
+
+
+@pytest.fixture
+def cherma(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    root = tmp_path / "cherma"
+    for split, count in (("train", 8), ("valid", 2), ("test", 2)):
+        entries = []
+        for i in range(count):
+            name = f"{split}_{i:03d}"
+            entries.append(
+                {
+                    "audio_file": f"{name}.wav",
+                    "video_file": f"{name}.mp4",
+                    "txt_label": "平静",
+                    "audio_label": "平静",
+                    "visual_label": "平静",
+                    "video_label": list(LABELS)[i % 7],
+                }
+            )
+            for folder, file, dim in (("audio", name, 1024), ("visual", f"{name}.mp4", 2048), ("text", name, 1024)):
+                (root / folder / split).mkdir(parents=True, exist_ok=True)
+                if (split, i, folder) != ("train", 3, "visual"):
+                    array = rng.normal(size=(int(rng.integers(1, 40)), dim)).astype(np.float32)
+                    np.save(root / folder / split / f"{file}.npy", array)
+        (root / f"{split}.json").write_text(json.dumps(entries, ensure_ascii=False), encoding="utf-8")
+    return root
+
+
+def test_entries_become_samples(cherma, tmp_path):
+    manifest = import_cherma(cherma, tmp_path / "out")
+    train = list(ShardSet.open([tmp_path / "out"], "train"))
+    assert [len(list(ShardSet.open([tmp_path / "out"], s))) for s in ("train", "valid", "test")] == [8, 2, 2]
+    assert {s.label for s in train} == set(LABELS.values())
+    samples = {s.id: s for s in train}
+    whole, half = samples["cherma-train-train_000"], samples["cherma-train-train_003"]
+    assert (whole.modalities, whole.text, whole.language, whole.label) == (("audio", "vision"), "", "zh", "anger")
+    assert (whole.audio == np.load(cherma / "audio" / "train" / "train_000.npy")).all()
+    assert (whole.vision == np.load(cherma / "visual" / "train" / "train_000.mp4.npy")).all()
+    assert half.modalities == ("audio",)
+    assert manifest["source"]["features"]["vision"]["clips_without_file"] == 1
+    assert manifest["source"]["files"]["train.json"]["entries"] == 8
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"video_label": "happy"}, r"entry 0: video_label is 'happy'; it must be one of 愤怒"),
+        ({"audio_file": None}, r"entry 0: audio_file is None; audio_file, video_file, video_label are needed"),
+    ],
+)
+def test_a_bad_entry_is_named(cherma, tmp_path, change, message):
+    path = cherma / "train.json"
+    entries = json.loads(path.read_text(encoding="utf-8"))
+    entries[0] |= change
+    path.write_text(json.dumps(entries), encoding="utf-8")
+    with pytest.raises(ShardError, match=message):
+        import_cherma(cherma, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("{}", "a list of entries"), ("[", "not JSON"), (None, "no such file")]
+)
+def test_a_bad_file_is_named(cherma, tmp_path, content, message):
+    path = cherma / "valid.json"
+    path.unlink()
+    if content is not None:
+        path.write_text(content, encoding="utf-8")
+    with pytest.raises(ShardError, match=message):
+        import_cherma(cherma, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_clips_with_chinese_names_have_numbers_for_keys(cherma, tmp_path):
+    path = cherma / "test.json"
+    entries = json.loads(path.read_text(encoding="utf-8"))
+    for entry, name in zip(entries, ("安家", "安居"), strict=True):
+        old = entry["video_file"].removesuffix(".mp4")
+        entry |= {"audio_file": f"{name}.wav", "video_file": f"{name}.mp4"}
+        for folder, suffix in (("audio", ""), ("visual", ".mp4")):
+            (cherma / folder / "test" / f"{old}{suffix}.npy").rename(cherma / folder / "test" / f"{name}{suffix}.npy")
+    path.write_text(json.dumps(entries, ensure_ascii=False), encoding="utf-8")
+    import_cherma(cherma, tmp_path / "out")
+    samples = list(ShardSet.open([tmp_path / "out"], "test"))
+    assert {s.id for s in samples} == {"cherma-test-00000", "cherma-test-00001"}
+    assert all(s.modalities == ("audio", "vision") for s in samples)
+
+
+def test_the_same_clip_twice(cherma, tmp_path):
+    path = cherma / "test.json"
+    entries = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(entries + entries[:1]), encoding="utf-8")
+    with pytest.raises(ShardError, match="cherma-test-test_000"):
+        import_cherma(cherma, tmp_path / "out")
