@@ -1,14 +1,16 @@
 """``manifest.json``: what a shard folder holds, in words a person and a training run can both read.
 
 Keys: ``schema``, ``dataset``, ``tasks``, ``dims`` (feature width per modality, 0 = none), ``languages``, ``splits``
-(samples, utterances, label counts or value statistics per task, missing modalities), ``shards`` (name, bytes,
-samples), ``index`` (content hash of the index that belongs to it), ``source`` (where it came from), and for generated
-data ``ceilings``.
+(samples, utterances, label counts or value statistics per task, missing modalities), ``statistics`` (per modality and
+dimension, of the training split; optional), ``shards`` (name, bytes, samples, SHA-256), ``index`` (content hash of the
+index that belongs to it), ``source`` (where it came from), and for generated data ``ceilings``. All of them are
+specified in ``docs/shard-format.md``.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,19 @@ SCHEMA = 1
 _KEYS = ("schema", "dataset", "tasks", "dims", "languages", "splits", "shards", "index", "source")
 
 
+# A list of numbers as json.dumps indents it. A string cannot match: it holds no raw line break.
+_NUMBERS = re.compile(r"\[\n\s+([-+.0-9eE]+(?:,\n\s+[-+.0-9eE]+)*)\n\s+\]")
+
+
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Write ``manifest`` into ``folder``; the same manifest gives the same bytes."""
     text = json.dumps(manifest, ensure_ascii=False, allow_nan=False, indent=2)
+    text = _NUMBERS.sub(_one_line, text)  # hundreds of dimensions stay on one line each
     (folder / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def _one_line(match: re.Match[str]) -> str:
+    return "[" + re.sub(r"\s+", " ", match[1]) + "]"
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

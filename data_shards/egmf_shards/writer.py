@@ -7,6 +7,7 @@ the end).
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import secrets
@@ -22,7 +23,7 @@ import numpy as np
 
 from egmf_shards import codec
 from egmf_shards.errors import ShardError
-from egmf_shards.index import build_index, save_index
+from egmf_shards.index import Index, build_index, save_index
 from egmf_shards.manifest import SCHEMA, write_manifest
 from egmf_shards.sample import FEATURE_MODALITIES, MAX_CONTEXT_TURNS, MODALITIES, SPLITS, Sample
 from egmf_shards.task import CLASSIFICATION, Task
@@ -76,6 +77,38 @@ def _statistics(values: list[float]) -> dict[str, float]:
     }
 
 
+class _FeatureStatistics:
+    """Per-dimension count, mean, standard deviation, least and largest of one modality, sample by sample.
+
+    Means and squared deviations are merged as in Chan, Golub and LeVeque (1979): no large sums, no second pass.
+    """
+
+    def __init__(self, dim: int) -> None:
+        self.frames = 0
+        self._mean, self._squares = np.zeros(dim), np.zeros(dim)
+        self._low, self._high = np.full(dim, np.inf), np.full(dim, -np.inf)
+
+    def add(self, array: np.ndarray) -> None:
+        """Count ``array``, ``[frames, dim]``."""
+        x = array.astype(np.float32).astype(np.float64)  # what the shard stores
+        mean, frames = x.mean(axis=0), self.frames + len(x)
+        delta = mean - self._mean
+        self._squares += ((x - mean) ** 2).sum(axis=0) + delta**2 * (self.frames * len(x) / frames)
+        self._mean += delta * (len(x) / frames)
+        self._low, self._high = np.minimum(self._low, x.min(axis=0)), np.maximum(self._high, x.max(axis=0))
+        self.frames = frames
+
+    def to_json(self) -> dict[str, Any]:
+        columns = {
+            "mean": self._mean,
+            "std": np.sqrt(self._squares / self.frames),
+            "min": self._low,
+            "max": self._high,
+        }
+        # Six digits say what a person or a normalisation needs, and hide the last bits of a sum's order.
+        return {"frames": self.frames} | {name: [float(f"{v:.6g}") for v in x] for name, x in columns.items()}
+
+
 class ShardWriter:
     """Context manager: ``with ShardWriter(out, "meld", [task]) as writer: writer.write(sample)``.
 
@@ -114,11 +147,13 @@ class ShardWriter:
         self.manifest: dict[str, Any] | None = None
         """The written manifest; set when the folder is finished."""
         self._ceilings = ceilings
-        self._dims = dict(dims or {})
+        self.dims = dict(dims or {})
+        """The width of each feature modality, as far as it is known."""
         self._samples_per_shard = samples_per_shard
         self._keys: set[str] = set()
         self._languages: set[str] = set()
         self._splits: dict[str, _SplitStatistics] = {}
+        self._features: dict[str, _FeatureStatistics] = {}
         self._open: dict[str, TarWriter] = {}
         self._shards: dict[str, int] = {}
         self._made_parents: list[Path] = []
@@ -157,16 +192,25 @@ class ShardWriter:
         Raises:
             ShardError: the sample breaks a rule; the message names it.
         """
-        self._check(sample)
+        self.check(sample)
         members = codec.encode(sample)
-        statistics = self._splits.setdefault(sample.split, _SplitStatistics())
-        if statistics.samples % self._samples_per_shard == 0:
-            self._next_shard(sample.split, statistics.samples // self._samples_per_shard)
+        written = self._splits[sample.split].samples if sample.split in self._splits else 0
+        if written % self._samples_per_shard == 0:
+            self._next_shard(sample.split, written // self._samples_per_shard)
         self._open[sample.split].write({"__key__": sample.id, **members})
-        self._shards[f"{sample.split}-{statistics.samples // self._samples_per_shard:06d}.tar"] += 1
-        statistics.add(sample)
+        self.count(sample, f"{sample.split}-{written // self._samples_per_shard:06d}.tar")
+
+    def count(self, sample: Sample, shard: str) -> None:
+        """Count a checked sample of ``shard`` for the manifest without writing it (shards that exist already)."""
+        self._splits.setdefault(sample.split, _SplitStatistics()).add(sample)
+        self._shards[shard] = self._shards.get(shard, 0) + 1
         self._keys.add(sample.id)
         self._languages.add(sample.language)
+        if sample.split == "train":
+            for modality in FEATURE_MODALITIES:
+                array = getattr(sample, modality)
+                if array is not None:
+                    self._features.setdefault(modality, _FeatureStatistics(array.shape[1])).add(array)
 
     def _next_shard(self, split: str, number: int) -> None:
         # webdataset imports torch where torch is installed: readers, and everything that only reads, go without.
@@ -179,7 +223,12 @@ class ShardWriter:
         self._open[split] = TarWriter(str(self._tmp / name), encoder=False, mtime=0)
         self._shards[name] = 0
 
-    def _check(self, sample: Sample) -> None:
+    def check(self, sample: Sample) -> None:
+        """Check ``sample`` without writing it.
+
+        Raises:
+            ShardError: the sample breaks a rule; the message names it.
+        """
         where = f"sample {sample.id!r}"
         if not _KEY.fullmatch(sample.id):
             raise ShardError(f"{where}: an id may hold only letters, digits, '-' and '_', at least one")
@@ -235,7 +284,7 @@ class ShardWriter:
             finite = np.isfinite(array.astype(np.float32)).all()
         if not finite:
             raise ShardError(f"{where}: {modality} holds a number that is not finite in float32")
-        dim = self._dims.setdefault(modality, array.shape[1])
+        dim = self.dims.setdefault(modality, array.shape[1])
         if dim != array.shape[1]:
             raise ShardError(f"{where}: {modality} has width {array.shape[1]}; this folder's is {dim}")
 
@@ -245,30 +294,43 @@ class ShardWriter:
         self._open.clear()
         index = build_index(self._tmp, list(self._shards))
         save_index(self._tmp, index)
-        sizes = dict(zip(index.shard_names.tolist(), index.shard_sizes.tolist(), strict=True))
-        self.manifest = {
-            "schema": SCHEMA,
-            "dataset": self.dataset,
-            "tasks": [task.to_json() for task in self.tasks.values()],
-            "dims": {modality: self._dims.get(modality, 0) for modality in FEATURE_MODALITIES},
-            "languages": sorted(self._languages),
-            "splits": {s: self._splits[s].to_json(self.tasks) for s in SPLITS if s in self._splits},
-            "shards": [
-                {"name": name, "size": sizes[name], "samples": self._shards[name]} for name in sorted(self._shards)
-            ],
-            "index": index.content_hash,
-            "source": self.source,
-        }
-        if self._ceilings is not None:
-            self.manifest["ceilings"] = dict(self._ceilings)
+        self.manifest = self.manifest_for(index, {name: sha256(self._tmp / name) for name in self._shards})
         write_manifest(self._tmp, self.manifest)
         try:
             self._tmp.rename(self.out)
         except OSError as error:
             raise ShardError(f"{self.out}: cannot be put in place ({error.strerror})") from error
 
+    def manifest_for(self, index: Index, hashes: Mapping[str, str]) -> dict[str, Any]:
+        """The manifest of everything that was counted; ``index`` is the shards', ``hashes`` their SHA-256 by name."""
+        sizes = dict(zip(index.shard_names.tolist(), index.shard_sizes.tolist(), strict=True))
+        manifest: dict[str, Any] = {
+            "schema": SCHEMA,
+            "dataset": self.dataset,
+            "tasks": [task.to_json() for task in self.tasks.values()],
+            "dims": {modality: self.dims.get(modality, 0) for modality in FEATURE_MODALITIES},
+            "languages": sorted(self._languages),
+            "splits": {s: self._splits[s].to_json(self.tasks) for s in SPLITS if s in self._splits},
+            "statistics": {m: self._features[m].to_json() for m in FEATURE_MODALITIES if m in self._features},
+            "shards": [
+                {"name": name, "size": sizes[name], "samples": self._shards[name], "sha256": hashes[name]}
+                for name in sorted(self._shards)
+            ],
+            "index": index.content_hash,
+            "source": self.source,
+        }
+        if self._ceilings is not None:
+            manifest["ceilings"] = dict(self._ceilings)
+        return manifest
+
     def _discard(self) -> None:
         shutil.rmtree(self._tmp, ignore_errors=True)
         for parent in reversed(self._made_parents):
             with suppress(OSError):  # somebody else may have put something there meanwhile
                 parent.rmdir()
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 (hex) of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

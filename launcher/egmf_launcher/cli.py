@@ -84,6 +84,21 @@ def shards_info(options: jsonargparse.Namespace, arguments: Sequence[str]) -> in
     return 0
 
 
+def shards_verify(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
+    """Read everything and say what is wrong."""
+    from egmf_shards.verify import print_report, verify
+
+    return print_report(verify(options.folder))
+
+
+def shards_index(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
+    """Index and manifest for somebody else's tars."""
+    from egmf_shards.adopt import adopt
+
+    adopt(options.folder, options.tasks)
+    return 0
+
+
 def backbone_tiny(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
     """Tokenizer and a small pre-trained language model."""
     from egmf_dist.model.tiny_backbone import train_tiny_backbone
@@ -160,6 +175,8 @@ VERBS: dict[tuple[str, ...], Verb] = {
     ("shards", "import", "cherma"): shards_import_cherma,
     ("shards", "import", "jsonl"): shards_import_jsonl,
     ("shards", "info"): shards_info,
+    ("shards", "verify"): shards_verify,
+    ("shards", "index"): shards_index,
     ("backbone", "tiny"): backbone_tiny,
     ("train",): train,
     ("evaluate",): evaluate,

@@ -50,6 +50,10 @@ class CommandParser:
         own = "shards import jsonl --source data.jsonl --task task.yaml --dataset mine --out data/mine"
         _leaf(importers, "jsonl", _jsonl, "one's own utterances, one JSON object a line", own)
         _leaf(shards, "info", _info, "counts, classes, lengths, ceilings", "shards info data/demo")
+        every = "read everything, name every fault; exit code 1 if there is one"
+        _leaf(shards, "verify", _info, every, "shards verify data/demo")
+        foreign = "index and manifest for tars that another program wrote"
+        _leaf(shards, "index", _index, foreign, "shards index DIR --tasks tasks.json")
         backbone = _branch(verbs, "backbone", "language models made here", "backbone_verb")
         tiny = "backbone tiny --text data/synthetic --out backbones/synthetic"
         _leaf(backbone, "tiny", _tiny, "a tokenizer and a small causal LM, pre-trained on the text given", tiny)
@@ -150,6 +154,12 @@ def _jsonl(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument("--task", type=str, required=True, help="YAML file of the task: see configs/task.example.yaml")
     parser.add_argument("--dataset", type=str, required=True, help="name of the data set, such as interviews")
     _features(parser)
+
+
+def _index(parser: jsonargparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=str, help="folder of WebDataset tars")
+    tasks = "JSON file of the task definitions; tasks.json in the folder where it is not given"
+    parser.add_argument("--tasks", type=str | None, default=None, help=tasks)
 
 
 def _info(parser: jsonargparse.ArgumentParser) -> None:

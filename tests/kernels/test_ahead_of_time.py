@@ -110,5 +110,6 @@ def test_a_width_finds_its_entry() -> None:
         assert not tiles.prefers_compile("ms_dwconv", x, 300)
     assert tiles.table_for_capability(90) == "sm_90"
     assert tiles.table_for_capability(89) == "sm_80"
-    assert tiles.table_for_capability(120) == "sm_90"
+    assert tiles.table_for_capability(100) == "sm_90"
+    assert tiles.table_for_capability(120) == "sm_80"
     assert tiles.table_for_capability(75) == "sm_80"

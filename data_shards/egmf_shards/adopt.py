@@ -1,0 +1,120 @@
+"""``egmf shards index``: index and manifest for WebDataset tars that another program wrote; the tars stay as they are.
+
+The folder holds the tars and ``tasks.json``: one task or a list of tasks, with the fields of the manifest's ``tasks``.
+Members and their JSON are as ``docs/shard-format.md`` says. Everything that ``egmf shards verify`` checks is checked
+first, so an adopted folder is a sound one.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import secrets
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from egmf_shards import codec
+from egmf_shards.errors import ShardError
+from egmf_shards.importers.report import say
+from egmf_shards.index import INDEX_NAME, Index, build_index, save_index
+from egmf_shards.manifest import MANIFEST_NAME, write_manifest
+from egmf_shards.progress import progress
+from egmf_shards.scan import Report, Scan, Told
+from egmf_shards.tarcheck import walk_tar
+from egmf_shards.task import Task
+from egmf_shards.writer import ShardWriter
+
+TASKS_NAME = "tasks.json"
+
+
+def adopt(folder: str | os.PathLike[str], tasks: str | os.PathLike[str] | None = None) -> dict[str, Any]:
+    """Write ``index.npz`` and ``manifest.json`` into a folder of tars and return the manifest.
+
+    Args:
+        folder: holds ``*.tar``; every sample of every tar belongs to one data set.
+        tasks: the JSON file of task definitions; left out, ``tasks.json`` in the folder.
+
+    Raises:
+        ShardError: there is no such folder or no tar in it, an index or a manifest is there already, the tasks are
+            missing or malformed, or a tar or a sample breaks a rule (the first problem, and how many more there are).
+            Nothing is written then.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise ShardError(f"{path}: there is no such folder of tars")
+    for name in (INDEX_NAME, MANIFEST_NAME):
+        if os.path.lexists(path / name):
+            raise ShardError(f"{path / name}: exists already; remove it to index the folder anew")
+    shards = sorted(p.name for p in path.iterdir() if p.name.endswith(".tar"))
+    if not shards:
+        raise ShardError(f"{path}: holds no .tar file")
+    source = path / TASKS_NAME if tasks is None else Path(tasks)
+    definitions = _read_tasks(source)
+    ledger = ShardWriter(path, _dataset(path, shards), definitions, provenance={"importer": "index"})
+    report = Report(path)
+    scan = Scan(report, ledger, None)
+    for name in progress(shards, "reading shards"):
+        scan.shard(name, Told())
+    if report.problems:
+        more = report.counts.total() - 1
+        raise ShardError(f"{path}: {report.problems[0]}" + (f" (and {more} more problems)" if more else ""))
+    index = build_index(path, shards)
+    if not len(index):
+        raise ShardError(f"{path}: its tars hold no sample")
+    manifest = ledger.manifest_for(index, scan.hashes)
+    _place(path, index, manifest)
+    say(manifest)
+    return manifest
+
+
+def _read_tasks(path: Path) -> list[Task]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ShardError(
+            f"{path}: there is no such file; give the tasks as JSON, with the fields of the manifest's tasks: name, "
+            "kind, questions, convention, and labels and answers or low, high and step"
+        ) from error
+    except (ValueError, OSError, RecursionError) as error:
+        raise ShardError(f"{path}: not a readable JSON file ({error})") from error
+    items = [data] if isinstance(data, dict) else data
+    if not isinstance(items, list) or not items or not all(isinstance(item, dict) for item in items):
+        raise ShardError(f"{path}: holds no task; one object or a list of objects is needed")
+    return [Task.from_json(item, str(path)) for item in items]
+
+
+def _dataset(folder: Path, shards: list[str]) -> str:
+    """The data set that the first readable sample names; the check of all samples then holds the others to it."""
+    for name in shards:
+        # What is unreadable is told by the scan, with all the rest.
+        with suppress(OSError, ValueError, RecursionError):
+            with (folder / name).open("rb") as file:
+                data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            for member in walk_tar(data, lambda kind, member, what: None):
+                if member.name.endswith(f".{codec.JSON_MEMBER}"):
+                    found = codec.decode_json(data[member.offset : member.offset + member.size], name).get("dataset")
+                    if isinstance(found, str):
+                        return found
+    return ""
+
+
+def _place(folder: Path, index: Index, manifest: dict[str, Any]) -> None:
+    """Both files or none: the index first, because a folder with a manifest counts as finished."""
+    temporary = folder / f".{secrets.token_hex(4)}.partial"
+    try:
+        temporary.mkdir()
+        save_index(temporary, index)
+        write_manifest(temporary, manifest)
+        (temporary / INDEX_NAME).rename(folder / INDEX_NAME)
+        try:
+            (temporary / MANIFEST_NAME).rename(folder / MANIFEST_NAME)
+        except OSError:
+            (folder / INDEX_NAME).unlink()
+            raise
+    except OSError as error:
+        raise ShardError(f"{folder}: index and manifest cannot be written ({error.strerror})") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,181 @@
+"""``egmf shards verify``: reads every byte of a folder of shards and names everything that is wrong with it.
+
+Unlike the reader, which stops at the first fault, this collects them: tar structure (``tarcheck``), index against
+tars and every sample against the writer's rules (``scan``), ids and texts between splits, manifest against contents.
+A problem names shard, key and member. A note is worth knowing, and no problem.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from egmf_shards import codec
+from egmf_shards.errors import ShardError
+from egmf_shards.index import INDEX_NAME, Index, load_index
+from egmf_shards.manifest import MANIFEST_NAME, read_manifest, tasks_of
+from egmf_shards.progress import progress as bar
+from egmf_shards.sample import FEATURE_MODALITIES, SPLITS
+from egmf_shards.scan import CAP, Problem, Report, Scan, Told
+from egmf_shards.writer import ShardWriter
+
+__all__ = ["CAP", "Problem", "Report", "print_report", "verify"]
+
+T = TypeVar("T")
+_COUNTED = ("languages", "splits", "statistics", "shards")
+"""The manifest's keys that follow from the shards."""
+
+
+def verify(folder: str | os.PathLike[str], progress: Callable[[list[str], str], Iterable[str]] = bar) -> Report:
+    """Read and check everything in ``folder``; ``progress`` wraps the loop over the shards' names.
+
+    Raises:
+        ShardError: there is no such folder. Everything else is a problem in the report.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise ShardError(f"{path}: there is no such folder of shards")
+    report = Report(path)
+    manifest = _load(report, MANIFEST_NAME, partial(_sound_manifest, path))
+    index = _load(report, INDEX_NAME, partial(_sound_index, path))
+    ledger = None
+    if manifest is not None:
+        ledger = ShardWriter(path, manifest["dataset"], list(tasks_of(manifest, path).values()), manifest["dims"])
+        if index is not None and index.content_hash != manifest["index"]:
+            report.add("index", INDEX_NAME, "", "", "is not the one that the manifest names (content hashes differ)")
+    told = _told(index, manifest)
+    found = {p.name for p in path.iterdir() if p.name.endswith(".tar")}
+    scan = Scan(report, ledger, index)
+    for name in progress(sorted(found | set(told)), "verifying shards"):
+        if name not in found:
+            report.add("missing shard", name, "", "", "the index or the manifest names it; restore it")
+            continue
+        if told and name not in told:
+            report.add("index", name, "", "", "the shard is in neither index nor manifest, so nothing reads it")
+        scan.shard(name, told.get(name, Told()))
+    report.notes += scan.repeats()
+    if manifest is not None and any("sha256" not in shard for shard in manifest["shards"]):
+        report.notes.append("a shard has no SHA-256 in the manifest: the bodies of its PAX records were not checked")
+    if ledger is None or manifest is None or index is None or not report.ok:
+        report.notes.append("the manifest's counts were not compared; they are once everything else is right")
+    else:
+        rebuilt = ledger.manifest_for(index, scan.hashes)
+        for line in (d for key in _COUNTED if key in manifest for d in _differences(manifest[key], rebuilt[key], key)):
+            report.add("manifest", MANIFEST_NAME, "", "", line)
+    return report
+
+
+def _load(report: Report, name: str, load: Callable[[], T]) -> T | None:
+    try:
+        return load()
+    except ShardError as error:
+        report.add(name.partition(".")[0], name, "", "", str(error).removeprefix(f"{report.folder / name}: "))
+        return None
+
+
+def _sound_manifest(folder: Path) -> dict[str, Any]:
+    manifest = read_manifest(folder)
+    shards, dims = manifest["shards"], manifest["dims"]
+    if not isinstance(shards, list) or not all(isinstance(s, dict) and isinstance(s.get("name"), str) for s in shards):
+        raise ShardError("shards is no list of objects with name, size, samples and sha256")
+    if not isinstance(dims, dict) or not all(isinstance(width, int) for width in dims.values()):
+        raise ShardError(f"dims is {dims!r}; a whole number for each of {', '.join(FEATURE_MODALITIES)} is needed")
+    if not isinstance(manifest["tasks"], list):
+        raise ShardError("tasks is no list")
+    ShardWriter(folder, str(manifest["dataset"]), list(tasks_of(manifest, folder).values()), dims)
+    return manifest
+
+
+def _sound_index(folder: Path) -> Index:
+    index = load_index(folder, check_shards=False)
+    samples, members, first = len(index.key), len(index.member_kind), index.first_member
+    wrong = [
+        name
+        for name in ("split", "task", "text_chars", "audio_frames", "vision_frames")
+        if getattr(index, name).shape != (samples,)
+    ]
+    wrong += [
+        name
+        for name in ("member_shard", "member_offset", "member_size", "member_crc")
+        if getattr(index, name).shape != (members,)
+    ]
+    if first.shape != (samples + 1,) or first[0] != 0 or first[-1] != members or (np.diff(first) < 1).any():
+        wrong.append("first_member")
+    if index.shard_sizes.shape != index.shard_names.shape:
+        wrong.append("shard_sizes")
+    if wrong:
+        raise ShardError(f"the arrays {', '.join(wrong)} do not fit the others in length")
+    places = {
+        "split": len(SPLITS),
+        "task": len(index.task_names),
+        "member_kind": len(codec.MEMBERS),
+        "member_shard": len(index.shard_names),
+    }
+    for name, limit in places.items():
+        column = getattr(index, name)
+        if len(column) and not 0 <= int(column.min()) <= int(column.max()) < limit:
+            raise ShardError(f"the array {name} points outside of the {limit} that there are")
+    return index
+
+
+def _told(index: Index | None, manifest: dict[str, Any] | None) -> dict[str, Told]:
+    listed = {} if manifest is None else {shard["name"]: shard for shard in manifest["shards"]}
+    if index is None:
+        return {name: Told(shard.get("size"), shard.get("sha256")) for name, shard in listed.items()}
+    members: list[dict[tuple[str, str], tuple[int, int, int, int]]] = [{} for _ in index.shard_names]
+    rows = np.repeat(np.arange(len(index)), np.diff(index.first_member)).tolist()
+    columns = (index.member_kind, index.member_shard, index.member_offset, index.member_size, index.member_crc)
+    keys = index.key.tolist()
+    for row, kind, shard, *place in zip(rows, *(c.tolist() for c in columns), strict=True):
+        members[shard][keys[row], codec.MEMBERS[kind]] = (place[0], place[1], place[2], row)
+    names, sizes = index.shard_names.tolist(), index.shard_sizes.tolist()
+    told = {name: Told() for name in listed}
+    for name, size, inside in zip(names, sizes, members, strict=True):
+        told[name] = Told(size, listed.get(name, {}).get("sha256"), inside)
+    return told
+
+
+def _differences(told: Any, found: Any, place: str) -> Iterator[str]:
+    """Where the manifest and what was counted differ; a hash that the manifest lacks is none."""
+    if isinstance(told, dict) and isinstance(found, dict):
+        for key in sorted({*told, *found}, key=str):
+            if key in told and key in found:
+                yield from _differences(told[key], found[key], f"{place}.{key}")
+            elif key != "sha256":
+                yield f"{place}.{key} is {told.get(key, 'lacking')}; the shards say {found.get(key, 'nothing')}"
+    elif isinstance(told, list) and isinstance(found, list) and len(told) == len(found):
+        for i, (a, b) in enumerate(zip(told, found, strict=True)):
+            yield from _differences(a, b, f"{place}[{i}]")
+    elif isinstance(told, float) and isinstance(found, int | float):
+        if not math.isclose(told, found, rel_tol=1e-3, abs_tol=1e-5):  # another program may sum in another order
+            yield f"{place} is {told}; the shards say {found}"
+    elif told != found:
+        yield f"{place} is {told!r}; the shards say {found!r}"
+
+
+def print_report(report: Report, console: Console | None = None) -> int:
+    """One line per problem on standard output, then a table by kind; returns the exit code, 0 (sound) or 1."""
+    for problem in report.problems:
+        print(problem)
+    console = console or Console()
+    if not report.ok:
+        table = Table("problem", title=f"{report.counts.total()} problems in {report.folder}")
+        table.add_column("found", justify="right")
+        table.add_column("first in", overflow="fold")
+        for kind, count in sorted(report.counts.items()):
+            table.add_row(kind, str(count), escape(next(p.shard for p in report.problems if p.kind == kind)))
+        console.print(table)
+    for note in report.notes:
+        print(f"note: {note}")
+    size = f"{report.shards} shards, {report.samples} samples, {report.members} members, {report.bytes / 1e6:.1f} MB"
+    print(f"{report.folder}: {size} read: {'sound' if report.ok else 'NOT SOUND'}")
+    return 0 if report.ok else 1

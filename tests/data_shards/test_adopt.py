@@ -1,0 +1,329 @@
+"""Tars of another program become a folder like any other: indexed as they lie, or refused whole with a reason."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import tarfile
+import zlib
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+
+import egmf_shards
+from egmf_shards import ShardError, ShardSet, Stream
+from egmf_shards.adopt import adopt
+from egmf_shards.index import load_index
+from egmf_shards.manifest import read_manifest
+from egmf_shards.scan import FIELDS
+from egmf_shards.verify import verify
+
+MOOD = {
+    "name": "mood",
+    "kind": "classification",
+    "questions": {"en": "Mood?"},
+    "labels": ["good", "bad"],
+    "answers": {"en": ["good", "bad"]},
+}
+SCORE = {
+    "name": "score",
+    "kind": "regression",
+    "questions": {"en": "Score?"},
+    "convention": "mosei",
+    "low": -1,
+    "high": 1,
+    "step": 0.5,
+}
+TASKS = [MOOD, SCORE]
+DIMS = {"audio": 74, "vision": 35}
+
+
+def record(i: int) -> dict:
+    """Sample ``i`` as another program has it: MOSEI's widths, ragged lengths, every third without audio."""
+    rng = np.random.default_rng(i)
+    arrays = {
+        f"{m}.npy": rng.normal(size=(1 + (7 * i) % 50, dim)).astype(np.float32)
+        for m, dim in DIMS.items()
+        if m == "vision" or i % 3
+    }
+    split = ("train", "train", "valid", "test")[i % 4]
+    fields = {
+        "id": f"clip_{i}",
+        "text": f"utterance {i} 字",
+        "language": "en",
+        "task": "score" if i % 2 else "mood",
+        "dataset": "foreign",
+        "split": split,
+        "modalities": ["text", *(name.removesuffix(".npy") for name in arrays)],
+        "context": [["Ann", "before"]],
+    }
+    target = {"value": i % 5 / 2 - 1} if i % 2 else {"label": "good"}
+    return {"__key__": f"clip_{i}", "json": fields | target, **arrays}
+
+
+def foreign(folder: Path, records: list[dict], tasks: object = TASKS) -> Path:
+    """Two tars by plain webdataset, splits mixed, arrays encoded by webdataset itself (so not in our header's form)."""
+    folder.mkdir()
+    for number in range(2):
+        with webdataset.TarWriter(str(folder / f"part-{number}.tar")) as sink:
+            for one in records[number::2]:
+                sink.write(one)
+    if tasks is not None:
+        (folder / "tasks.json").write_text(json.dumps(tasks), encoding="utf-8")
+    return folder
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
+
+
+def test_adopted_tars_are_read_like_our_own(tmp_path):
+    records = [record(i) for i in range(24)]
+    out = foreign(tmp_path / "foreign", records)
+    before = digests(out)
+    manifest = adopt(out)
+    after = digests(out)
+    assert {name: after[name] for name in before} == before, "not a byte of the tars is touched"
+    assert set(after) - set(before) == {"index.npz", "manifest.json"}
+    assert read_manifest(out) == manifest
+    assert manifest["dataset"] == "foreign"
+    assert manifest["dims"] == DIMS
+    assert {s: d["samples"] for s, d in manifest["splits"].items()} == {"train": 12, "valid": 6, "test": 6}
+    assert {s["name"]: s["sha256"] for s in manifest["shards"]} == {
+        n: d for n, d in before.items() if n != "tasks.json"
+    }
+    report = verify(out)
+    assert report.ok, list(map(str, report.problems))
+
+    train = ShardSet.open([out], "train")
+    written = {r["__key__"]: r for r in records if r["json"]["split"] == "train"}
+    assert {s.id for s in train} == set(written)
+    for one in train:
+        theirs = written[one.id]
+        assert (one.text, one.label, one.value) == tuple(theirs["json"].get(k) for k in ("text", "label", "value"))
+        for modality in DIMS:
+            array = getattr(one, modality)
+            assert (array is None) == (f"{modality}.npy" not in theirs)
+            assert array is None or np.array_equal(array, theirs[f"{modality}.npy"])
+    assert ShardSet.open([out], "valid")[0].context[0].speaker == "Ann"
+
+
+def test_statistics_are_those_of_all_frames_of_the_training_split(tmp_path):
+    records = [record(i) for i in range(24)]
+    told = adopt(foreign(tmp_path / "foreign", records))["statistics"]
+    for modality in DIMS:
+        parts = [r[f"{modality}.npy"] for r in records if r["json"]["split"] == "train" and f"{modality}.npy" in r]
+        x = np.concatenate(parts).astype(np.float64)
+        assert told[modality]["frames"] == len(x)
+        for name, values in (("mean", x.mean(0)), ("std", x.std(0)), ("min", x.min(0)), ("max", x.max(0))):
+            np.testing.assert_allclose(told[modality][name], values, rtol=1e-5, atol=1e-6)
+    text = (tmp_path / "foreign" / "manifest.json").read_text(encoding="utf-8")
+    assert len(text.splitlines()) < 200, "a list of numbers stays on one line"
+
+
+def test_a_training_stream_reads_each_adopted_sample_once_an_epoch(tmp_path):
+    out = foreign(tmp_path / "foreign", [record(i) for i in range(24)])
+    adopt(out)
+    train = ShardSet.open([out], "train")
+    ranks = [Stream(train, seed=1, global_batch=4, micro_batch=1, rank=r, world=2) for r in range(2)]
+    seen = [
+        sample.id
+        for position in range(0, len(train), 4)
+        for rank in ranks
+        for batch in rank.read(position)
+        for sample, weight in zip(batch.samples, batch.weights, strict=True)
+        if weight
+    ]
+    assert len(seen) == len(train) == 12
+    assert set(seen) == {s.id for s in train}
+
+
+def test_a_program_that_knows_only_the_specification(tmp_path):
+    """Index and manifest from ``docs/shard-format.md`` with tarfile, numpy and hashlib alone: sound, and opened."""
+    out = foreign(tmp_path / "foreign", [record(i) for i in range(8)], None)
+    kinds, splits = ["json", "audio.npy", "vision.npy"], ["train", "valid", "test"]
+    rows: list[tuple] = []
+    members: list[tuple] = []
+    names = sorted(p.name for p in out.glob("*.tar"))
+    samples: list[dict] = []
+    for number, name in enumerate(names):
+        raw = (out / name).read_bytes()
+        with tarfile.open(out / name) as tar:
+            for info in tar:
+                key, _, kind = info.name.partition(".")
+                data = raw[info.offset_data : info.offset_data + info.size]
+                if not rows or rows[-1] != (key, number):
+                    rows.append((key, number))
+                    samples.append({"first": len(members)})
+                samples[-1][kind] = json.loads(data) if kind == "json" else np.load(io.BytesIO(data))
+                members.append((kinds.index(kind), number, info.offset_data, info.size, zlib.crc32(data)))
+    tasks = list(dict.fromkeys(s["json"]["task"] for s in samples))
+    kind, shard, offset, size, crc = zip(*members, strict=True)
+    arrays = {
+        "shard_names": np.array(names),
+        "shard_sizes": np.array([(out / n).stat().st_size for n in names], np.int64),
+        "task_names": np.array(tasks),
+        "key": np.array([key for key, _ in rows]),
+        "split": np.array([splits.index(s["json"]["split"]) for s in samples], np.uint8),
+        "task": np.array([tasks.index(s["json"]["task"]) for s in samples], np.int32),
+        "text_chars": np.array([len(s["json"]["text"]) for s in samples], np.int32),
+        "audio_frames": np.array([len(s.get("audio.npy", ())) for s in samples], np.int32),
+        "vision_frames": np.array([len(s.get("vision.npy", ())) for s in samples], np.int32),
+        "first_member": np.array([*(s["first"] for s in samples), len(members)], np.int64),
+        "member_kind": np.array(kind, np.uint8),
+        "member_shard": np.array(shard, np.int32),
+        "member_offset": np.array(offset, np.int64),
+        "member_size": np.array(size, np.int64),
+        "member_crc": np.array(crc, np.uint32),
+    }
+    digest = hashlib.sha256(b"egmf index 1")
+    for name, array in arrays.items():
+        digest.update(f"{name} {array.dtype.str} {array.shape}".encode() + array.tobytes())
+    np.savez(out / "index.npz", version=np.int64(1), **arrays)
+    told: dict[str, dict] = {}
+    for split in splits:
+        inside = [s["json"] for s in samples if s["json"]["split"] == split]
+        values = [s["value"] for s in inside if "value" in s]
+        moments = {"mean": np.mean, "std": np.std, "min": np.min, "max": np.max} if values else {}
+        good = sum(s.get("label") == "good" for s in inside)
+        told[split] = {
+            "samples": len(inside),
+            "utterances": len(inside),
+            "labels": {"mood": {"good": good, "bad": 0}} if good else {},
+            "values": {"score": {"count": len(values)} | {n: float(f(values)) for n, f in moments.items()}}
+            if values
+            else {},
+            "missing": {m: sum(m not in s["modalities"] for s in inside) for m in ("text", "audio", "vision")},
+        }
+    counts = [sum(n == i for _, n in rows) for i in range(len(names))]
+    manifest = {
+        "schema": 1,
+        "dataset": "foreign",
+        "tasks": TASKS,
+        "dims": DIMS,
+        "languages": ["en"],
+        "splits": told,
+        "shards": [
+            {"name": n, "size": (out / n).stat().st_size, "samples": c} for n, c in zip(names, counts, strict=True)
+        ],
+        "index": digest.hexdigest(),
+        "source": {},
+    }
+    (out / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    report = verify(out)
+    assert report.ok, list(map(str, report.problems))
+    assert len(ShardSet.open([out], "train")) == 4
+    (out / "index.npz").unlink()
+    (out / "manifest.json").unlink()
+    assert adopt(out, _tasks_file(tmp_path))["index"] == manifest["index"], "both programs agree on the index"
+
+
+def _tasks_file(folder: Path) -> Path:
+    (folder / "tasks.json").write_text(json.dumps(TASKS), encoding="utf-8")
+    return folder / "tasks.json"
+
+
+def test_the_specification_names_everything_the_code_has(tmp_path):
+    text = (Path(__file__).parents[2] / "docs" / "shard-format.md").read_text(encoding="utf-8")
+    out = foreign(tmp_path / "foreign", [record(i) for i in range(4)])
+    manifest = adopt(out)
+    index = load_index(out)
+    for field in fields(index):
+        kind = getattr(index, field.name).dtype
+        assert f"\n| `{field.name}` | {'str' if kind.kind == 'U' else kind.name} |" in text
+    for name in (*manifest, *manifest["splits"]["train"]):
+        assert f"\n| `{name}` |" in text
+    for name in FIELDS:
+        assert f"\n| `{name}` |" in text
+    package = Path(egmf_shards.__file__).parent
+    modules = ("scan.py", "tarcheck.py", "verify.py")
+    source = "".join((package / name).read_text(encoding="utf-8") for name in modules)
+    kinds = set(re.findall(r'(?:report\.add|tell)\("([a-z ]+)"', source)) | {"schema", "features", "leakage"}
+    assert len(kinds) > 15
+    for kind in kinds:
+        assert f"`{kind}`" in text
+
+
+def tamper(i: int, **changes: object) -> list[dict]:
+    records = [record(k) for k in range(4)]
+    records[i]["json"] = records[i]["json"] | changes
+    return records
+
+
+BAD = {
+    "no tasks": (tamper(0), None, "tasks.json: there is no such file; give the tasks as JSON"),
+    "empty tasks": (tamper(0), [], "tasks.json: holds no task"),
+    "bad task": (tamper(0), [{"name": "mood"}], "tasks.json: a task is malformed"),
+    "task unknown": (tamper(0), [SCORE], "sample 'clip_0': schema: task 'mood' is not among"),
+    "label": (tamper(0, label="great"), TASKS, "part-0.tar, sample 'clip_0': schema: label 'great' is not in"),
+    "id": (tamper(1, id="clip_9"), TASKS, "part-1.tar, sample 'clip_1', member 'json': schema: names the id 'clip_9'"),
+    "type": (tamper(1, text=5), TASKS, "the field 'text' is int; str is needed"),
+    "data set": (tamper(1, dataset="other"), TASKS, "data set is 'other'; this folder holds 'foreign'"),
+    "no sample": ([], TASKS, "its tars hold no sample"),
+    "id twice": ([record(0), record(0)], TASKS, "duplicate key: the id occurs in part-0.tar, too"),
+    "not ours": ([record(0) | {"mp4": b""}], TASKS, "member 'clip_0.mp4': unknown member"),
+}
+
+
+@pytest.mark.parametrize(("records", "tasks", "message"), BAD.values(), ids=BAD.keys())
+def test_a_bad_folder_is_refused_and_left_as_it_was(tmp_path, records, tasks, message):
+    out = foreign(tmp_path / "foreign", records, tasks)
+    before = digests(out)
+    with pytest.raises(ShardError) as caught:
+        adopt(out)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert digests(out) == before
+
+
+def test_several_problems_are_counted(tmp_path):
+    records = tamper(0, label="great")
+    records[1]["json"]["value"] = 9
+    with pytest.raises(ShardError, match=r"'great'.*\(and 1 more problems\)$"):
+        adopt(foreign(tmp_path / "foreign", records))
+
+
+def test_a_finished_folder_a_missing_one_and_one_without_tars(tmp_path):
+    out = foreign(tmp_path / "foreign", [record(i) for i in range(4)])
+    adopt(out)
+    with pytest.raises(ShardError, match=r"index\.npz: exists already"):
+        adopt(out)
+    with pytest.raises(ShardError, match="no such folder of tars"):
+        adopt(tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ShardError, match=r"holds no \.tar file"):
+        adopt(tmp_path / "empty")
+
+
+def test_tasks_from_elsewhere_and_one_task_alone(tmp_path):
+    records = [record(i) for i in (0, 4, 8)]
+    out = foreign(tmp_path / "foreign", records, None)
+    (tmp_path / "mood.json").write_text(json.dumps(MOOD), encoding="utf-8")
+    assert [t["name"] for t in adopt(out, tmp_path / "mood.json")["tasks"]] == ["mood"]
+
+
+def test_tars_of_plain_tarfile_in_gnu_form_with_long_names(tmp_path):
+    """As GNU tar writes them: name order, long names in an L record, real owners and times."""
+    out = tmp_path / "gnu"
+    out.mkdir()
+    key = "clip-" + "x" * 150
+    one = record(1)
+    members = {"json": json.dumps(one["json"] | {"id": key}).encode()}
+    for name in ("audio.npy", "vision.npy"):
+        buffer = io.BytesIO()
+        np.save(buffer, one[name])
+        members[name] = buffer.getvalue()
+    with tarfile.open(out / "a.tar", "w", format=tarfile.GNU_FORMAT) as tar:
+        for name in sorted(members):
+            info = tarfile.TarInfo(f"{key}.{name}")
+            info.size, info.mtime, info.uname, info.uid = len(members[name]), 1_700_000_000, "ann", 1000
+            tar.addfile(info, io.BytesIO(members[name]))
+    (out / "tasks.json").write_text(json.dumps(TASKS), encoding="utf-8")
+    adopt(out)
+    assert np.array_equal(ShardSet.open([out], "train")[0].audio, one["audio.npy"])
+    assert verify(out).ok
