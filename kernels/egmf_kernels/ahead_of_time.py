@@ -19,7 +19,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -63,7 +62,7 @@ class Compiled:
     """Bits; 0 where everything comes through asynchronous copies (then :attr:`copies` counts those of 16 bytes)."""
     copies: int
     matrix: str
-    """Matrix instructions used: HGMMA (wgmma), HMMA, or none."""
+    """Matrix instructions used: wgmma, mma, or none."""
 
     def complaints(self) -> list[str]:
         """Every gate this kernel fails, in words."""
@@ -78,7 +77,7 @@ class Compiled:
         if self.widest_load < narrowest and not self.copies:
             found.append(f"widest load {self.widest_load} bits; must be {narrowest}")
         if self.kernel in MATRIX_PRODUCTS and self.bits == 16:
-            wanted = "HGMMA" if self.architecture >= 90 else "HMMA"
+            wanted = "wgmma" if self.architecture >= 90 else "mma"
             if self.matrix != wanted:
                 found.append(f"matrix instructions {self.matrix}; must be {wanted}")
         return found
@@ -188,9 +187,9 @@ def compile_launch(launch: Launch, capability: int, bits: int, width: int) -> Co
     triton.runtime.driver.set_active(OfflineDriver(capability))
     kernel.device_caches.clear()
     made = kernel.warmup(*arguments, **keywords, grid=(1,))
-    usage, assembly = inspect(made.asm["cubin"])
-    widths = [int(w) for w in re.findall(r"\bLDG\.E\.(?:\w+\.)*?(64|128)\b", assembly)]
-    narrow = [32] if re.search(r"\bLDG\.E\b", assembly) else []
+    usage = resources(made.asm["cubin"])
+    ptx = made.asm["ptx"]
+    loads = re.findall(r"\bld\.global[.\w:]*?(?:\.v(\d))?\.b(\d+)\b", ptx)
     tile = {k: v for k, v in keywords.items() if isinstance(v, int) and k not in ("E", "EP", "M", "MP", "R", "BD")}
     for flag in ("GATED", "WEIGHED", "EVEN", "SCALES", "TAPS"):
         tile.pop(flag, None)
@@ -202,30 +201,35 @@ def compile_launch(launch: Launch, capability: int, bits: int, width: int) -> Co
         tile=tile,
         registers=usage["REG"],
         stack=usage["STACK"],
-        spills=len(re.findall(r"\b(?:LDL|STL)\b", assembly)),
+        spills=local_instructions(made.asm["cubin"]) if usage["STACK"] or usage["LOCAL"] else 0,
         shared=made.metadata.shared,
         threads=made.metadata.num_warps * 32,
-        widest_load=max(widths + narrow, default=0),
-        copies=len(re.findall(r"\bLDGSTS\.E\.(?:\w+\.)*?128\b", assembly)) + len(re.findall(r"\bUTMALDG\b", assembly)),
-        matrix=next((m for m in ("HGMMA", "HMMA") if re.search(rf"\b{m}\b", assembly)), "none"),
+        widest_load=max((int(count or 1) * int(bits) for count, bits in loads), default=0),
+        copies=len(re.findall(r"\bcp\.async\.c[ag]\b[^;]*?\b0x10\b", ptx)),
+        matrix=next((name for name in ("wgmma", "mma") if re.search(rf"\b{name}\.\w*sync", ptx)), "none"),
     )
 
 
-@cache
-def inspect(cubin: bytes) -> tuple[dict[str, int], str]:
-    """Resource usage and assembly of a cubin, by the ``cuobjdump`` in Triton's wheel.
-
-    Widths whose tiles are equal share one cubin, and taking it apart costs more than compiling it.
-    """
+def _cuobjdump(cubin: bytes, flag: str) -> str:
+    """What the ``cuobjdump`` in Triton's wheel says about a cubin."""
     import triton
 
     tool = str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump")
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        usage = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True)
-        assembly = subprocess.run([tool, "-sass", file.name], capture_output=True, text=True, check=True).stdout
-    return {key: int(value) for key, value in re.findall(r"(REG|STACK):(\d+)", usage.stdout + usage.stderr)}, assembly
+        result = subprocess.run([tool, flag, file.name], capture_output=True, text=True, check=True)
+    return result.stdout + result.stderr
+
+
+def resources(cubin: bytes) -> dict[str, int]:
+    """Registers a thread, bytes of stack and of local memory, as ``ptxas`` left them: a spill needs stack."""
+    return {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", _cuobjdump(cubin, "-res-usage"))}
+
+
+def local_instructions(cubin: bytes) -> int:
+    """How many instructions touch local memory; disassembling costs more than compiling, so only where some may."""
+    return len(re.findall(r"\b(?:LDL|STL)\b", _cuobjdump(cubin, "-sass")))
 
 
 def work(table: dict[str, Any], only: str = "") -> Iterator[tuple[str, int, int]]:

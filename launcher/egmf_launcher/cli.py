@@ -58,6 +58,32 @@ def shards_import_label_csv(options: jsonargparse.Namespace, arguments: Sequence
     return 0
 
 
+def shards_import_mmsa(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
+    """An MMSA feature pickle to shards."""
+    from egmf_shards.importers.mmsa import import_mmsa
+
+    import_mmsa(
+        options.source,
+        options.out,
+        options.dataset,
+        options.language,
+        options.low,
+        options.high,
+        options.step,
+        options.convention,
+        options.question,
+    )
+    return 0
+
+
+def shards_import_mse_adapter(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
+    """MSE-Adapter's pickles to shards."""
+    from egmf_shards.importers.mse_adapter import import_mse_adapter
+
+    import_mse_adapter(options.source, options.out, options.dataset)
+    return 0
+
+
 def shards_import_cherma(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
     """CHERMA's own layout to shards."""
     from egmf_shards.importers.cherma import import_cherma
@@ -172,6 +198,8 @@ VERBS: dict[tuple[str, ...], Verb] = {
     ("shards", "synth"): shards_synth,
     ("shards", "import", "meld"): shards_import_meld,
     ("shards", "import", "label-csv"): shards_import_label_csv,
+    ("shards", "import", "mmsa"): shards_import_mmsa,
+    ("shards", "import", "mse-adapter"): shards_import_mse_adapter,
     ("shards", "import", "cherma"): shards_import_cherma,
     ("shards", "import", "jsonl"): shards_import_jsonl,
     ("shards", "info"): shards_info,

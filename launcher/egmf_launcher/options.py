@@ -45,6 +45,10 @@ class CommandParser:
         _leaf(importers, "meld", _meld, "MELD's official CSV files", meld)
         label_csv = "shards import label-csv --source label.csv --dataset simsv2 --language zh --out data/simsv2"
         _leaf(importers, "label-csv", _label_csv, "CH-SIMS label.csv", label_csv)
+        mmsa = "shards import mmsa --source unaligned_50.pkl --dataset mosei --out data/mosei"
+        _leaf(importers, "mmsa", _mmsa, "an MMSA feature pickle (MOSI, MOSEI, SIMS, SIMS-V2)", mmsa)
+        adapter = "shards import mse-adapter --source DIR --dataset cherma --out data/cherma"
+        _leaf(importers, "mse-adapter", _mse_adapter, "MSE-Adapter's pickles of MELD or CHERMA", adapter)
         cherma = "shards import cherma --source DIR --out data/cherma"
         _leaf(importers, "cherma", _cherma, "CHERMA's json files and .npy folders", cherma)
         own = "shards import jsonl --source data.jsonl --task task.yaml --dataset mine --out data/mine"
@@ -142,6 +146,24 @@ def _label_csv(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", type=str, required=True, help="name of the data set, such as simsv2")
     parser.add_argument("--language", type=str, required=True, help="language code of its text: en or zh")
     _features(parser)
+
+
+def _mmsa(parser: jsonargparse.ArgumentParser) -> None:
+    parser.add_argument("--source", type=str, required=True, help="the .pkl; it is read without running anything in it")
+    parser.add_argument("--out", type=str, required=True, help="folder of shards to make")
+    parser.add_argument("--dataset", type=str, required=True, help="mosi, mosei, sims, simsv2, or a name of your own")
+    parser.add_argument("--language", type=str | None, default=None, help="en or zh; known for the four")
+    parser.add_argument("--low", type=float | None, default=None, help="smallest label; known for the four")
+    parser.add_argument("--high", type=float | None, default=None, help="largest label; known for the four")
+    parser.add_argument("--step", type=float | None, default=None, help="distance between two answers")
+    parser.add_argument("--convention", type=str | None, default=None, help="metrics: mosei or sims")
+    parser.add_argument("--question", type=str | None, default=None, help="the question in words")
+
+
+def _mse_adapter(parser: jsonargparse.ArgumentParser) -> None:
+    parser.add_argument("--source", type=str, required=True, help="folder of DATASET_{train,valid,test}.pkl")
+    parser.add_argument("--out", type=str, required=True, help="folder of shards to make")
+    parser.add_argument("--dataset", type=str, required=True, help="meld or cherma")
 
 
 def _cherma(parser: jsonargparse.ArgumentParser) -> None:

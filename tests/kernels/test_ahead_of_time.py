@@ -65,7 +65,7 @@ GOOD: dict[str, Any] = {
     "threads": 256,
     "widest_load": 128,
     "copies": 4,
-    "matrix": "HGMMA",
+    "matrix": "wgmma",
 }
 
 
@@ -76,9 +76,9 @@ GOOD: dict[str, Any] = {
         ({"spills": 2}, "2 local-memory instructions"),
         ({"threads": 512}, "200 registers x 512 threads"),
         ({"shared": 240_000}, "240000 bytes of shared memory; at most 232448"),
-        ({"shared": 170_000, "architecture": 80, "matrix": "HMMA"}, "at most 166912"),
+        ({"shared": 170_000, "architecture": 80, "matrix": "mma"}, "at most 166912"),
         ({"widest_load": 16, "copies": 0}, "widest load 16 bits; must be 128"),
-        ({"matrix": "HMMA"}, "matrix instructions HMMA; must be HGMMA"),
+        ({"matrix": "mma"}, "matrix instructions mma; must be wgmma"),
     ],
 )
 def test_a_bad_kernel_is_seen(change: dict[str, Any], complaint: str) -> None:
@@ -91,7 +91,7 @@ def test_a_bad_kernel_is_seen(change: dict[str, Any], complaint: str) -> None:
 def test_the_wide_tile_uses_tensor_cores(compiled: list[Compiled]) -> None:
     for c in compiled:
         if c.kernel in MATRIX_PRODUCTS and c.bits == 16:
-            assert c.matrix == ("HGMMA" if c.architecture == 90 else "HMMA")
+            assert c.matrix == ("wgmma" if c.architecture == 90 else "mma")
 
 
 def test_a_width_finds_its_entry() -> None:

@@ -1,0 +1,332 @@
+"""MMSA's pickles, made here in their exact layout at their real widths: what becomes of each part, and of bad files."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from egmf_shards import Sample, ShardError, ShardSet
+from egmf_shards.importers import mmsa
+from egmf_shards.importers.label_csv import import_label_csv
+from egmf_shards.importers.mmsa import import_mmsa
+
+LAYOUTS = {  # padded lengths of text, audio, vision; widths of audio, vision
+    "mosi": (50, 500, 375, 5, 20),
+    "mosei": (50, 500, 375, 74, 35),
+    "sims": (39, 400, 55, 33, 709),
+    "simsv2": (50, 925, 232, 25, 177),
+}
+COUNTS = {"train": 4, "valid": 2, "test": 3}
+
+
+def mmsa_split(dataset: str, split: str, count: int, aligned: bool = False) -> dict[str, Any]:
+    """One split as MMSA writes it; real frames hold no zero, and lengths are ragged."""
+    text_cap, audio_cap, vision_cap, audio_dim, vision_dim = LAYOUTS[dataset]
+    if aligned:
+        audio_cap = vision_cap = text_cap
+    rng = np.random.default_rng(len(split) * 100 + len(dataset))
+    lengths = {m: rng.integers(1, cap + 1, count) for m, cap in (("audio", audio_cap), ("vision", vision_cap))}
+    arrays = {}
+    for modality, cap, dim in (("audio", audio_cap, audio_dim), ("vision", vision_cap, vision_dim)):
+        padded = np.zeros((count, cap, dim), np.float32)
+        for row, length in enumerate(lengths[modality]):
+            padded[row, :length] = rng.uniform(0.5, 2, (length, dim))
+        arrays[modality] = padded
+    high = 3 if dataset.startswith("mos") else 1
+    labels = np.linspace(-high, high, count)
+    data = {
+        "raw_text": [f"{split} words {row} 字" for row in range(count)],
+        "id": [f"{split}_vid-{row // 2}$_${row}" for row in range(count)],
+        "text": rng.normal(size=(count, text_cap, 768)).astype(np.float32),
+        "text_bert": np.zeros((count, 3, text_cap), np.float32),
+        **arrays,
+        "annotations": ["Positive" if label > 0 else "Negative" for label in labels],
+        "regression_labels": labels,
+        "classification_labels": np.sign(labels) + 1,
+    }
+    if not aligned:
+        data |= {f"{m}_lengths": x.tolist() for m, x in lengths.items()}
+    return data
+
+
+def mmsa_data(dataset: str, aligned: bool = False) -> dict[str, Any]:
+    return {split: mmsa_split(dataset, split, n, aligned) for split, n in COUNTS.items()}
+
+
+def write(path: Path, data: Any, protocol: int = 4) -> Path:
+    path.write_bytes(pickle.dumps(data, protocol))
+    return path
+
+
+def by_id(out: Path) -> dict[str, Sample]:
+    return {s.id: s for split in ("train", "valid", "test") for s in ShardSet.open([out], split)}
+
+
+def check_samples(samples: dict[str, Sample], data: dict[str, Any], dataset: str, lengths: dict[str, Any]) -> None:
+    assert len(samples) == sum(COUNTS.values())
+    for split in COUNTS:
+        part = data[split]
+        for row, clip in enumerate(part["id"]):
+            sample = samples[f"{dataset}-{clip.replace('$_$', '-')}"]
+            assert (sample.text, sample.split, sample.dialogue) == (
+                part["raw_text"][row],
+                split,
+                f"{dataset}-{clip.split('$_$')[0]}",
+            )
+            assert sample.value == pytest.approx(float(part["regression_labels"][row]))
+            assert sample.turn == row % 2
+            for modality in ("audio", "vision"):
+                length = lengths[split][modality][row]
+                np.testing.assert_array_equal(getattr(sample, modality), part[modality][row, :length])
+
+
+@pytest.mark.parametrize("dataset", list(LAYOUTS))
+@pytest.mark.parametrize("aligned", [False, True])
+def test_mmsa(dataset, aligned, tmp_path):
+    data = mmsa_data(dataset, aligned)
+    lengths = {
+        split: {m: (part[m] != 0).any(axis=2).sum(axis=1) for m in ("audio", "vision")} for split, part in data.items()
+    }
+    source = write(tmp_path / "x.pkl", data | {"config": {"audio": "covarep"}}, protocol=2 if aligned else 5)
+    manifest = import_mmsa(source, tmp_path / "out", dataset)
+    samples = by_id(tmp_path / "out")
+    check_samples(samples, data, dataset, lengths)
+    english = dataset.startswith("mos")
+    task = manifest["tasks"][0]
+    assert manifest["languages"] == ["en" if english else "zh"]
+    assert (task["low"], task["high"], task["convention"]) == ((-3, 3, "mosei") if english else (-1, 1, "sims"))
+    assert task["step"] == pytest.approx(1 / 3 if dataset == "mosei" else 0.2)
+    content = source.read_bytes()
+    files = [{"file": "x.pkl", "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}]
+    assert manifest["source"]["files"] == files
+    assert manifest["source"]["importer"] == "mmsa"
+    assert manifest["source"]["keys_not_read"] == ["config"]
+    assert manifest["source"]["counts_as_published"] is False
+    for modality, report in manifest["source"]["features"].items():
+        kept = sum(int(lengths[split][modality].sum()) for split in COUNTS)
+        padded = sum(COUNTS.values()) * data["train"][modality].shape[1]
+        assert (report["frames_kept"], report["padding_frames_removed"]) == (kept, padded - kept)
+
+
+def test_mmsa_repairs_and_counts(tmp_path):
+    data = mmsa_data("mosei")
+    train, valid = data["train"], data["valid"]
+    train["audio_lengths"] = [3, 5, 500, 900]  # the last is beyond the array
+    train["audio"][0, :3] = 1
+    train["audio"][0, 1, 7] = -np.inf
+    train["audio"][1, :5] = [[np.nan]]
+    train["audio"][3] = 1
+    train["vision_lengths"] = np.array([0, 2, 4, 6])
+    train["vision"][1, :2, 30] = [70_000, -1e6]
+    train["vision"] = train["vision"].astype(np.float64)
+    train["vision"][2, 1, 1] = 1e300  # beyond float32
+    train["vision"][3] = 0
+    valid["raw_text"][0] = "  "
+    manifest = import_mmsa(write(tmp_path / "x.pkl", data), tmp_path / "out", "mosei")
+    samples = by_id(tmp_path / "out")
+    first, second = samples["mosei-train_vid-0-0"], samples["mosei-train_vid-0-1"]
+    third, fourth = samples["mosei-train_vid-1-2"], samples["mosei-train_vid-1-3"]
+    assert first.modalities == ("text", "audio")
+    assert first.audio.shape == (3, 74)
+    assert (first.audio[1, 7], first.audio.sum()) == (0, 3 * 74 - 1)
+    assert second.modalities == ("text", "vision")  # its audio was NaN throughout
+    assert second.vision[:, 30].tolist() == [70_000, -1e6]  # float32 keeps them
+    assert (third.vision.shape, third.vision[1, 1]) == ((4, 35), 0)
+    assert fourth.modalities == ("text", "audio")
+    assert fourth.audio.shape == (500, 74)
+    assert samples["mosei-valid_vid-0-0"].modalities == ("audio", "vision")
+    audio, vision = manifest["source"]["features"]["audio"], manifest["source"]["features"]["vision"]
+    assert audio["numbers_not_finite_set_to_0"] == 1 + 5 * 74
+    assert (audio["clips_with_non_finite_set_to_0"], audio["clips_without_frames"]) == (2, 1)
+    assert (audio["clips_longer_than_the_array_cut"], audio["clips_beyond_fp16"]) == (1, 0)
+    assert (vision["numbers_not_finite_set_to_0"], vision["clips_without_frames"]) == (1, 2)
+    assert (vision["numbers_beyond_fp16"], vision["clips_beyond_fp16"], vision["clips_found"]) == (2, 1, 7)
+
+
+def mixed(train: dict[str, Any], unlabelled: int) -> dict[str, Any]:
+    """SIMS-V2's train_mix: the labelled rows of train, then unlabelled clips; a mask, and no raw_text."""
+    extra = mmsa_split("simsv2", "unlabelled", unlabelled)
+    both: dict[str, Any] = {}
+    for key in train:
+        a, b = train[key], extra[key]
+        both[key] = np.concatenate([a, b]) if isinstance(a, np.ndarray) else a + b
+    both["regression_labels"][len(train["id"]) :] = np.nan
+    both["mask"] = np.array([1] * len(train["id"]) + [0] * unlabelled)
+    del both["raw_text"]
+    return both
+
+
+@pytest.mark.parametrize(("protocol", "limit"), [(2, 1.5), (4, 1.3)])
+def test_peak_memory_is_bounded_by_the_file(protocol, limit, tmp_path):
+    data = {split: mmsa_split("simsv2", split, 10 * n) for split, n in COUNTS.items()}
+    source = write(tmp_path / "x.pkl", data, protocol)
+    del data
+    import_mmsa(write(tmp_path / "small.pkl", mmsa_data("simsv2")), tmp_path / "small", "simsv2")  # imports webdataset
+    tracemalloc.start()
+    try:
+        import_mmsa(source, tmp_path / "out", "simsv2")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < limit * source.stat().st_size
+
+
+def test_train_mix_of_simsv2(tmp_path):
+    data = mmsa_data("simsv2")
+    data["train_mix"] = mixed(data["train"], 3)
+    manifest = import_mmsa(write(tmp_path / "both.pkl", data), tmp_path / "both", "simsv2")
+    assert manifest["source"]["train_mix"] == {
+        "labelled": 4,
+        "unlabelled_left_out": 3,
+        "used": False,
+        "why": "its labelled rows repeat the train split",
+    }
+    beside = by_id(tmp_path / "both")
+    assert len(beside) == 9
+
+    train = data.pop("train")
+    manifest = import_mmsa(write(tmp_path / "mix.pkl", data), tmp_path / "mix", "simsv2")
+    assert manifest["source"]["train_mix"]["used"] is True
+    alone = by_id(tmp_path / "mix")
+    assert alone.keys() == beside.keys()
+    for key, sample in alone.items():
+        assert ("text" in sample.modalities) == (sample.split != "train")
+        np.testing.assert_array_equal(sample.audio, beside[key].audio)
+
+    data["train"] = mmsa_split("simsv2", "train", 3)
+    with pytest.raises(ShardError, match=r"1 labelled clips are not in train, the first is 'train_vid-1\$_\$3'"):
+        import_mmsa(write(tmp_path / "x.pkl", data), tmp_path / "x", "simsv2")
+    data["train"] = train
+    data["train_mix"]["mask"][0] = 2
+    with pytest.raises(ShardError, match="mask holds more than 0 and 1"):
+        import_mmsa(write(tmp_path / "x.pkl", data), tmp_path / "x", "simsv2")
+
+
+def test_known_files_and_published_counts(tmp_path, monkeypatch, capsys):
+    source = write(tmp_path / "x.pkl", mmsa_data("mosi"))
+    monkeypatch.setitem(mmsa.KNOWN_FILES, hashlib.sha256(source.read_bytes()).hexdigest(), "the known file")
+    monkeypatch.setitem(mmsa.PUBLISHED_COUNTS, "mosi", tuple(COUNTS.values()))
+    manifest = import_mmsa(source, tmp_path / "out", "mosi")
+    assert manifest["source"]["files"][0]["known_as"] == "the known file"
+    assert manifest["source"]["counts_as_published"] is True
+    monkeypatch.setitem(mmsa.PUBLISHED_COUNTS, "mosi", (4, 2, 4))
+    import_mmsa(source, tmp_path / "again", "mosi")
+    assert "not the published counts: train 4 of 4, valid 2 of 2, test 3 of 4" in capsys.readouterr().err
+
+
+def test_the_ids_are_those_of_label_csv(tmp_path):
+    data = mmsa_data("simsv2")
+    rows = ["video_id,clip_id,text,label,mode"]
+    for split, part in data.items():
+        for clip, label in zip(part["id"], part["regression_labels"], strict=True):
+            video, number = clip.split("$_$")
+            rows.append(f"{video},{number},words,{label},{split}")
+    (tmp_path / "label.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    import_label_csv(tmp_path / "label.csv", tmp_path / "table", "simsv2", "zh")
+    import_mmsa(write(tmp_path / "x.pkl", data), tmp_path / "pickle", "simsv2")
+    table, pickled = by_id(tmp_path / "table"), by_id(tmp_path / "pickle")
+    assert {k: (s.dialogue, s.turn, s.split) for k, s in table.items()} == {
+        k: (s.dialogue, s.turn, s.split) for k, s in pickled.items()
+    }
+
+
+def spoil(data: dict[str, Any], case: str) -> Any:
+    train = data["train"]
+    match case:
+        case "list":
+            return [data]
+        case "no split":
+            del data["valid"]
+        case "other keys":
+            return {"a": 1, 2: data}
+        case "split is no dict":
+            data["test"] = 3
+        case "no label":
+            del train["regression_labels"]
+        case "label out of range":
+            train["regression_labels"][2] = 3.4
+        case "label is NaN":
+            train["regression_labels"][2] = np.nan
+        case "label is a word":
+            train["regression_labels"] = ["x"] * 4
+        case "same id in two splits":
+            data["test"]["id"][1] = train["id"][0]
+        case "same id twice":
+            train["id"][1] = train["id"][0]
+        case "id without clip":
+            train["id"][1] = "abc[3]"
+        case "id is a number":
+            train["id"][1] = 7
+        case "too few texts":
+            train["raw_text"].pop()
+        case "text is a number":
+            train["raw_text"][3] = 3
+        case "flat features":
+            train["audio"] = train["audio"][0]
+        case "fewer features":
+            train["vision"] = train["vision"][:3]
+        case "other width":
+            data["test"]["audio"] = data["test"]["audio"][:, :, :4]
+        case "half a length":
+            train["audio_lengths"][1] = 1.5
+        case "negative length":
+            train["audio_lengths"][1] = -1
+        case "code":
+            train["raw_text"][0] = print
+    return data
+
+
+@pytest.mark.parametrize(
+    ("case", "reason"),
+    {
+        "list": "holds a list; a dict with the splits",
+        "no split": "has no split valid",
+        "other keys": r"its keys are \['2', 'a'\]",
+        "split is no dict": "test: is a int",
+        "no label": "train: has no regression_labels",
+        "label out of range": r"train, row 2, id 'train_vid-1\$_\$2': value 3.4 is outside the range",
+        "label is NaN": "row 2.*value nan is outside",
+        "label is a word": "row 0.*value nan is outside",
+        "same id in two splits": r"test, row 1, id 'train_vid-0\$_\$0': the id occurs in train already",
+        "same id twice": "train, row 1.* the id occurs in train already",
+        "id without clip": r"row 1.*not of the form video_id\$_\$clip_id",
+        "id is a number": "row 1 of id is not text",
+        "too few texts": "raw_text has 3 rows; id has 4",
+        "text is a number": "row 3 of raw_text is a int",
+        "flat features": r"audio is \[500, 5\]",
+        "fewer features": "vision has 3 rows; id has 4",
+        "other width": "audio has width 4; this folder's is 5",
+        "half a length": "row 1 of audio_lengths is 1.5",
+        "negative length": "row 1 of audio_lengths is -1",
+        "code": "asks for 'builtins.print'",
+    }.items(),
+)
+def test_bad_mmsa_files(case, reason, tmp_path):
+    source = write(tmp_path / "x.pkl", spoil(mmsa_data("mosi"), case))
+    with pytest.raises(ShardError, match=reason) as caught:
+        import_mmsa(source, tmp_path / "out", "mosi")
+    assert "\n" not in str(caught.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["x.pkl"]
+
+
+def test_bad_arguments_of_mmsa(tmp_path):
+    source = write(tmp_path / "x.pkl", mmsa_data("mosi"))
+    with pytest.raises(ShardError, match="give its low, high, step, convention"):
+        import_mmsa(source, tmp_path / "out", "mine", language="en")
+    with pytest.raises(ShardError, match="give one in words"):
+        import_mmsa(source, tmp_path / "out", "mosi", language="fr")
+    with pytest.raises(ShardError, match="letters, digits"):
+        import_mmsa(source, tmp_path / "out", "../x")
+    with pytest.raises(ShardError, match="no such file"):
+        import_mmsa(tmp_path / "absent.pkl", tmp_path / "out", "mosi")
+    manifest = import_mmsa(
+        source, tmp_path / "out", "mine", "fr", low=-4, high=4, step=0.5, convention="mosei", question="Humeur ?"
+    )
+    assert (manifest["tasks"][0]["questions"], manifest["tasks"][0]["low"]) == ({"fr": "Humeur ?"}, -4)
+    assert "published_counts" not in manifest["source"]
