@@ -21,7 +21,7 @@ def read_task(path: str | os.PathLike[str]) -> Task:
     try:
         data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise EgmfError(f"task {path}: cannot be read ({error.strerror}); see configs/task.example.yaml") from error
+        raise EgmfError(f"task {path}: cannot be read ({error.strerror}); see configs/tasks/example.yaml") from error
     except UnicodeDecodeError as error:
         raise EgmfError(f"task {path}: not UTF-8 (byte {error.start})") from error
     except yaml.YAMLError as error:
@@ -29,5 +29,5 @@ def read_task(path: str | os.PathLike[str]) -> Task:
         place = f", line {mark.line + 1}" if mark is not None else ""
         raise EgmfError(f"task {path}{place}: not YAML ({getattr(error, 'problem', error)})") from error
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
-        raise EgmfError(f"task {path}: must hold the fields of one task, as configs/task.example.yaml")
+        raise EgmfError(f"task {path}: must hold the fields of one task, as configs/tasks/example.yaml")
     return Task.from_json(data, f"task {path}")

@@ -173,7 +173,7 @@ def _cherma(parser: jsonargparse.ArgumentParser) -> None:
 
 def _jsonl(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument("--source", type=str, required=True, help="the file, one JSON object a line")
-    parser.add_argument("--task", type=str, required=True, help="YAML file of the task: see configs/task.example.yaml")
+    parser.add_argument("--task", type=str, required=True, help="YAML file of the task: see configs/tasks/example.yaml")
     parser.add_argument("--dataset", type=str, required=True, help="name of the data set, such as interviews")
     _features(parser)
 

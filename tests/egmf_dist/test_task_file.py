@@ -10,7 +10,7 @@ from egmf_dist.errors import EgmfError
 from egmf_dist.tasks.file import read_task
 from egmf_shards import ShardError
 
-EXAMPLE = Path(__file__).parents[2] / "configs" / "task.example.yaml"
+EXAMPLE = Path(__file__).parents[2] / "configs" / "tasks" / "example.yaml"
 
 
 def test_the_example_is_a_task():
@@ -38,5 +38,5 @@ def test_a_broken_file_is_one_line(tmp_path, text, error, message):
 
 
 def test_a_missing_file(tmp_path):
-    with pytest.raises(EgmfError, match=r"cannot be read .*see configs/task.example.yaml"):
+    with pytest.raises(EgmfError, match=r"cannot be read .*see configs/tasks/example.yaml"):
         read_task(tmp_path / "none.yaml")
