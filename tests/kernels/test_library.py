@@ -349,3 +349,16 @@ def test_without_interpreter_or_gpu_the_operators_compute_the_reference() -> Non
     )
     assert result.returncode == 0, result.stderr[-2000:]
     assert result.stdout.strip().endswith("ok")
+
+
+@pytest.mark.parametrize("name", ["gated_expert_mix", "ragged_pool_gate"])
+def test_strided_boundaries_give_the_same_gradients(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gate's sums over segments read the boundaries in backward only."""
+    results = []
+    for boundaries in (CU, torch.stack([CU, CU + 7], 1)[:, 0]):
+        monkeypatch.setitem(globals(), "CU", boundaries)
+        a = arguments()
+        wanted = [a["context"], a["beta"]] if name == "gated_expert_mix" else [a["x"], a["logits"]]
+        results.append(torch.autograd.grad(public(name, a, "triton").sin().sum(), wanted))
+    for plain, strided in zip(*results, strict=True):
+        torch.testing.assert_close(strided, plain, rtol=0, atol=0)

@@ -161,7 +161,7 @@ def segment_sum(values_TC: torch.Tensor, cu_segments: torch.Tensor) -> torch.Ten
     segments, columns = cu_segments.numel() - 1, values_TC.shape[1]
     out = values_TC.new_empty(segments, columns)
     launch(
-        segment_sum_kernel, (segments,), values_TC, cu_segments, out, columns,
+        segment_sum_kernel, (segments,), values_TC, cu_segments.contiguous(), out, columns,
         CP=triton.next_power_of_2(columns), BT=64, ACC=tiles.triton_dtype(values_TC.dtype), num_warps=4,
     )  # fmt: skip
     return out
