@@ -30,6 +30,11 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(function, dynamic=True)
 
 
+def _torch(function: Callable[..., Any], choice: select.Choice) -> Callable[..., Any]:
+    """The reference, compiled where that was chosen."""
+    return _compiled(function) if choice == "compile" else function
+
+
 def _segments(cu_segments: torch.Tensor, tokens: int, segment_T: torch.Tensor | None) -> torch.Tensor:
     if segment_T is None:
         return segment_ids(cu_segments, tokens).int()
@@ -85,7 +90,7 @@ def ms_dwconv(
         segment_T = _segments(cu_segments, len(x_TD), segment_T)
         out: torch.Tensor = _ops().ms_dwconv(x_TD, list(weights), bias_SD, mu_S, segment_T)
         return out
-    run = _compiled(reference.ms_dwconv) if choice == "compile" else reference.ms_dwconv
+    run = _torch(reference.ms_dwconv, choice)
     return run(x_TD, weights, bias_SD, mu_S, cu_segments)
 
 
@@ -138,7 +143,7 @@ def hier_gate_mix_norm(
             _segments(cu_segments, len(x_TD), segment_T), cu_segments, modalities, norm_weight_D, temperature, eps,
         )  # fmt: skip
         return out, alpha.detach()
-    run = _compiled(reference.hier_gate_mix_norm) if choice == "compile" else reference.hier_gate_mix_norm
+    run = _torch(reference.hier_gate_mix_norm, choice)
     return run(
         x_TD, streams, gate_weight_ED, gate_context_BE, cu_segments, modalities, norm_weight_D, temperature,
         modality_weight_BM, eps,
@@ -199,7 +204,7 @@ def gated_tri_proj(
             temperature,
         )  # fmt: skip
         return out, alpha.detach()
-    run = _compiled(reference.gated_tri_proj) if choice == "compile" else reference.gated_tri_proj
+    run = _torch(reference.gated_tri_proj, choice)
     return run(
         x_TD, experts, weight_EDD, bias_ED, gate_weight_ED, gate_context_BE, cu_segments, modalities, temperature,
         modality_weight_BM,
@@ -258,16 +263,15 @@ def gated_expert_mix(
     checks.parameter("weight", weight_EDD, x_TD, (count, width, width))
     checks.parameter("bias", bias_ED, x_TD, (count, width))
     checks.parameter("norm_weight", norm_weight_D, x_TD, (width,))
-    operator = "gated_tri_proj" if width <= select.PROJECTION_WIDTH else "hier_gate_mix_norm"
     choice = select.choose("gated_expert_mix", implementation, x_TD, experts=count)
     if choice == "triton":
-        fused = mix_in_projection if operator == "gated_tri_proj" else mix_after_projection
+        fused = mix_in_projection if width <= select.PROJECTION_WIDTH else mix_after_projection
         return fused(
             x_TD, list(experts), weight_EDD, bias_ED, gate_weight_ED, _rows(gate_context_BE),
             _rows(modality_weight_BM), _segments(cu_segments, len(x_TD), segment_T), cu_segments, modalities,
             norm_weight_D, temperature, eps,
         )  # fmt: skip
-    run = _compiled(reference.gated_expert_mix) if choice == "compile" else reference.gated_expert_mix
+    run = _torch(reference.gated_expert_mix, choice)
     return run(
         x_TD, experts, weight_EDD, bias_ED, gate_weight_ED, gate_context_BE, cu_segments, modalities, norm_weight_D,
         temperature, modality_weight_BM, eps,
@@ -384,7 +388,7 @@ def ragged_pool_gate(
             o_TD, queries_KD, logits_BM.contiguous(), cu_segments.contiguous(), temperature
         )
         return pooled, beta.detach()
-    run = _compiled(reference.ragged_pool_gate) if choice == "compile" else reference.ragged_pool_gate
+    run = _torch(reference.ragged_pool_gate, choice)
     return run(o_TD, queries_KD, logits_BM, cu_segments, temperature)
 
 
