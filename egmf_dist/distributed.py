@@ -6,13 +6,15 @@ import contextlib
 import gc
 import os
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from egmf_dist.errors import EgmfError
 from egmf_shards.errors import ShardError
+
+T = TypeVar("T")
 
 ENVIRONMENT = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -77,6 +79,13 @@ def gather_objects(value: Any) -> list[Any] | None:
     return out
 
 
+def share_objects(values: list[T]) -> list[T]:
+    """Every rank's values on every rank, in rank order."""
+    parts: list[list[T]] = [[]] * world_size()
+    dist.all_gather_object(parts, values)
+    return [value for part in parts for value in part]
+
+
 def broadcast_object(value: Any) -> Any:
     """Rank 0's value on every rank."""
     box = [value]
@@ -100,9 +109,8 @@ def failing_together() -> Iterator[None]:
         message = str(error)
     (failed,) = sum_over_ranks([float(message is not None)])
     if failed:
-        messages: list[Any] = [None] * world_size()
-        dist.all_gather_object(messages, message)
-        raise EgmfError(next(m for m in messages if m is not None))
+        messages = share_objects([message] if message is not None else [])
+        raise EgmfError(messages[0])
 
 
 def on_rank_zero(action: Callable[[], Any]) -> Any:

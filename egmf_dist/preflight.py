@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from egmf_dist.config import Config
-from egmf_dist.data.run_data import RunData, open_split
+from egmf_dist.data.run_data import RunData, open_split, open_stream
 from egmf_dist.errors import EgmfError
 from egmf_dist.inference.score import check_selection
 from egmf_dist.model.backbone import backbone_identity, load_backbone_config, load_tokenizer
@@ -37,6 +37,7 @@ def preflight(config: Config, ranks: int, run: Path, resume: str) -> None:
     check_batch(config.training.global_batch, ranks)
     shards = open_split(config, "train")
     open_split(config, "valid")
+    open_stream(config, shards, 0, ranks)
     run_data = RunData.of(shards)
     check_selection(config.training.select_by, run_data.tasks)
     load_backbone_config(config.backbone)

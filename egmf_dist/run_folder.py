@@ -11,6 +11,14 @@ from egmf_dist.errors import EgmfError
 CONFIG = "config.yaml"
 # What a run holds before its first record: our settings, and Ray's own files.
 _OPENED = (CONFIG, ".ray")
+# Settings a resumed run may change: they do not change which samples a batch holds, only whether bad ones stop it.
+_FREE = {
+    f"data.{key}"
+    for key in (
+        "workers", "prefetch", "bad_samples", "max_bad_in_a_row", "max_bad_fraction",
+        "cache_dir", "cache_gib", "retries",
+    )
+}  # fmt: skip
 
 
 def check_run(config: Config, run: Path, resume: str) -> None:
@@ -84,10 +92,13 @@ def discard_unused(run: Path) -> bool:
 
 
 def first_difference(saved: Config, given: Config) -> str | None:
-    """The first setting in which a run's saved settings and the given ones differ; how ranks are launched may."""
+    """The first setting in which a run's saved settings and the given ones differ; how ranks are launched may, and how
+    shards are read, as long as the batches stay the same."""
     for section in ("data", "backbone", "model", "training"):
         old, new = getattr(saved, section), getattr(given, section)
         for key in old.__dataclass_fields__:
+            if f"{section}.{key}" in _FREE:
+                continue
             if getattr(old, key) != getattr(new, key):
                 return f"{section}.{key} was {getattr(old, key)!r} and is now {getattr(new, key)!r}"
     return None

@@ -8,10 +8,12 @@ Needs numpy, webdataset (to write) and rich; knows nothing of torch, models or t
 from egmf_shards.errors import ShardError
 from egmf_shards.importers import import_label_csv, import_meld
 from egmf_shards.info import describe, print_info
-from egmf_shards.order import Order, Permutation
+from egmf_shards.order import Mixture, Order, Permutation
+from egmf_shards.packed import BadSample, Packed
 from egmf_shards.reader import ShardSet
 from egmf_shards.sample import FEATURE_MODALITIES, MAX_CONTEXT_TURNS, MODALITIES, SPLITS, Sample, Turn
-from egmf_shards.stream import IndexBatch, MicroBatch, Slot, Stream, sequential, share
+from egmf_shards.storage import StorageOptions
+from egmf_shards.stream import BadSlot, IndexBatch, MicroBatch, Slot, Stream, sequential, share
 from egmf_shards.synthetic import synthesize
 from egmf_shards.task import CLASSIFICATION, CONVENTIONS, REGRESSION, Task
 from egmf_shards.writer import ShardWriter
@@ -24,15 +26,20 @@ __all__ = [
     "MODALITIES",
     "REGRESSION",
     "SPLITS",
+    "BadSample",
+    "BadSlot",
     "IndexBatch",
     "MicroBatch",
+    "Mixture",
     "Order",
+    "Packed",
     "Permutation",
     "Sample",
     "ShardError",
     "ShardSet",
     "ShardWriter",
     "Slot",
+    "StorageOptions",
     "Stream",
     "Task",
     "Turn",

@@ -12,6 +12,7 @@ one sample are neighbours; ``content_hash`` covers every array, hence also every
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 import tarfile
 import zipfile
@@ -24,9 +25,11 @@ from pathlib import Path
 import numpy as np
 
 from egmf_shards import codec
+from egmf_shards.checksum import crc32
 from egmf_shards.errors import ShardError
 from egmf_shards.progress import progress
 from egmf_shards.sample import SPLITS
+from egmf_shards.storage import Storage, open_storage
 
 INDEX_NAME = "index.npz"
 VERSION = 1
@@ -129,7 +132,7 @@ def build_index(folder: Path, shards: Sequence[str]) -> Index:
                 columns["member_shard"].append(number)
                 columns["member_offset"].append(offset)
                 columns["member_size"].append(len(data))
-                columns["member_crc"].append(zlib.crc32(data))
+                columns["member_crc"].append(crc32(data))
     columns["first_member"].append(len(columns["member_kind"]))
     columns["task_names"] = list(task_numbers)
     return Index(**{name: np.array(columns[name], dtype=kind) for name, kind in _TYPES.items()})
@@ -166,38 +169,92 @@ def save_index(folder: Path, index: Index) -> None:
     np.savez(folder / INDEX_NAME, allow_pickle=False, version=np.int64(VERSION), **columns)
 
 
-def load_index(folder: Path, check_shards: bool = True) -> Index:
+def load_index(folder: Path | Storage, check_shards: bool = True) -> Index:
     """Read ``index.npz``, check it against the shards' names and sizes (their contents are checked sample by sample).
 
     ``check_shards`` False leaves the shards alone: for a reader that reports what is wrong with each of them.
 
     Raises:
-        ShardError: missing, unreadable, of another version, or a shard is missing or has another size.
+        ShardError: missing, unreadable, of another version, its columns do not hold together, or a shard is missing
+            or has another size.
     """
-    path = folder / INDEX_NAME
+    storage = open_storage(folder)
+    where = storage.where(INDEX_NAME)
     try:
-        with np.load(path, allow_pickle=False) as data:
+        with np.load(io.BytesIO(storage.read_file(INDEX_NAME)), allow_pickle=False) as data:
             version = int(data["version"]) if "version" in data else None
             if version != VERSION:
                 raise ShardError(
-                    f"{path}: index version is {version}; this version reads {VERSION}: write the folder anew"
+                    f"{where}: index version is {version}; this version reads {VERSION}: write the folder anew"
                 )
             index = Index(**{name: data[name] for name in _TYPES})
     except FileNotFoundError as error:
-        raise ShardError(f"{folder}: holds no {INDEX_NAME}, so it is not a finished folder of shards") from error
+        raise ShardError(
+            f"{storage.location}: holds no {INDEX_NAME}, so it is not a finished folder of shards"
+        ) from error
     except ShardError:
         raise
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ShardError(f"{path}: not a readable index ({error})") from error
-    if not check_shards:
-        return index
-    for name, size in zip(index.shard_names.tolist(), index.shard_sizes.tolist(), strict=True):
-        if not SHARD_NAME.fullmatch(name):
-            raise ShardError(f"{path}: {name!r} is not the name of a shard in this folder")
-        try:
-            found = (folder / name).stat().st_size
-        except OSError as error:
-            raise ShardError(f"{folder / name}: the shard is missing; the index counts on {size} bytes") from error
-        if found != size:
-            raise ShardError(f"{folder / name}: {found} bytes, but the index counts on {size}: truncated or replaced")
+        raise ShardError(f"{where}: not a readable index ({error})") from error
+    fault = _structure_fault(index)
+    if fault:
+        raise ShardError(f"{where}: {fault}: write the folder anew")
+    if check_shards:
+        for fault in shard_faults(storage, index):
+            raise ShardError(fault)
     return index
+
+
+def shard_faults(storage: Storage, index: Index) -> Iterator[str]:
+    """One line for each shard that is missing or has another size than ``index`` counts on."""
+    names, sizes = index.shard_names.tolist(), index.shard_sizes.tolist()
+    found = storage.sizes(names)
+    for name, size in zip(names, sizes, strict=True):
+        if name not in found:
+            yield f"{storage.where(name)}: the shard is missing; the index counts on {size} bytes"
+        elif found[name] not in (size, None):
+            yield f"{storage.where(name)}: {found[name]} bytes, but the index counts on {size}: truncated or replaced"
+
+
+def _structure_fault(index: Index) -> str | None:
+    """What a reader must be able to rely on before it takes a slice; None where all of it holds."""
+    shards, samples, members = len(index.shard_names), len(index.key), len(index.member_kind)
+    for name, kind in _TYPES.items():
+        column = getattr(index, name)
+        if column.ndim != 1 or not column.dtype.str.startswith(kind):
+            return f"the array {name} is {column.dtype.str} in {column.ndim} dimensions"
+    lengths = {
+        shards: ("shard_sizes",),
+        samples: ("split", "task", "text_chars", "audio_frames", "vision_frames"),
+        members: ("member_shard", "member_offset", "member_size", "member_crc"),
+    }
+    for length, names in lengths.items():
+        for name in names:
+            if len(getattr(index, name)) != length:
+                return f"the array {name} has {len(getattr(index, name))} entries, and the others {length}"
+    for name in index.shard_names.tolist():
+        if not SHARD_NAME.fullmatch(name):
+            return f"{name!r} is not the name of a shard in this folder"
+    first = index.first_member
+    if len(first) != samples + 1 or first[0] != 0 or first[-1] != members or np.any(np.diff(first) < 1):
+        return "first_member does not divide the members among the samples"
+    within = {
+        "split": len(SPLITS),
+        "task": len(index.task_names),
+        "member_kind": len(codec.MEMBERS),
+        "member_shard": shards,
+    }
+    for name, limit in within.items():
+        column = getattr(index, name)
+        if len(column) and not 0 <= int(column.min()) <= int(column.max()) < limit:
+            return f"the array {name} points outside of the {limit} that there are"
+    for name in ("text_chars", "audio_frames", "vision_frames", "member_offset", "member_size"):
+        column = getattr(index, name)
+        if len(column) and column.min() < 0:
+            return f"the array {name} holds a negative number"
+    if members:
+        if np.any(index.member_offset + index.member_size > index.shard_sizes[index.member_shard]):
+            return "a member ends behind its shard's end"
+        if np.any(index.member_shard != np.repeat(index.member_shard[first[:-1]], np.diff(first))):
+            return "a sample's members lie in two shards"
+    return None

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from egmf_shards.errors import ShardError
+from egmf_shards.storage import Storage, open_storage
 from egmf_shards.task import Task
 
 MANIFEST_NAME = "manifest.json"
@@ -37,21 +38,25 @@ def _one_line(match: re.Match[str]) -> str:
     return "[" + re.sub(r"\s+", " ", match[1]) + "]"
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a shard folder.
+def read_manifest(folder: Path | Storage) -> dict[str, Any]:
+    """The manifest of a folder of shards.
 
     Raises:
         ShardError: there is no such folder or no manifest in it, it is not JSON, of another schema, or lacks a key.
     """
-    path = folder / MANIFEST_NAME
-    if not folder.is_dir():
+    storage = open_storage(folder)
+    path = storage.where(MANIFEST_NAME)
+    if not storage.is_folder():
         raise ShardError(
-            f"{folder}: there is no such folder of shards; make one with `egmf shards synth` or `egmf shards import`"
+            f"{storage.location}: there is no such folder of shards; "
+            "make one with `egmf shards synth` or `egmf shards import`"
         )
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(storage.read_file(MANIFEST_NAME))
     except FileNotFoundError as error:
-        raise ShardError(f"{folder}: holds no {MANIFEST_NAME}, so it is not a finished folder of shards") from error
+        raise ShardError(
+            f"{storage.location}: holds no {MANIFEST_NAME}, so it is not a finished folder of shards"
+        ) from error
     except (ValueError, OSError) as error:
         raise ShardError(f"{path}: not a readable JSON file ({error})") from error
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
@@ -63,7 +68,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def tasks_of(manifest: dict[str, Any], where: Path) -> dict[str, Task]:
-    """The manifest's tasks by name."""
-    tasks = [Task.from_json(data, str(where / MANIFEST_NAME)) for data in manifest["tasks"]]
+def tasks_of(manifest: dict[str, Any], folder: Path | Storage) -> dict[str, Task]:
+    """The manifest's tasks by name; ``folder`` is where it lies, for messages."""
+    where = open_storage(folder).where(MANIFEST_NAME)
+    tasks = [Task.from_json(data, where) for data in manifest["tasks"]]
     return {task.name: task for task in tasks}

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -67,20 +68,66 @@ class Permutation:
         return left * self._b + right
 
 
-@lru_cache(maxsize=16)
-def _permutation(n: int, seed: int, epoch: int, index_hash: str) -> Permutation:
-    return Permutation(n, seed, epoch, index_hash)
+class BlockPermutation:
+    """A bijection of ``[0, n)`` that reads blocks of neighbours: for storage that wants sequential reads.
+
+    Blocks of ``block`` neighbouring numbers come in random order; ``window`` blocks at a time are mixed sample by
+    sample. So a reader meets at most ``window`` blocks in ``window * block`` places, and each of them whole.
+    """
+
+    def __init__(self, n: int, block: int, window: int, *key: int | str) -> None:
+        if block < 1 or window < 1:
+            raise ShardError(f"blocks of {block} samples, {window} in a window: at least 1 each is needed")
+        self.n, self._key, self._span = n, key, block * window
+        blocks = -(-n // block)
+        order = Permutation(blocks, *key, "blocks")(np.arange(blocks))
+        sizes = np.where(order == blocks - 1, n - (blocks - 1) * block, block)
+        self._first = order * block
+        self._starts = np.cumsum(sizes) - sizes
+
+    def __call__(self, places: np.ndarray) -> np.ndarray:
+        """int64 sample numbers of the int ``places`` ``[P]``, each in ``[0, n)``."""
+        places = np.asarray(places, dtype=np.int64)
+        mixed = np.empty_like(places)
+        windows = places // self._span
+        for window in np.unique(windows).tolist():
+            start, own = window * self._span, windows == window
+            inside = permutation(min(self._span, self.n - start), *self._key, "window", window)
+            mixed[own] = start + inside(places[own] - start)
+        at = np.searchsorted(self._starts, mixed, side="right") - 1
+        return np.asarray(self._first[at] + mixed - self._starts[at])
+
+
+@lru_cache(maxsize=64)
+def permutation(n: int, *key: int | str) -> Permutation:
+    """A :class:`Permutation`, made once."""
+    return Permutation(n, *key)
+
+
+@lru_cache(maxsize=8)
+def _block_permutation(n: int, block: int, window: int, *key: int | str) -> BlockPermutation:
+    return BlockPermutation(n, block, window, *key)
 
 
 class Order:
-    """The endless sequence of sample numbers of a run: epoch after epoch, each a permutation of its own."""
+    """The endless sequence of sample numbers of a run: epoch after epoch, each a permutation of its own.
 
-    def __init__(self, n: int, seed: int, index_hash: str) -> None:
+    Args:
+        n: samples of an epoch.
+        seed: the run's.
+        index_hash: what the permutations depend on beside seed and epoch.
+        block: samples of a block that is read as a whole (:class:`BlockPermutation`); 0 mixes everything with
+            everything.
+        window: blocks that are mixed with each other.
+    """
+
+    def __init__(self, n: int, seed: int, index_hash: str, block: int = 0, window: int = 64) -> None:
         if n < 1:
             raise ShardError(f"an order of {n} samples: at least 1 sample is needed")
         self.n = n
         self.seed = seed
         self.index_hash = index_hash
+        self.block, self.window = block, window
 
     def epoch(self, position: int) -> int:
         """The epoch that ``position`` belongs to."""
@@ -92,13 +139,83 @@ class Order:
 
     def indices(self, position: int, count: int) -> np.ndarray:
         """int64 ``[count]``: the sample numbers from ``position`` on; may cross an epoch's end."""
-        if position < 0:
-            raise ShardError(f"position is {position}; positions count samples from 0")
-        parts, end = [], position + count
-        while position < end:
-            epoch, place = divmod(position, self.n)
-            stop = min(self.n, place + end - position)
-            permutation = _permutation(self.n, self.seed, epoch, self.index_hash)
-            parts.append(permutation(np.arange(place, stop)))
-            position += stop - place
-        return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+        return self.at(np.arange(position, position + count))[0]
+
+    def at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Sample numbers and epochs, int64 ``[P]`` each, of the int ``positions`` ``[P]``."""
+        if positions.size and positions.min() < 0:
+            raise ShardError(f"position is {positions.min()}; positions count samples from 0")
+        epochs, places = np.divmod(positions.astype(np.int64), self.n)
+        indices = np.empty_like(places)
+        for epoch in np.unique(epochs).tolist():
+            own = epochs == epoch
+            indices[own] = self._permutation(epoch)(places[own])
+        return indices, epochs
+
+    def _permutation(self, epoch: int) -> Permutation | BlockPermutation:
+        key = (self.seed, epoch, self.index_hash)
+        if self.block:
+            return _block_permutation(self.n, self.block, self.window, *key)
+        return permutation(self.n, *key)
+
+
+class Mixture:
+    """Several orders in fixed proportions: every run of :data:`SLOTS` positions holds the same number of each.
+
+    Which of them holds which is shuffled anew for each run of slots. An order's own position follows by arithmetic, so
+    each data set is seen exactly once per its own epoch, however long the others are.
+
+    Args:
+        orders: one a data set; data set d's sample numbers begin where those of d - 1 end.
+        weights: one a data set, above 0; only their proportions count.
+        seed: the run's.
+        index_hash: as an :class:`Order`'s.
+
+    Raises:
+        ShardError: not one weight a data set, one that is not above 0, or so small that it gets no slot.
+    """
+
+    SLOTS = 1000
+
+    def __init__(self, orders: Sequence[Order], weights: Sequence[float], seed: int, index_hash: str) -> None:
+        self.orders, self.seed, self.index_hash = list(orders), seed, index_hash
+        self.quotas = quotas(weights, len(orders), self.SLOTS)
+        self._slots = np.concatenate([[0], np.cumsum(self.quotas)])
+        self._first = np.concatenate([[0], np.cumsum([order.n for order in orders])])
+
+    def at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As :meth:`Order.at`; the epochs are those of each sample's own data set."""
+        if positions.size and positions.min() < 0:
+            raise ShardError(f"position is {positions.min()}; positions count samples from 0")
+        rounds, places = np.divmod(positions.astype(np.int64), self.SLOTS)
+        slots = np.empty_like(places)
+        for number in np.unique(rounds).tolist():
+            own = rounds == number
+            slots[own] = permutation(self.SLOTS, self.seed, "mixture", number, self.index_hash)(places[own])
+        which = np.searchsorted(self._slots, slots, side="right") - 1
+        indices, epochs = np.empty_like(places), np.empty_like(places)
+        for d, order in enumerate(self.orders):
+            own = which == d
+            if own.any():
+                numbers, epochs[own] = order.at(rounds[own] * self.quotas[d] + slots[own] - self._slots[d])
+                indices[own] = numbers + self._first[d]
+        return indices, epochs
+
+
+def quotas(weights: Sequence[float], count: int, slots: int) -> list[int]:
+    """``slots`` divided in proportion to ``weights`` by the largest remainders.
+
+    Raises:
+        ShardError: not ``count`` weights, one that is not a number above 0, or one that gets no slot.
+    """
+    if len(weights) != count:
+        raise ShardError(f"{len(weights)} weights for {count} folders of shards; one a folder is needed")
+    if not all(math.isfinite(w) and w > 0 for w in weights):
+        raise ShardError(f"weights are {list(weights)}; numbers above 0 are needed")
+    exact = np.asarray(weights, dtype=np.float64) / sum(weights) * slots
+    shares = np.floor(exact).astype(np.int64)
+    for d in np.argsort(-(exact - shares), kind="stable")[: slots - int(shares.sum())]:
+        shares[d] += 1
+    if shares.min() < 1:
+        raise ShardError(f"weights are {list(weights)}; the smallest must be at least 1/{slots} of their sum")
+    return [int(s) for s in shares]

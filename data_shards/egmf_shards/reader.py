@@ -11,70 +11,42 @@ mapped when first needed (so a set may be pickled or forked cheaply).
 from __future__ import annotations
 
 import hashlib
-import mmap
 import os
-import zlib
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from egmf_shards import codec
 from egmf_shards.errors import ShardError
-from egmf_shards.index import Index, load_index
+from egmf_shards.index import Index, load_index, shard_faults
 from egmf_shards.manifest import read_manifest, tasks_of
+from egmf_shards.packed import Packed, Table
 from egmf_shards.sample import FEATURE_MODALITIES, SPLITS, Sample
+from egmf_shards.storage import Storage, StorageOptions, open_storage
 from egmf_shards.task import Task
 
 
 class _Folder:
-    """One folder's part of a :class:`ShardSet`."""
+    """One folder's part of a :class:`ShardSet`, before they are put together."""
 
-    def __init__(self, path: Path, split: str) -> None:
-        self.path = path
-        self.manifest: dict[str, Any] = read_manifest(path)
-        self.tasks = tasks_of(self.manifest, path)
-        self.index: Index = load_index(path)
+    def __init__(self, storage: Storage, split: str, tolerate: bool) -> None:
+        self.storage = storage
+        self.manifest: dict[str, Any] = read_manifest(storage)
+        self.tasks = tasks_of(self.manifest, storage)
+        self.index: Index = load_index(storage, check_shards=not tolerate)
+        self.faults = list(shard_faults(storage, self.index)) if tolerate else []
         if self.index.content_hash != self.manifest["index"]:
             raise ShardError(
-                f"{path}: index and manifest do not belong together (the content hashes differ): write the folder anew"
+                f"{storage.location}: index and manifest do not belong together (the content hashes differ): "
+                "write the folder anew"
             )
-        self.rows = np.flatnonzero(self.index.split == SPLITS.index(split))
-        if not len(self.rows):
-            raise ShardError(f"{path}: its split {split!r} is empty; it holds {', '.join(self.manifest['splits'])}")
-        self._maps: dict[int, mmap.mmap] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_maps": {}}
-
-    def key(self, row: int) -> str:
-        return str(self.index.key[row])
-
-    def read(self, row: int) -> Sample:
-        index, key = self.index, self.key(row)
-        members: dict[str, memoryview] = {}
-        for m in range(int(index.first_member[row]), int(index.first_member[row + 1])):
-            kind, shard = codec.MEMBERS[index.member_kind[m]], int(index.member_shard[m])
-            start = int(index.member_offset[m])
-            data = memoryview(self._map(shard))[start : start + int(index.member_size[m])]
-            if zlib.crc32(data) != index.member_crc[m]:
-                raise ShardError(
-                    f"{self.path / str(index.shard_names[shard])}: sample {key!r}, member {kind}: "
-                    f"the bytes have changed since they were written (CRC32 mismatch); restore the shard"
-                )
-            members[kind] = data
-        return codec.decode(members, f"{self.path / str(index.shard_names[shard])}, sample {key!r}")
-
-    def _map(self, shard: int) -> mmap.mmap:
-        if shard not in self._maps:
-            path = self.path / str(self.index.shard_names[shard])
-            try:
-                with path.open("rb") as file:
-                    self._maps[shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            except (OSError, ValueError) as error:
-                raise ShardError(f"{path}: cannot be mapped ({error})") from error
-        return self._maps[shard]
+        unknown = sorted(set(self.index.task_names.tolist()) - self.tasks.keys())
+        if unknown:
+            raise ShardError(f"{storage.location}: the index names task {unknown[0]!r}, which the manifest lacks")
+        if not np.any(self.index.split == SPLITS.index(split)):
+            raise ShardError(
+                f"{storage.location}: its split {split!r} is empty; it holds {', '.join(self.manifest['splits'])}"
+            )
 
 
 class ShardSet(Sequence[Sample]):
@@ -85,31 +57,57 @@ class ShardSet(Sequence[Sample]):
     dims: dict[str, int]
     """Feature width of ``audio`` and ``vision``; 0 where no folder has the modality."""
     languages: tuple[str, ...]
+    folders: list[str]
+    """Paths or URLs, in the given order."""
+    counts: list[int]
+    """Samples of each folder."""
     manifests: list[dict[str, Any]]
     """The manifests, in the order of the folders."""
     index_hash: str
     """SHA-256 (hex) of the split's name and the folders' content hashes."""
+    faults: list[str]
+    """One line for each shard that is missing or has a wrong size; empty unless bad samples are tolerated."""
 
     def __init__(self, folders: list[_Folder], split: str) -> None:
         self.split = split
-        self.folders = [folder.path for folder in folders]
+        self.folders = [folder.storage.location for folder in folders]
         self.manifests = [folder.manifest for folder in folders]
         self.languages = tuple(sorted({language for m in self.manifests for language in m["languages"]}))
         self.tasks = _merge_tasks(folders)
         self.dims = _merge_dims(folders)
+        self.faults = [fault for folder in folders for fault in folder.faults]
         hashes = [folder.index.content_hash for folder in folders]
         self.index_hash = hashlib.sha256("\n".join([split, *hashes]).encode()).hexdigest()
-        self._parts = folders
-        self._starts = np.cumsum([0, *(len(folder.rows) for folder in folders)])
+        self.table = Table(
+            [(folder.storage, folder.index) for folder in folders],
+            split,
+            self.tasks,
+            self.languages,
+            self.dims,
+            [str(m["dataset"]) for m in self.manifests],
+        )
+        self.counts = self.table.counts
 
     @classmethod
-    def open(cls, folders: Sequence[str | os.PathLike[str]], split: str) -> ShardSet:
+    def open(
+        cls,
+        folders: Sequence[str | os.PathLike[str]],
+        split: str,
+        *,
+        storage: StorageOptions | None = None,
+        tolerate: bool = False,
+    ) -> ShardSet:
         """Open ``split`` of the given folders.
 
+        Args:
+            folders: paths, or URLs that fsspec knows.
+            split: ``train``, ``valid`` or ``test``.
+            storage: how remote folders are read.
+            tolerate: a shard that is missing or has a wrong size becomes one of :attr:`faults` instead of an error.
+
         Raises:
-            ShardError: no folder, a folder given twice (or as a copy), missing, unfinished, damaged or without that
-                split;
-                a task with two definitions; feature widths that differ.
+            ShardError: no folder; a folder given twice (or as a copy), missing, unfinished, damaged or without that
+                split; a task with two definitions; feature widths that differ.
         """
         if isinstance(folders, str | os.PathLike):
             raise ShardError(f"shards are {str(folders)!r}; a list of folders is needed")
@@ -119,15 +117,17 @@ class ShardSet(Sequence[Sample]):
             raise ShardError(f"split is {split!r}; it must be one of {', '.join(SPLITS)}")
         parts: list[_Folder] = []
         for folder in folders:
-            part = _Folder(Path(folder), split)
+            part = _Folder(open_storage(folder, storage), split, tolerate)
             for other in parts:
                 if part.index.content_hash == other.index.content_hash:
-                    raise ShardError(f"{part.path}: the same shards as {other.path}; give each folder once")
+                    raise ShardError(
+                        f"{part.storage.location}: the same shards as {other.storage.location}; give each folder once"
+                    )
             parts.append(part)
         return cls(parts, split)
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return len(self.table)
 
     def __getitem__(self, i: int) -> Sample:  # type: ignore[override]
         """Sample number ``i``, decoded and checked.
@@ -136,54 +136,60 @@ class ShardSet(Sequence[Sample]):
             ShardError: its bytes have changed (the message names shard, sample and member).
             IndexError: there is no such number.
         """
-        part, row = self._locate(i)
-        return part.read(row)
+        return self.table.read([i]).samples[0]
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[i] for i in range(len(self)))
 
+    def read(self, indices: Sequence[int] | np.ndarray, tolerate: bool = False) -> Packed:
+        """Several samples at once, checked, their features packed.
+
+        Args:
+            indices: sample numbers, in any order.
+            tolerate: a sample that cannot be read whole becomes a placeholder without modalities, and one of
+                ``Packed.bad``; otherwise the first one is an error.
+
+        Raises:
+            ShardError: a sample's bytes have changed, its members do not fit together or to index and manifest, or a
+                feature is not finite; names shard, sample and member.
+            IndexError: there is no such number.
+        """
+        return self.table.read(indices, tolerate)
+
     def key(self, i: int) -> str:
         """The id of sample ``i``, without reading the shard."""
-        part, row = self._locate(i)
-        return part.key(row)
+        return str(self.table.key[i])
 
     def column(self, name: str) -> np.ndarray:
         """int32 ``[len(self)]``: the index's ``text_chars``, ``audio_frames`` or ``vision_frames``."""
-        if name not in ("text_chars", "audio_frames", "vision_frames"):
-            raise ShardError(f"the index has no column {name!r}; it has text_chars, audio_frames, vision_frames")
-        return np.concatenate([getattr(part.index, name)[part.rows] for part in self._parts])
-
-    def _locate(self, i: int) -> tuple[_Folder, int]:
-        if not 0 <= i < len(self):
-            raise IndexError(f"sample {i} of {len(self)}")
-        number = int(np.searchsorted(self._starts, i, side="right")) - 1
-        part = self._parts[number]
-        return part, int(part.rows[i - self._starts[number]])
+        if name not in self.table.columns:
+            raise ShardError(f"the index has no column {name!r}; it has {', '.join(self.table.columns)}")
+        return self.table.columns[name]
 
 
 def _merge_tasks(folders: list[_Folder]) -> dict[str, Task]:
-    merged: dict[str, tuple[Task, Path]] = {}
+    merged: dict[str, tuple[Task, str]] = {}
     for folder in folders:
         for name, task in folder.tasks.items():
-            known, where = merged.setdefault(name, (task, folder.path))
+            known, where = merged.setdefault(name, (task, folder.storage.location))
             if known != task:
                 raise ShardError(
-                    f"task {name!r} is defined differently in {where} and {folder.path}; rename one of them"
+                    f"task {name!r} is defined differently in {where} and {folder.storage.location}; rename one of them"
                 )
     return {name: task for name, (task, _) in merged.items()}
 
 
 def _merge_dims(folders: list[_Folder]) -> dict[str, int]:
     dims = dict.fromkeys(FEATURE_MODALITIES, 0)
-    owner: dict[str, Path] = {}
+    owner: dict[str, str] = {}
     for folder in folders:
         for modality in FEATURE_MODALITIES:
-            dim = int(folder.manifest["dims"].get(modality, 0))
+            dim, where = int(folder.manifest["dims"].get(modality, 0)), folder.storage.location
             if dim and dims[modality] and dim != dims[modality]:
                 raise ShardError(
-                    f"{modality} has width {dims[modality]} in {owner[modality]} but {dim} in {folder.path}; "
+                    f"{modality} has width {dims[modality]} in {owner[modality]} but {dim} in {where}; "
                     f"folders of one run must agree (or lack the modality)"
                 )
             if dim and not dims[modality]:
-                dims[modality], owner[modality] = dim, folder.path
+                dims[modality], owner[modality] = dim, where
     return dims

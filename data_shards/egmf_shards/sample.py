@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,12 +21,18 @@ SPLITS = ("train", "valid", "test")
 MAX_CONTEXT_TURNS = 12
 
 
-@dataclass(frozen=True)
-class Turn:
+class Turn(NamedTuple):
     """One preceding turn of the dialogue."""
 
     speaker: str
     text: str
+
+
+_NEEDED = frozenset({"id", "text", "language", "task", "dataset", "split", "modalities", "context"})
+_OPTIONAL: dict[str, Any] = {"label": None, "value": None, "speaker": "", "dialogue": "", "turn": 0}
+_KNOWN = _NEEDED | _OPTIONAL.keys()
+_STRINGS = itemgetter("id", "text", "language", "task", "dataset", "split", "speaker", "dialogue")
+_NO_FEATURES = dict.fromkeys(FEATURE_MODALITIES)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,25 +91,32 @@ class Sample:
         return data | ({"label": self.label} if self.label is not None else {"value": self.value})
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any], arrays: Mapping[str, Any], where: str) -> Sample:
+    def from_json(cls, data: Mapping[str, Any], arrays: Mapping[str, Any], where: object) -> Sample:
         """The inverse of :meth:`to_json`; ``arrays`` holds the decoded feature members (modality to array).
 
         Raises:
             ShardError: a field is missing, or the declared modalities and the arrays disagree (``where`` names the
                 sample).
         """
-        try:
-            modalities = tuple(data["modalities"])
-            context = tuple(Turn(speaker, text) for speaker, text in data["context"])
-            sample = cls(
-                **{k: v for k, v in data.items() if k not in ("modalities", "context")},
-                modalities=modalities,
-                context=context,
-                **arrays,
+        if not _NEEDED <= data.keys() <= _KNOWN:
+            odd = ", ".join(sorted(_NEEDED - data.keys()) or map(repr, sorted(data.keys() - _KNOWN)))
+            raise ShardError(
+                f"{where}: the sample's JSON is malformed ({'lacks' if _NEEDED - data.keys() else 'has unknown'} {odd})"
             )
-        except (KeyError, TypeError, ValueError) as error:
+        values = {**_OPTIONAL, **data, **_NO_FEATURES, **arrays}
+        try:
+            values["modalities"] = tuple(data["modalities"])
+            values["context"] = tuple([Turn(speaker, text) for speaker, text in data["context"]])
+            strings = set(map(type, _STRINGS(values)))
+        except (TypeError, ValueError) as error:
             raise ShardError(f"{where}: the sample's JSON is malformed ({error!r})") from error
-        declared = {m for m in modalities if m in FEATURE_MODALITIES}
-        if declared != set(arrays):
+        label, value = values["label"], values["value"]
+        if strings != {str} or type(values["turn"]) is not int or (label is None) is (value is None):
+            raise ShardError(f"{where}: the sample's JSON is malformed (a field has the wrong type, or no target)")
+        declared = {m for m in values["modalities"] if m in FEATURE_MODALITIES}
+        if declared != arrays.keys():
             raise ShardError(f"{where}: declares {sorted(declared)} but carries {sorted(arrays)}")
+        # A frozen dataclass sets its fields one by one through object.__setattr__, which costs more than the JSON.
+        sample = object.__new__(cls)
+        sample.__dict__.update(values)
         return sample

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import mmap
 import re
-import zlib
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from egmf_shards import codec
+from egmf_shards.checksum import crc32
 from egmf_shards.errors import ShardError
 from egmf_shards.index import SHARD_NAME, Index
 from egmf_shards.sample import FEATURE_MODALITIES, SPLITS, Sample
@@ -206,7 +206,7 @@ class Scan:
                     f"lies at byte {member.offset} with {member.size} bytes; the index says {place[0]} and {place[1]}"
                 )
                 self.report.add("index", name, key, kind, what)
-            if place[2] != zlib.crc32(data):
+            if place[2] != crc32(data):
                 self.report.add("crc", name, key, kind, "the bytes are not those that were indexed (CRC32 mismatch)")
                 intact = False
         return row, intact

@@ -15,7 +15,38 @@ class DataConfig:
     """What is read."""
 
     shards: list[str] = field(default_factory=list)
-    """Folders of shards (each with manifest and index). Several make one joint run."""
+    """Folders of shards (each with manifest and index): paths, or URLs such as s3://bucket/folder or
+    http://host/folder. Several make one joint run."""
+    weights: list[float] = field(default_factory=list)
+    """The folders' shares of what is trained on, one number a folder, only their proportions count; each folder is
+    then seen once per epoch of its own. Empty: every sample of every folder once an epoch."""
+    shuffle: Literal["auto", "full", "block"] = "auto"
+    """`full` mixes everything with everything; `block` reads blocks of neighbours, which object stores want; `auto` is
+    block where a folder is a URL."""
+    block_samples: int = 256
+    """Samples of a block."""
+    window_blocks: int = 32
+    """How many blocks are mixed sample by sample with each other."""
+    group_by_length: bool = False
+    """Share each global batch out by lengths: alike loads on the ranks, alike lengths in a micro-batch. Global batches
+    stay the same; it saves padding where ranks accumulate several micro-batches."""
+    workers: int = 0
+    """Processes a rank that read and pack ahead; 0 reads between two steps. The batches are the same."""
+    prefetch: int = 2
+    """Global batches each of them reads ahead."""
+    bad_samples: Literal["strict", "skip", "quarantine"] = "strict"
+    """What becomes of a training sample that cannot be read: `strict` stops the run, `skip` gives it weight 0,
+    `quarantine` also writes it to quarantine.jsonl and leaves it out from then on. Scoring is always strict."""
+    max_bad_in_a_row: int = 100
+    """Stop after this many bad samples in a row."""
+    max_bad_fraction: float = 0.01
+    """Stop when more than this part of an epoch's samples is bad."""
+    cache_dir: str | None = None
+    """Where pieces of remote shards are kept; null for egmf/shards in the user's cache folder."""
+    cache_gib: float = 10.0
+    """The most GiB kept there on one machine."""
+    retries: int = 6
+    """How often a failed remote read is tried again, waiting twice as long each time."""
     context_turns: int = 3
     """How many preceding turns of the dialogue enter the prompt; 0 for none, at most 12."""
     max_text_tokens: int = 128

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from egmf_dist.config.schema import Config, ModelConfig
+from egmf_dist.config.schema import Config, DataConfig, ModelConfig
 from egmf_dist.errors import EgmfError
 from egmf_shards.sample import MAX_CONTEXT_TURNS
 
@@ -53,6 +53,7 @@ def validate(config: Config) -> None:
         ),
         (data.max_text_tokens >= 1, "data.max_text_tokens", data.max_text_tokens, "1 or more"),
         (data.max_frames >= 1, "data.max_frames", data.max_frames, "1 or more"),
+        *data_rules(data),
         (config.backbone.lora_rank >= 0, "backbone.lora_rank", config.backbone.lora_rank, "0 or more"),
         (0 <= config.backbone.lora_dropout < 1, "backbone.lora_dropout", config.backbone.lora_dropout, "in [0, 1)"),
         (training.steps >= 1, "training.steps", training.steps, "1 or more"),
@@ -98,6 +99,26 @@ def validate(config: Config) -> None:
         raise EgmfError(
             f"config: training.select_by is {training.select_by!r}; it must be TASK.METRIC, such as emotion.weighted_f1"
         )
+
+
+def data_rules(data: DataConfig) -> list[tuple[bool, str, object, str]]:
+    """How shards are read."""
+    return [
+        (
+            not data.weights or (len(data.weights) == len(data.shards) and min(data.weights) > 0),
+            "data.weights",
+            data.weights,
+            f"empty, or one number above 0 for each of the {len(data.shards)} folders in data.shards",
+        ),
+        (data.block_samples >= 1, "data.block_samples", data.block_samples, "1 or more"),
+        (data.window_blocks >= 1, "data.window_blocks", data.window_blocks, "1 or more"),
+        (data.workers >= 0, "data.workers", data.workers, "0 or more"),
+        (data.prefetch >= 1, "data.prefetch", data.prefetch, "1 or more"),
+        (data.max_bad_in_a_row >= 1, "data.max_bad_in_a_row", data.max_bad_in_a_row, "1 or more"),
+        (0 <= data.max_bad_fraction <= 1, "data.max_bad_fraction", data.max_bad_fraction, "in [0, 1]"),
+        (data.cache_gib > 0, "data.cache_gib", data.cache_gib, "above 0"),
+        (data.retries >= 0, "data.retries", data.retries, "0 or more"),
+    ]
 
 
 def kernel_rules(model: ModelConfig) -> list[tuple[bool, str, object, str]]:

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from egmf_dist.config import Config, DataConfig
 from egmf_dist.data.collate import Collator
 from egmf_dist.errors import EgmfError
-from egmf_shards import ShardSet, Task
+from egmf_shards import ShardSet, StorageOptions, Stream, Task
 
 
 @dataclass(frozen=True)
@@ -55,4 +55,30 @@ def open_split(config: Config, split: str) -> ShardSet:
     """
     if not config.data.shards:
         raise EgmfError("config: data.shards is empty; name at least one folder of shards, such as [data/demo]")
-    return ShardSet.open(config.data.shards, split)
+    data = config.data
+    storage = StorageOptions(cache_dir=data.cache_dir, cache_bytes=int(data.cache_gib * 2**30), retries=data.retries)
+    return ShardSet.open(data.shards, split, storage=storage, tolerate=data.bad_samples != "strict")
+
+
+def open_stream(config: Config, shards: ShardSet, rank: int, world: int) -> Stream:
+    """What one rank trains on.
+
+    Raises:
+        ShardError: the settings do not fit the shards or the number of ranks.
+    """
+    data, training = config.data, config.training
+    remote = any("://" in folder for folder in data.shards)
+    blocks = data.shuffle == "block" or (data.shuffle == "auto" and remote)
+    return Stream(
+        shards,
+        seed=training.seed,
+        global_batch=training.global_batch,
+        micro_batch=training.micro_batch,
+        rank=rank,
+        world=world,
+        weights=data.weights,
+        block=data.block_samples if blocks else 0,
+        window=data.window_blocks,
+        by_length=data.group_by_length,
+        tolerate=data.bad_samples != "strict",
+    )

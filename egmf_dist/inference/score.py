@@ -57,7 +57,7 @@ def score_samples(
     mine: list[tuple[int, Prediction]] = []
     for done, batch_plan in enumerate(plan, start=1):
         with distributed.failing_together():
-            samples = [shards[chosen[place]] for place in batch_plan.indices]
+            samples = shards.read([chosen[place] for place in batch_plan.indices]).samples
             for modality in remove:
                 samples = [s.without(modality) for s in samples]
             batch = collator(samples, batch_plan.weights, score=True)

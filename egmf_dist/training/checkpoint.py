@@ -43,6 +43,10 @@ class Progress:
     skipped: int = 0
     """Steps skipped for non-finite gradients."""
     skipped_in_a_row: int = 0
+    bad: int = 0
+    """Samples that could not be read."""
+    bad_in_a_row: int = 0
+    bad_in_epoch: int = 0
 
 
 def checkpoint_name(step: int) -> str:

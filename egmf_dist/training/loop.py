@@ -23,7 +23,9 @@ from torch import nn
 from egmf_dist import __version__, distributed
 from egmf_dist.config import Config, TrainingConfig
 from egmf_dist.data import Collator, RaggedBatch
-from egmf_dist.data.run_data import RunData, open_split
+from egmf_dist.data.bad_samples import BadSamples
+from egmf_dist.data.loader import load
+from egmf_dist.data.run_data import RunData, open_split, open_stream
 from egmf_dist.errors import EgmfError
 from egmf_dist.files import write_json
 from egmf_dist.inference.score import check_selection, evaluate_predictions, score_samples, selection_score
@@ -32,7 +34,7 @@ from egmf_dist.model.build import build_egmf, trained_parameters
 from egmf_dist.training.checkpoint import Progress, load_checkpoint, save_best, save_checkpoint
 from egmf_dist.training.engine import deepspeed_settings, initialise, learning_rate_factor, partitioned_loading
 from egmf_dist.training.records import Records
-from egmf_shards import Order, ShardSet, Stream
+from egmf_shards import BadSlot, Order, ShardSet
 
 
 def train(config: Config, run: Path, resume: str, console: bool) -> dict[str, Any]:
@@ -56,14 +58,7 @@ def train(config: Config, run: Path, resume: str, console: bool) -> dict[str, An
     shards, validation = open_split(config, "train"), open_split(config, "valid")
     run_data = RunData.of(shards)
     check_selection(training.select_by, run_data.tasks)
-    stream = Stream(
-        shards,
-        seed=training.seed,
-        global_batch=training.global_batch,
-        micro_batch=training.micro_batch,
-        rank=rank,
-        world=ranks,
-    )
+    stream = open_stream(config, shards, rank, ranks)
     tokenizer = load_tokenizer(config.backbone)
     collator = run_data.collator(tokenizer, config.data)
     settings = deepspeed_settings(config, stream.micro_batches)
@@ -84,22 +79,27 @@ def train(config: Config, run: Path, resume: str, console: bool) -> dict[str, An
     records = Records(run, rank == 0, console, progress.step)
     write_manifest(run, config, identity)
     records.write(start_record(config, progress, ranks, model, kernels))
+    for fault in shards.faults:
+        records.write({"kind": "warning", "step": progress.step, "message": fault})
     reason = "all steps done"
     clock = Clock()
+    bad_samples = BadSamples(config.data, run, len(shards), training.global_batch, progress)
+    end = progress.position + (training.steps - progress.step) * training.global_batch
+    steps = load(stream, collator, range(progress.position, end, training.global_batch), config.data)
     try:
         while not finished(progress, training):
             factor = learning_rate_factor(progress.step, training)
             for group, peak in zip(engine.optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * factor
             with distributed.failing_together():
-                micro_batches = stream.read(progress.position)
-                batches = [collator(m.samples, m.weights) for m in micro_batches]
-            sums = train_step(engine, batches, device, ranks)
+                step = next(steps)
+            note_bad(bad_samples.take(step), progress, records)
+            sums = train_step(engine, step.batches, device, ranks)
             progress.step += 1
             progress.position += training.global_batch
             clock.add(sums["valid"], sums["tokens"])
             grad_norm = float(engine.get_global_grad_norm() or 0.0)
-            note_non_finite(progress, sums, grad_norm, batches[0].ids[0], training.max_skipped_steps, records)
+            note_non_finite(progress, sums, grad_norm, step.batches[0].ids[0], training.max_skipped_steps, records)
 
             if progress.step % training.log_every == 0 or progress.step == training.steps:
                 records.write(train_record(progress, sums, grad_norm, factor * peaks[0], len(shards), config, clock))
@@ -138,19 +138,25 @@ def train_step(engine: Any, batches: list[RaggedBatch], device: torch.device, ra
     valid, tokens = distributed.sum_over_ranks(
         [float(sum(b.weight_B.sum() for b in batches)), float(sum(b.tokens for b in batches))]
     )
-    if valid == 0:
-        raise EgmfError(f"the global batch that holds {batches[0].ids[0]} has no valid sample")
     answer = torch.zeros((), dtype=torch.float64, device=device)
     auxiliary = torch.zeros((), dtype=torch.float64, device=device)
     engine.train()
     for batch in batches:
         sums = engine(batch.to(device))
-        engine.backward(sums.total * (ranks * len(batches) / valid))
+        # Without a valid sample the gradient is zero: the weights of all its samples are.
+        engine.backward(sums.total * (ranks * len(batches) / max(valid, 1.0)))
         engine.step()
         answer += sums.answer
         auxiliary += sums.auxiliary
     totals = distributed.sum_over_ranks([float(answer), float(auxiliary)])
     return {"valid": valid, "tokens": tokens, "answer": totals[0], "auxiliary": totals[1]}
+
+
+def note_bad(new: list[BadSlot], progress: Progress, records: Records) -> None:
+    """Say which samples of the step could not be read."""
+    if new:
+        message = f"{len(new)} of the step's samples could not be read and count 0 ({progress.bad} so far): "
+        records.write({"kind": "warning", "step": progress.step + 1, "message": message + new[0].reason})
 
 
 def note_non_finite(
@@ -286,7 +292,8 @@ def train_record(
     clock: Clock,
 ) -> dict[str, Any]:
     """The metrics line of a step; losses are means over the global batch's valid samples."""
-    answer, auxiliary = sums["answer"] / sums["valid"], sums["auxiliary"] / sums["valid"]
+    valid = max(sums["valid"], 1.0)
+    answer, auxiliary = sums["answer"] / valid, sums["auxiliary"] / valid
     samples_per_s, tokens_per_s = clock.read()
     if torch.cuda.is_available():
         memory = torch.cuda.max_memory_allocated() / 2**20
@@ -306,6 +313,7 @@ def train_record(
         "tokens_per_s": tokens_per_s,
         "mem_mib": memory,
         "skipped": progress.skipped,
+        "bad_samples": progress.bad,
     }
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,15 +16,20 @@ from egmf_shards import ShardError, ShardSet, Stream, sequential, share
 class Numbers:
     """Stands in for a shard set whose samples are numbers."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, folders: int = 1) -> None:
         self.count = count
+        self.counts = [len(share(count, i, folders)) for i in range(folders)]
         self.index_hash = f"numbers {count}"
 
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, i: int) -> int:
-        return i
+    def read(self, indices: list[int], tolerate: bool) -> SimpleNamespace:
+        return SimpleNamespace(samples=list(indices), bad=[])
+
+    def column(self, name: str) -> np.ndarray:
+        salt = {"text_chars": 1, "audio_frames": 2, "vision_frames": 3}[name]
+        return np.array([(i * 7919 * salt) % 97 for i in range(self.count)], dtype=np.int32)
 
 
 def streams(count: int, seed: int, global_batch: int, micro_batch: int, world: int) -> list[Stream]:

@@ -227,7 +227,7 @@ def test_an_index_that_lies_about_a_sample(good):
     ("change", "message"),
     [
         (lambda arrays: {"version": np.int64(9)}, "index version is 9"),
-        (lambda arrays: {"split": arrays["split"][1:]}, "the arrays split do not fit"),
+        (lambda arrays: {"split": arrays["split"][1:]}, "the array split has 9 entries, and the others 10"),
         (lambda arrays: {"member_shard": arrays["member_shard"] + 3}, "member_shard points outside"),
     ],
 )

@@ -55,7 +55,7 @@ def measure(job):
     micro = []
     for cut in cuts:
         part = [samples[own[i]] for i in cut]
-        micro.append(MicroBatch(part or [samples[own[0]]], [], [1.0] * len(part) or [0.0]))
+        micro.append(MicroBatch(part or [samples[own[0]]], [], [1.0] * len(part) or [0.0], []))
     settings = deepspeed_settings(config, pieces)
     # Small parameters stay whole by default; partition every one, or nothing is tested.
     settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0

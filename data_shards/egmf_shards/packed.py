@@ -1,0 +1,297 @@
+"""Several samples at once, their features end to end in one array a modality: what a batch is made of.
+
+One slice of a shard per sample, one CRC32 per member, one copy from the mapped file to where the numbers stay. What
+the index knows (offsets, lengths) is looked up for all samples together.
+
+Invariants: every byte that is handed out was checked against its CRC32; a sample is whole or it is a
+:class:`BadSample` with a placeholder in its place, never a part of itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from egmf_shards import codec
+from egmf_shards.checksum import crc32
+from egmf_shards.errors import ShardError
+from egmf_shards.index import Index
+from egmf_shards.sample import FEATURE_MODALITIES, SPLITS, Sample
+from egmf_shards.storage import Storage
+from egmf_shards.task import CLASSIFICATION, Task
+
+_JSON = codec.MEMBERS.index(codec.JSON_MEMBER)
+_KINDS = {codec.MEMBERS.index(f"{m}.npy"): m for m in FEATURE_MODALITIES}
+
+
+@dataclass(frozen=True)
+class BadSample:
+    """A sample that could not be read whole; a placeholder stands in its place."""
+
+    place: int
+    """Which of the samples that were asked for."""
+    index: int
+    """Its number in the shard set."""
+    key: str
+    reason: str
+    """One line that names shard, sample and member."""
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """B samples; ``samples[b].audio`` and ``.vision`` are parts of the packed arrays."""
+
+    samples: list[Sample]
+    audio: np.ndarray
+    """float32 ``[sum of audio_frames, dim]``."""
+    vision: np.ndarray
+    """float32 ``[sum of vision_frames, dim]``."""
+    audio_frames: np.ndarray
+    """int32 ``[B]``; 0 where absent."""
+    vision_frames: np.ndarray
+    """int32 ``[B]``; 0 where absent."""
+    bad: list[BadSample]
+    """Empty unless bad samples are tolerated."""
+
+
+class Table:
+    """The rows of one split over several folders, side by side: where every member lies, and what is in it."""
+
+    def __init__(
+        self,
+        parts: Sequence[tuple[Storage, Index]],
+        split: str,
+        tasks: Mapping[str, Task],
+        languages: Sequence[str],
+        dims: Mapping[str, int],
+        datasets: Sequence[str],
+    ) -> None:
+        self.split, self.tasks, self.languages, self.dims, self.datasets = split, tasks, languages, dims, datasets
+        self.shards = [(storage, name) for storage, index in parts for name in index.shard_names.tolist()]
+        rows = [np.flatnonzero(index.split == SPLITS.index(split)) for _, index in parts]
+        self.counts = [len(r) for r in rows]
+        members = _starts(len(index.member_kind) for _, index in parts)
+        shards = _starts(len(index.shard_names) for _, index in parts)
+        indexes = [index for _, index in parts]
+        self.first = _joined([i.first_member[r] + m for i, r, m in zip(indexes, rows, members, strict=True)])
+        self.last = _joined([i.first_member[r + 1] + m for i, r, m in zip(indexes, rows, members, strict=True)])
+        self.key = _joined([i.key[r] for i, r in zip(indexes, rows, strict=True)])
+        self.task = _joined([i.task_names[i.task[r]] for i, r in zip(indexes, rows, strict=True)])
+        self.folder = np.repeat(np.arange(len(parts)), self.counts)
+        self.columns = {
+            name: _joined([getattr(i, name)[r] for i, r in zip(indexes, rows, strict=True)])
+            for name in ("text_chars", "audio_frames", "vision_frames")
+        }
+        self.kind = _joined([i.member_kind for i in indexes])
+        self.shard = _joined([i.member_shard + s for i, s in zip(indexes, shards, strict=True)])
+        self.offset = _joined([i.member_offset for i in indexes])
+        self.size = _joined([i.member_size for i in indexes])
+        self.crc = _joined([i.member_crc for i in indexes])
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def read(self, indices: Sequence[int] | np.ndarray, tolerate: bool = False) -> Packed:
+        """See :meth:`egmf_shards.reader.ShardSet.read`."""
+        at = np.asarray(indices, dtype=np.int64)
+        if at.size and not 0 <= int(at.min()) <= int(at.max()) < len(self):
+            raise IndexError(f"samples {int(at.min())} to {int(at.max())} of {len(self)}")
+        frames = {m: self.columns[f"{m}_frames"][at] for m in FEATURE_MODALITIES}
+        packed = {m: np.empty((int(frames[m].sum()), self.dims.get(m, 0)), np.float32) for m in FEATURE_MODALITIES}
+        reader = _BatchReader(self, at, frames, packed)
+        samples: list[Sample] = []
+        bad: list[BadSample] = []
+        for b in range(len(at)):
+            try:
+                samples.append(reader.read(b))
+            except ShardError as error:
+                if not tolerate:
+                    raise
+                bad.append(BadSample(b, int(at[b]), reader.keys[b], str(error)))
+                samples.append(self.placeholder(int(at[b])))
+        for b, modality in _not_finite(samples, packed, bad):
+            reason = f"{reader.where(b)}, member {modality}.npy: holds a number that is not finite"
+            if not tolerate:
+                raise ShardError(reason)
+            if all(known.place != b for known in bad):
+                bad.append(BadSample(b, int(at[b]), reader.keys[b], reason))
+                samples[b] = self.placeholder(int(at[b]))
+        if bad:
+            _close_gaps(samples, frames, packed)
+        return Packed(
+            samples, packed["audio"], packed["vision"], frames["audio"], frames["vision"],
+            sorted(bad, key=lambda known: known.place),
+        )  # fmt: skip
+
+    def placeholder(self, index: int) -> Sample:
+        """What stands in the place of a sample that cannot be read: its task, no modality, any legal target."""
+        task = self.tasks[str(self.task[index])]
+        classes = task.kind == CLASSIFICATION
+        return Sample(
+            id=str(self.key[index]),
+            text="",
+            language=next((name for name in self.languages if name in task.languages), task.languages[0]),
+            task=task.name,
+            dataset=self.datasets[int(self.folder[index])],
+            split=self.split,
+            modalities=(),
+            label=task.labels[0] if classes else None,
+            value=None if classes else task.low,
+        )
+
+    @cached_property
+    def legal(self) -> dict[str, tuple[frozenset[str], float, float]]:
+        """Per task its labels, and the least and largest value."""
+        return {name: (frozenset(task.labels), task.low, task.high) for name, task in self.tasks.items()}
+
+
+class _Where:
+    """Formats a sample's place only when a message is made of it."""
+
+    __slots__ = ("b", "reader")
+
+    def __init__(self, reader: _BatchReader, b: int) -> None:
+        self.reader, self.b = reader, b
+
+    def __str__(self) -> str:
+        return self.reader.where(self.b)
+
+
+class _BatchReader:
+    """One call of :meth:`Table.read`: the looked-up columns as plain lists."""
+
+    def __init__(
+        self, table: Table, at: np.ndarray, frames: Mapping[str, np.ndarray], packed: Mapping[str, np.ndarray]
+    ) -> None:
+        first, last = table.first[at], table.last[at]
+        counts = last - first
+        ends = np.cumsum(counts)
+        members = np.arange(int(ends[-1]) if len(ends) else 0) + np.repeat(first - (ends - counts), counts)
+        self.table = table
+        self.keys: list[str] = table.key[at].tolist()
+        self.bounds = [0, *ends.tolist()]
+        self.kinds = table.kind[members].tolist()
+        self.shards = table.shard[members].tolist()
+        self.offsets = table.offset[members].tolist()
+        self.sizes = table.size[members].tolist()
+        self.crcs = table.crc[members].tolist()
+        self.frames = {m: frames[m].tolist() for m in FEATURE_MODALITIES}
+        self.starts = {m: (np.cumsum(frames[m]) - frames[m]).tolist() for m in FEATURE_MODALITIES}
+        self.packed = packed
+        # memoryviews copy bytes with less ceremony than numpy.
+        self.bytes = {m: a.reshape(-1).view(np.uint8).data for m, a in packed.items()}
+
+    def where(self, b: int) -> str:
+        """Shard and key of sample ``b``, for messages."""
+        storage, name = self.table.shards[self.shards[self.bounds[b]]]
+        return f"{storage.where(name)}: sample {self.keys[b]!r}"
+
+    def read(self, b: int) -> Sample:
+        """Sample ``b``, its features copied to their place in the packed arrays."""
+        first, last = self.bounds[b], self.bounds[b + 1]
+        storage, name = self.table.shards[self.shards[first]]
+        start = self.offsets[first]
+        length = self.offsets[last - 1] + self.sizes[last - 1] - start
+        span = storage.view(name, start, length)
+        changed = self._changed(span, start, first, last)
+        if changed is not None and storage.forget(name, start, length):
+            span = storage.view(name, start, length)
+            changed = self._changed(span, start, first, last)
+        if changed is not None:
+            raise ShardError(
+                f"{self.where(b)}, member {codec.MEMBERS[changed]}: "
+                "the bytes have changed since they were written (CRC32 mismatch); restore the shard"
+            )
+        where = _Where(self, b)
+        data: dict[str, Any] | None = None
+        arrays: dict[str, np.ndarray] = {}
+        for m in range(first, last):
+            kind, offset = self.kinds[m], self.offsets[m] - start
+            member = span[offset : offset + self.sizes[m]]
+            if kind == _JSON:
+                data = codec.decode_json(member, where) if data is None else None
+            else:
+                arrays[_KINDS[kind]] = self._features(b, _KINDS[kind], member)
+        if data is None:
+            raise ShardError(f"{self.where(b)}: has no .json member, or two")
+        sample = Sample.from_json(data, arrays, where)
+        self._check(b, sample)
+        return sample
+
+    def _changed(self, span: memoryview, start: int, first: int, last: int) -> int | None:
+        """The kind of the first member whose CRC32 is not the index's."""
+        for m in range(first, last):
+            offset = self.offsets[m] - start
+            if crc32(span[offset : offset + self.sizes[m]]) != self.crcs[m]:
+                return int(self.kinds[m])
+        return None
+
+    def _features(self, b: int, modality: str, member: memoryview) -> np.ndarray:
+        frames, dim, begin = self.frames[modality][b], self.table.dims.get(modality, 0), self.starts[modality][b]
+        place = self.packed[modality][begin : begin + frames]
+        header = codec.array_header(frames, dim)
+        size = len(header)
+        if len(member) == size + 4 * frames * dim and member[:size] == header:
+            self.bytes[modality][4 * begin * dim : 4 * (begin + frames) * dim] = member[size:]
+            return place
+        array = codec.decode_array(member, f"{self.where(b)}, {modality}.npy")
+        if array.shape != (frames, dim):
+            raise ShardError(
+                f"{self.where(b)}, member {modality}.npy: is {list(array.shape)}; "
+                f"index and manifest say {[frames, dim]}"
+            )
+        place[:] = array
+        return place
+
+    def _check(self, b: int, sample: Sample) -> None:
+        table = self.table
+        if sample.id != self.keys[b] or sample.split != table.split or sample.task not in table.tasks:
+            raise ShardError(
+                f"{self.where(b)}: its JSON says id {sample.id!r}, split {sample.split!r}, task {sample.task!r}; "
+                f"index and manifest say {self.keys[b]!r}, {table.split!r}, one of {', '.join(table.tasks)}"
+            )
+        labels, low, high = table.legal[sample.task]
+        if sample.label not in labels if sample.value is None else not low <= sample.value <= high:
+            table.tasks[sample.task].check_target(sample.label, sample.value, self.where(b))
+
+
+def _starts(counts: Any) -> list[int]:
+    return [0, *np.cumsum(list(counts)).tolist()][:-1]
+
+
+def _joined(columns: list[np.ndarray]) -> np.ndarray:
+    return columns[0] if len(columns) == 1 else np.concatenate(columns)
+
+
+def _not_finite(
+    samples: Sequence[Sample], packed: Mapping[str, np.ndarray], bad: Sequence[BadSample]
+) -> list[tuple[int, str]]:
+    """Samples with a NaN or an infinity, and where. The dot product of everything with itself is the cheapest test
+    that no such number passes; what overflows it is looked at sample by sample."""
+    found = []
+    for modality, array in packed.items():
+        flat = array.reshape(-1)
+        if not bad and np.isfinite(np.dot(flat, flat)):
+            continue
+        for b, sample in enumerate(samples):
+            own = getattr(sample, modality)
+            if own is not None and not np.isfinite(own).all():
+                found.append((b, modality))
+    return found
+
+
+def _close_gaps(samples: list[Sample], frames: dict[str, np.ndarray], packed: dict[str, np.ndarray]) -> None:
+    """Pack anew without what bad samples left; the samples' arrays become parts of the new ones."""
+    for modality in FEATURE_MODALITIES:
+        arrays = [getattr(sample, modality) for sample in samples]
+        lengths = [0 if a is None else len(a) for a in arrays]
+        frames[modality] = np.array(lengths, dtype=np.int32)
+        packed[modality] = np.concatenate([packed[modality][:0], *(a for a in arrays if a is not None)])
+        ends = np.cumsum(lengths)
+        for sample, array, end, length in zip(samples, arrays, ends, lengths, strict=True):
+            if array is not None:
+                sample.__dict__[modality] = packed[modality][end - length : end]

@@ -1,0 +1,142 @@
+"""Where a folder of shards lies: on a disk (mapped), or behind a URL (ranged reads, :mod:`egmf_shards.remote`).
+
+A reader asks for slices of shards by name and never knows which. Invariant: a slice has the length that was asked for,
+or a :class:`ShardError` names the file.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from egmf_shards.errors import ShardError
+
+
+@dataclass(frozen=True)
+class StorageOptions:
+    """How remote folders are read; a folder on a disk needs none of it."""
+
+    cache_dir: str | None = None
+    """Where chunks of remote shards are kept; None for ``egmf/shards`` in the user's cache folder."""
+    cache_bytes: int = 10 * 2**30
+    """The most bytes of chunks kept there, over all processes of this machine that share the folder."""
+    chunk_bytes: int = 4 * 2**20
+    """Size of one ranged read."""
+    retries: int = 6
+    """How often a failed read is tried again; the waits double from ``first_wait`` on."""
+    first_wait: float = 0.5
+    """Seconds before the first retry."""
+
+
+class Storage(ABC):
+    """One folder of shards. May be pickled and forked: handles are opened when first needed, in each process."""
+
+    location: str
+    """The folder's path or URL, as messages name it."""
+
+    def where(self, name: str) -> str:
+        """A file of the folder, as messages name it."""
+        return f"{self.location.rstrip('/')}/{name}"
+
+    @abstractmethod
+    def is_folder(self) -> bool:
+        """Whether there is such a folder (a remote one: whether it holds a manifest or an index)."""
+
+    @abstractmethod
+    def read_file(self, name: str) -> bytes:
+        """A whole small file.
+
+        Raises:
+            FileNotFoundError: there is none of that name.
+            OSError: it cannot be read.
+        """
+
+    @abstractmethod
+    def size(self, name: str) -> int:
+        """Bytes of a file.
+
+        Raises:
+            FileNotFoundError: there is none of that name.
+            OSError: it cannot be asked for.
+        """
+
+    @abstractmethod
+    def sizes(self, names: Sequence[str]) -> dict[str, int | None]:
+        """Bytes of each file; one that is missing is left out, None where asking would cost a request a file."""
+
+    @abstractmethod
+    def view(self, name: str, offset: int, size: int) -> memoryview:
+        """``size`` bytes of a shard from ``offset`` on; valid as long as the storage.
+
+        Raises:
+            ShardError: the shard is missing, too short, or cannot be read.
+        """
+
+    def forget(self, name: str, offset: int, size: int) -> bool:
+        """Drop what is cached of a slice whose checksum did not match; whether reading it again may help."""
+        return False
+
+
+class LocalStorage(Storage):
+    """A folder on a disk or a network file system: shards are mapped when first needed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.location = str(path)
+        self._views: dict[str, memoryview] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_views": {}}
+
+    def is_folder(self) -> bool:
+        return self.path.is_dir()
+
+    def read_file(self, name: str) -> bytes:
+        return (self.path / name).read_bytes()
+
+    def size(self, name: str) -> int:
+        return (self.path / name).stat().st_size
+
+    def sizes(self, names: Sequence[str]) -> dict[str, int | None]:
+        found: dict[str, int | None] = {}
+        for name in names:
+            with suppress(OSError):
+                found[name] = self.size(name)
+        return found
+
+    def view(self, name: str, offset: int, size: int) -> memoryview:
+        whole = self._views.get(name)
+        if whole is None:
+            whole = self._views[name] = self._map(name)
+        part = whole[offset : offset + size]
+        if len(part) != size:
+            raise ShardError(f"{self.where(name)}: truncated: ends at byte {len(whole)}, {offset + size} are needed")
+        return part
+
+    def _map(self, name: str) -> memoryview:
+        try:
+            with (self.path / name).open("rb") as file:
+                return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        except FileNotFoundError as error:
+            raise ShardError(f"{self.where(name)}: the shard is missing") from error
+        except ValueError as error:  # an empty file cannot be mapped
+            raise ShardError(f"{self.where(name)}: the shard is empty") from error
+        except OSError as error:
+            raise ShardError(f"{self.where(name)}: cannot be mapped ({error.strerror})") from error
+
+
+def open_storage(folder: str | os.PathLike[str] | Storage, options: StorageOptions | None = None) -> Storage:
+    """The storage of ``folder``: a path, or a URL that fsspec knows (``s3://``, ``http://``, ``gs://``, ...)."""
+    if isinstance(folder, Storage):
+        return folder
+    if isinstance(folder, str) and "://" in folder:
+        from egmf_shards.remote import RemoteStorage  # fsspec is only imported where it is needed
+
+        return RemoteStorage(folder, options or StorageOptions())
+    return LocalStorage(Path(folder))

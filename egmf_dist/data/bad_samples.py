@@ -1,0 +1,139 @@
+"""What a run does about samples that cannot be read: ``strict``, ``skip`` or ``quarantine``.
+
+A bad sample keeps its position with weight 0 and is never replaced, so the sequence of global batches is that of a
+sound folder. Every rank learns of every bad sample in the step that meets it, so that all count alike, and stop
+together when there are too many.
+
+* ``strict``: the first one stops the run.
+* ``skip``: counted, said, weight 0. It is tried again in the next epoch.
+* ``quarantine``: also written to ``quarantine.jsonl`` in the run's folder and not used again in this run, even where
+  it can be read by then.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+from egmf_dist import distributed
+from egmf_dist.config import DataConfig
+from egmf_dist.data.loader import Step
+from egmf_dist.errors import EgmfError
+from egmf_dist.files import write_json_lines
+from egmf_shards import BadSlot
+
+FILE = "quarantine.jsonl"
+
+
+class Counts(Protocol):
+    """The counters of a run's progress, which checkpoints keep."""
+
+    position: int
+    bad: int
+    bad_in_a_row: int
+    bad_in_epoch: int
+
+
+class BadSamples:
+    """One run's account of bad samples; the same on every rank.
+
+    Args:
+        config: the policy and its budget.
+        run: the run's folder.
+        epoch: samples of one epoch.
+        global_batch: samples of a step.
+        counts: where the run stands; counted up here.
+    """
+
+    def __init__(self, config: DataConfig, run: Path, epoch: int, global_batch: int, counts: Counts) -> None:
+        self.config, self.path, self.epoch, self.global_batch, self.counts = (
+            config,
+            run / FILE,
+            epoch,
+            global_batch,
+            counts,
+        )
+        self.allowed = math.ceil(config.max_bad_fraction * epoch)
+        self.quarantined: set[int] = set()
+        if config.bad_samples == "quarantine":
+            # What was written after the checkpoint belongs to steps that are about to be repeated.
+            lines = [line for line in read_quarantine(self.path) if line["position"] < counts.position]
+            self.quarantined = {int(line["sample"]) for line in lines}
+            if self.path.exists():
+                distributed.on_rank_zero(lambda: write_json_lines(self.path, lines))
+
+    def take(self, step: Step) -> list[BadSlot]:
+        """Count the step's bad samples, take those in quarantine out of it. Every rank must call this.
+
+        Args:
+            step: this rank's part of the global batch at ``counts.position``; weights become 0 in place.
+
+        Returns:
+            On every rank, the global batch's newly met bad samples, in the order of their positions.
+
+        Raises:
+            EgmfError: on every rank, more of them than the budget allows.
+        """
+        if self.config.bad_samples == "strict":
+            return []
+        for batch, slots in zip(step.batches, step.slots, strict=True):
+            for b, slot in enumerate(slots):
+                if slot.index in self.quarantined:
+                    batch.weight_B[b] = 0.0
+        (number,) = distributed.sum_over_ranks([float(len(step.bad))])
+        met = sorted(distributed.share_objects(step.bad), key=lambda bad: bad.slot.position) if number else []
+        new = [bad for bad in met if bad.slot.index not in self.quarantined]
+        self._count(new)
+        if self.config.bad_samples == "quarantine" and new:
+            self.quarantined |= {bad.slot.index for bad in new}
+            distributed.on_rank_zero(lambda: append_quarantine(self.path, new))
+        self._check(new)
+        return new
+
+    def _count(self, new: Iterable[BadSlot]) -> None:
+        """Go through the global batch's positions in order, so that every cut into ranks counts alike."""
+        counts, bad = self.counts, {b.slot.position for b in new}
+        counts.bad += len(bad)
+        for position in range(counts.position, counts.position + self.global_batch):
+            if position % self.epoch == 0:
+                counts.bad_in_epoch = 0
+            counts.bad_in_epoch += position in bad
+            counts.bad_in_a_row = counts.bad_in_a_row + 1 if position in bad else 0
+
+    def _check(self, new: list[BadSlot]) -> None:
+        counts, config = self.counts, self.config
+        if counts.bad_in_a_row >= config.max_bad_in_a_row:
+            reason = f"{counts.bad_in_a_row} samples in a row (data.max_bad_in_a_row)"
+        elif counts.bad_in_epoch > self.allowed:
+            share = f"{config.max_bad_fraction:g} of {self.epoch}"
+            reason = f"{counts.bad_in_epoch} samples of one epoch, more than {share} (data.max_bad_fraction),"
+        else:
+            return
+        last = new[-1].reason if new else "see the warnings before"
+        raise EgmfError(f"data: {reason} could not be read; the last: {last}. Look at all: egmf shards verify DIR")
+
+
+def read_quarantine(path: Path) -> list[dict[str, Any]]:
+    """The lines of a ``quarantine.jsonl``; none where there is no such file."""
+    if not path.exists():
+        return []
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break  # a kill cut the last line short
+    return lines
+
+
+def append_quarantine(path: Path, new: Iterable[BadSlot]) -> None:
+    """Add a line for each: ``position``, ``epoch``, ``sample`` (its number), ``key``, ``reason``."""
+    with path.open("a", encoding="utf-8") as file:
+        for bad in new:
+            slot = asdict(bad.slot)
+            line = {"position": slot["position"], "epoch": slot["epoch"], "sample": slot["index"]}
+            file.write(json.dumps(line | {"key": bad.key, "reason": bad.reason}, ensure_ascii=False) + "\n")

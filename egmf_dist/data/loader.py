@@ -1,0 +1,87 @@
+"""Global batches in order, read and packed ahead of the model by torch's DataLoader.
+
+The loader holds no state: a batch is a pure function of its position, DataLoader returns batches in the order of the
+positions however many processes read them, and a resumed run asks for the next position. A sample that cannot be used
+travels as a message, not as an exception, because an exception loses its one line on the way out of a process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from egmf_dist.config import DataConfig
+from egmf_dist.data.batch import RaggedBatch
+from egmf_dist.data.collate import Collator
+from egmf_dist.errors import EgmfError
+from egmf_shards import BadSlot, Slot, Stream
+from egmf_shards.errors import ShardError
+
+
+class Step(NamedTuple):
+    """This rank's part of one global batch."""
+
+    batches: list[RaggedBatch]
+    """The stream's micro-batches, packed; empty where ``error`` is set."""
+    slots: list[list[Slot]]
+    """Which samples they hold."""
+    bad: list[BadSlot]
+    """Samples that could not be read; they have weight 0."""
+    error: str | None
+    """Why the batch could not be made."""
+
+
+class Steps(Dataset[Step]):
+    """A rank's steps by position: ``steps[position]`` reads and packs."""
+
+    def __init__(self, stream: Stream, collator: Collator) -> None:
+        self.stream, self.collator = stream, collator
+
+    def __getitem__(self, position: int) -> Step:
+        try:
+            micro_batches = self.stream.read(position)
+            batches = [self.collator(m.samples, m.weights) for m in micro_batches]
+        except (EgmfError, ShardError) as error:
+            return Step([], [], [], str(error))
+        return Step(batches, [m.slots for m in micro_batches], [b for m in micro_batches for b in m.bad], None)
+
+
+def load(stream: Stream, collator: Collator, positions: range, config: DataConfig) -> Iterator[Step]:
+    """The steps at ``positions``, in that order.
+
+    Args:
+        stream: of this rank.
+        collator: packs its samples.
+        positions: where global batches begin.
+        config: ``workers`` processes read ``prefetch`` global batches ahead each; with 0 the caller reads.
+
+    Raises:
+        EgmfError: a step's ``error``, or a loader process died.
+    """
+    loader: DataLoader[Step] = DataLoader(
+        Steps(stream, collator),
+        batch_size=None,
+        sampler=positions,
+        num_workers=config.workers,
+        prefetch_factor=config.prefetch if config.workers else None,
+        pin_memory=torch.cuda.is_available(),
+        # DataLoader draws a seed when it starts; from the global generator that would change the dropout after it.
+        generator=torch.Generator(),
+    )
+    steps = iter(loader)
+    for _ in positions:
+        try:
+            step = next(steps)
+        except RuntimeError as error:
+            if not config.workers:
+                raise
+            raise EgmfError(
+                f"data.workers: a loader process died ({' '.join(str(error).split())}); "
+                "look for a lack of memory, or train with data.workers 0"
+            ) from error
+        if step.error is not None:
+            raise EgmfError(step.error)
+        yield step
