@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from egmf_shards import Order, Permutation, ShardError
+from egmf_shards import Mixture, Order, Permutation, ShardError
+from egmf_shards.order import BlockPermutation, quotas
 
 
 @pytest.mark.parametrize("n", [*range(1, 70), 1000, 4095, 4096, 4097, 99_991])
@@ -89,3 +90,77 @@ def test_refusals():
         Permutation(5)(np.array([5]))
     with pytest.raises(ShardError, match="position is -1"):
         Order(5, 0, "").indices(-1, 1)
+
+
+def test_ten_thousand_random_permutations_are_bijections():
+    """Of random size, seed and epoch, every other one of them in blocks; the sizes are log-uniform up to 3,000."""
+    rng = np.random.default_rng(20261121)
+    for trial in range(10_000):
+        n = int(np.exp(rng.uniform(0, np.log(3000))))
+        seed, epoch = int(rng.integers(2**63)), int(rng.integers(10**6))
+        found = Permutation(n, seed, epoch, "x")(np.arange(n))
+        if trial % 2:
+            block, window = int(rng.integers(1, 40)), int(rng.integers(1, 10))
+            found = BlockPermutation(n, block, window, seed, epoch)(np.arange(n))
+        assert np.array_equal(np.sort(found), np.arange(n)), (n, seed, epoch)
+
+
+@settings(max_examples=60, deadline=None)
+@given(n=st.integers(1, 500), block=st.integers(1, 60), window=st.integers(1, 6), seed=st.integers(0, 99))
+def test_a_window_holds_a_few_whole_blocks(n, block, window, seed):
+    found = BlockPermutation(n, block, window, seed)(np.arange(n))
+    span = block * window
+    for start in range(0, n, span):
+        blocks = np.unique(found[start : start + span] // block)
+        # The last, shorter block shifts the cut between two windows: then one block lies in both.
+        assert len(blocks) <= window + 1
+    parts = [BlockPermutation(n, block, window, seed)(np.array([place])) for place in range(n)]
+    assert np.concatenate(parts).tolist() == found.tolist()
+
+
+def test_blocks_are_mixed():
+    n, block, window = 4096, 64, 4
+    found = BlockPermutation(n, block, window, 0)(np.arange(n))
+    assert abs(np.corrcoef(np.arange(n), found)[0, 1]) < 0.1
+    first = found[: block * window] // block
+    assert (np.diff(first) != 0).mean() > 0.6  # neighbours mostly come from different blocks: 3 of 4 by chance
+    other = BlockPermutation(n, block, window, 1)(np.arange(n))
+    assert (found == other).mean() < 0.01
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 300), min_size=1, max_size=4),
+    weights=st.lists(st.floats(0.05, 10), min_size=4, max_size=4),
+    seed=st.integers(0, 99),
+    block=st.sampled_from([0, 5]),
+)
+def test_a_mixture_keeps_its_proportions_and_each_sets_epochs(sizes, weights, seed, block):
+    weights = weights[: len(sizes)]
+    mixture = Mixture([Order(n, seed, f"set {d}", block) for d, n in enumerate(sizes)], weights, seed, "x")
+    indices, epochs = mixture.at(np.arange(3 * Mixture.SLOTS))
+    first = np.concatenate([[0], np.cumsum(sizes)])
+    which = np.searchsorted(first, indices, side="right") - 1
+    for d, n in enumerate(sizes):
+        for number in range(3):
+            own = which[number * Mixture.SLOTS : (number + 1) * Mixture.SLOTS] == d
+            assert own.sum() == mixture.quotas[d]
+            assert abs(mixture.quotas[d] - weights[d] / sum(weights) * Mixture.SLOTS) < 1
+        mine, own_epochs = indices[which == d] - first[d], epochs[which == d]
+        for epoch in range(len(mine) // n):
+            assert sorted(mine[own_epochs == epoch].tolist()) == list(range(n))
+    part = mixture.at(np.array([5, 2500, 999, 1000]))
+    assert part[0].tolist() == indices[[5, 2500, 999, 1000]].tolist()
+
+
+def test_quotas():
+    assert quotas([1, 1, 1], 3, 1000) == [334, 333, 333]
+    assert quotas([0.7, 0.3], 2, 10) == [7, 3]
+    for weights, message in [
+        ([1.0], "1 weights for 2 folders"),
+        ([1.0, 0.0], "numbers above 0"),
+        ([1.0, float("nan")], "numbers above 0"),
+        ([1.0, 1e-5], "at least 1/1000"),
+    ]:
+        with pytest.raises(ShardError, match=message):
+            quotas(weights, 2, 1000)

@@ -105,6 +105,56 @@ def test_exactly_once_per_epoch(count, global_batch, world):
         assert len({tuple(epochs[e]) for e in range(6)}) == 6
 
 
+@settings(max_examples=100, deadline=None)
+@given(**sizes, world=st.sampled_from([1, 2, 3, 4, 8]))
+def test_dealing_by_length_changes_only_who_computes_what(count, seed, global_batch, micro_batch, start, world):
+    numbers, global_batch = Numbers(count), max(global_batch, world)
+    shape = {"seed": seed, "global_batch": global_batch, "micro_batch": micro_batch, "world": world}
+    ranks = [Stream(numbers, rank=rank, by_length=True, **shape) for rank in range(world)]
+    plans = [stream.plan(start) for stream in ranks]
+    dealt = sorted((slot for plan in plans for cut in plan for slot in cut), key=lambda slot: slot.position)
+    assert dealt == ranks[0].global_slots(start)
+    assert {len(plan) for plan in plans} == {ranks[0].micro_batches}
+    shares = [sum(map(len, plan)) for plan in plans]
+    assert max(shares) - min(shares) <= 1
+    assert min(shares) >= 1
+    assert max(len(cut) for plan in plans for cut in plan) <= micro_batch
+
+
+def test_dealing_by_length_evens_out_ranks_and_micro_batches():
+    """64 samples on 4 ranks in micro-batches of 4: loads within a longest sample, padding less than half."""
+    numbers = Numbers(500)
+    lengths = sum(numbers.column(name) for name in ("text_chars", "audio_frames", "vision_frames"))
+    loads: dict[bool, list[int]] = {}
+    padding: dict[bool, int] = {}
+    for by_length in (False, True):
+        loads[by_length], padding[by_length] = [], 0
+        for rank in range(4):
+            shape = {"seed": 0, "global_batch": 64, "micro_batch": 4, "rank": rank, "world": 4}
+            cuts = [
+                [int(lengths[slot.index]) for slot in cut]
+                for cut in Stream(numbers, by_length=by_length, **shape).plan(0)
+            ]
+            loads[by_length].append(sum(map(sum, cuts)))
+            padding[by_length] += sum(max(cut) * len(cut) - sum(cut) for cut in cuts)
+    assert max(loads[True]) - min(loads[True]) <= int(lengths.max())
+    assert max(loads[True]) - min(loads[True]) < max(loads[False]) - min(loads[False])
+    assert padding[True] < padding[False] / 2
+
+
+def test_a_mixture_of_folders(folder, sample):
+    """Three to one, although the first folder holds six times as many samples."""
+    first = folder("first")
+    few = [sample(i, id=f"few-{i}", dataset="few", split="train") for i in range(3)]
+    second = folder("second", few, dataset="few")
+    shards = ShardSet.open([first, second], "train")
+    stream = Stream(shards, seed=0, global_batch=100, micro_batch=100, rank=0, world=1, weights=[3, 1])
+    samples = [s for p in range(0, 1000, 100) for batch in stream.read(p) for s in batch.samples]
+    assert [sum(s.dataset == name for s in samples) for name in ("toy", "few")] == [750, 250]
+    with pytest.raises(ShardError, match="1 weights for 2 folders"):
+        Stream(shards, seed=0, global_batch=4, micro_batch=4, rank=0, world=1, weights=[1.0])
+
+
 def test_the_position_is_the_whole_state(folder, equal):
     """A stream opened anew, or pickled, goes on where another stopped; global batch 7 on 2 ranks: 4 + 3."""
     out = folder()
