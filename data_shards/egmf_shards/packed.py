@@ -275,8 +275,9 @@ def _not_finite(
     found = []
     for modality, array in packed.items():
         flat = array.reshape(-1)
-        if not bad and np.isfinite(np.dot(flat, flat)):
-            continue
+        with np.errstate(over="ignore", invalid="ignore"):
+            if not bad and np.isfinite(np.dot(flat, flat)):
+                continue
         for b, sample in enumerate(samples):
             own = getattr(sample, modality)
             if own is not None and not np.isfinite(own).all():

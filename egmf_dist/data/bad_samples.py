@@ -87,27 +87,33 @@ class BadSamples:
         (number,) = distributed.sum_over_ranks([float(len(step.bad))])
         met = sorted(distributed.share_objects(step.bad), key=lambda bad: bad.slot.position) if number else []
         new = [bad for bad in met if bad.slot.index not in self.quarantined]
-        self._count(new)
+        longest = self._count(new)
         if self.config.bad_samples == "quarantine" and new:
             self.quarantined |= {bad.slot.index for bad in new}
             distributed.on_rank_zero(lambda: append_quarantine(self.path, new))
-        self._check(new)
+        self._check(new, longest)
         return new
 
-    def _count(self, new: Iterable[BadSlot]) -> None:
-        """Go through the global batch's positions in order, so that every cut into ranks counts alike."""
-        counts, bad = self.counts, {b.slot.position for b in new}
+    def _count(self, new: Iterable[BadSlot]) -> int:
+        """Go through the global batch's positions in order, so that every cut into ranks counts alike.
+
+        Returns:
+            The longest row of bad samples that ends in this global batch.
+        """
+        counts, bad, longest = self.counts, {b.slot.position for b in new}, 0
         counts.bad += len(bad)
         for position in range(counts.position, counts.position + self.global_batch):
             if position % self.epoch == 0:
                 counts.bad_in_epoch = 0
             counts.bad_in_epoch += position in bad
             counts.bad_in_a_row = counts.bad_in_a_row + 1 if position in bad else 0
+            longest = max(longest, counts.bad_in_a_row)
+        return longest
 
-    def _check(self, new: list[BadSlot]) -> None:
+    def _check(self, new: list[BadSlot], longest: int) -> None:
         counts, config = self.counts, self.config
-        if counts.bad_in_a_row >= config.max_bad_in_a_row:
-            reason = f"{counts.bad_in_a_row} samples in a row (data.max_bad_in_a_row)"
+        if longest >= config.max_bad_in_a_row:
+            reason = f"{longest} samples in a row (data.max_bad_in_a_row)"
         elif counts.bad_in_epoch > self.allowed:
             share = f"{config.max_bad_fraction:g} of {self.epoch}"
             reason = f"{counts.bad_in_epoch} samples of one epoch, more than {share} (data.max_bad_fraction),"

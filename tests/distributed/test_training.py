@@ -54,12 +54,16 @@ def losses(run):
 
 
 def test_resume_gives_the_uninterrupted_runs_losses_bitwise(config, whole, run_ranks, tmp_path):
-    """The copy loses its last checkpoint, as if killed before it; the resumed run repeats steps 19 to 24 exactly."""
+    """The copy loses its last checkpoint, as if killed before it; the resumed run repeats steps 19 to 24 exactly.
+
+    Two loader processes read for it; the uninterrupted run had none.
+    """
     assert [step for step, *_ in losses(whole)] == list(range(1, 25))
     copy = tmp_path / "copy"
     shutil.copytree(whole, copy)
     (copy / "checkpoints" / "latest.json").write_text(json.dumps({"checkpoint": "step-0000018"}))
     shutil.rmtree(copy / "checkpoints" / "step-0000024")
+    config = replace(config, data=replace(config.data, workers=2))
     open_run(config, copy, "auto")
     run_ranks("training_run.py", 2, {"verb": "train", "config": config, "run": str(copy), "resume": "auto"})
     assert losses(copy) == losses(whole)

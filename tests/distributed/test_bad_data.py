@@ -1,0 +1,105 @@
+"""Training over a folder with a broken sample, under each policy, on two ZeRO-3 ranks."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, TrainingConfig
+from egmf_dist.run_folder import open_run
+from egmf_dist.training.records import read_records
+from egmf_shards import ShardSet
+from egmf_shards.index import load_index
+from egmf_shards.synthetic import synthesize
+
+pytestmark = pytest.mark.distributed
+
+BATCH = 8
+
+
+@pytest.fixture(scope="module")
+def config(random_backbone, tmp_path_factory):
+    data = tmp_path_factory.mktemp("data") / "demo"
+    synthesize(data, seed=0, samples=80, missing=0.1)
+    count = len(ShardSet.open([data], "train"))
+    return Config(
+        data=DataConfig(shards=[str(data)], context_turns=1, max_bad_fraction=1.5 / count),
+        backbone=BackboneConfig(path=str(random_backbone), lora_rank=4, lora_dropout=0.0),
+        model=ModelConfig(width=32, heads=2),
+        training=TrainingConfig(
+            steps=-(-2 * count // BATCH),  # two epochs and a little
+            global_batch=BATCH,
+            micro_batch=2,
+            learning_rate=1e-3,
+            warmup_steps=2,
+            precision="fp32",
+            validate_every=100,
+            checkpoint_every=100,
+            validation_samples=8,
+            log_every=1,
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def broken(config):
+    """Flip a bit in a training sample that the first epoch meets after its first step; give its key and position."""
+    shards = ShardSet.open(config.data.shards, "train")
+    folder = config.data.shards[0]
+    from egmf_shards import Order
+
+    order = Order(len(shards), config.training.seed, shards.index_hash)
+    position = BATCH + 3
+    key = shards.key(order.index(position))
+    index = load_index(shards.table.shards[0][0])
+    row = index.key.tolist().index(key)
+    member = int(index.first_member[row])
+    path = f"{folder}/{index.shard_names[index.member_shard[member]]}"
+    with open(path, "r+b") as file:
+        place = int(index.member_offset[member]) + 5
+        file.seek(place)
+        byte = file.read(1)[0]
+        file.seek(place)
+        file.write(bytes([byte ^ 16]))
+    return key, position
+
+
+def train(run_ranks, config, run):
+    open_run(config, run, "never")
+    return run_ranks("training_run.py", 2, {"verb": "train", "config": config, "run": str(run), "resume": "never"})
+
+
+def test_strict_stops_on_both_ranks_and_names_the_sample(config, broken, run_ranks, tmp_path):
+    key, _ = broken
+    with pytest.raises(AssertionError, match=rf"sample '{key}', member .*: the bytes have changed"):
+        train(run_ranks, config, tmp_path / "strict")
+
+
+@pytest.mark.parametrize("policy", ["skip", "quarantine"])
+def test_the_run_goes_on_without_it(config, broken, run_ranks, tmp_path, policy):
+    key, position = broken
+    run = tmp_path / policy
+    config = replace(config, data=replace(config.data, bad_samples=policy, workers=1))
+    result = train(run_ranks, config, run)
+    assert result["step"] == config.training.steps
+    records = read_records(run / "metrics.jsonl")
+    warnings = [r for r in records if r["kind"] == "warning" and "could not be read" in r["message"]]
+    met = {"skip": 2, "quarantine": 1}[policy]  # in each of two epochs, or once for all
+    assert len(warnings) == met
+    assert all(f"sample '{key}', member " in w["message"] for w in warnings)
+    assert warnings[0]["step"] == position // BATCH + 1
+    last = [r for r in records if r["kind"] == "train"][-1]
+    assert last["bad_samples"] == met
+    assert last["position"] == config.training.steps * BATCH, "its position is not given to another sample"
+    lines = (run / "quarantine.jsonl").read_text().splitlines() if policy == "quarantine" else []
+    assert [(json.loads(x)["key"], json.loads(x)["position"]) for x in lines] == [(key, position)][: len(lines)]
+    assert len(lines) == (policy == "quarantine")
+
+
+def test_the_budget_stops_the_run(config, broken, run_ranks, tmp_path):
+    key, _ = broken
+    data = replace(config.data, bad_samples="skip", max_bad_fraction=0.0)
+    with pytest.raises(AssertionError, match=rf"data: 1 samples of one epoch, more than 0 of .*'{key}'"):
+        train(run_ranks, replace(config, data=data), tmp_path / "budget")

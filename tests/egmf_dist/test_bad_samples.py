@@ -1,0 +1,115 @@
+"""The account of bad samples: what is counted, what is set aside, and when a run stops."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from egmf_dist.config import DataConfig
+from egmf_dist.data import bad_samples
+from egmf_dist.data.bad_samples import FILE, BadSamples
+from egmf_dist.data.loader import Step
+from egmf_dist.errors import EgmfError
+from egmf_dist.training.checkpoint import Progress
+from egmf_shards import BadSlot, Slot
+
+BATCH = 10
+
+
+@pytest.fixture(autouse=True)
+def one_rank(monkeypatch):
+    """A world of one; two ranks are in tests/distributed."""
+    alone = {
+        "sum_over_ranks": lambda values: values,
+        "share_objects": lambda values: values,
+        "on_rank_zero": lambda do: do(),
+    }
+    for name, function in alone.items():
+        monkeypatch.setattr(bad_samples.distributed, name, function)
+
+
+def step_at(position: int, epoch: int, bad: set[int]) -> Step:
+    """A step of ten whose sample numbers are the places in the epoch; those in ``bad`` cannot be read."""
+    slots = [Slot(p, p // epoch, p % epoch) for p in range(position, position + BATCH)]
+    broken = [BadSlot(s, f"key-{s.index}", f"x.tar: sample {s.index}") for s in slots if s.index in bad]
+    weights = torch.tensor([0.0 if s.index in bad else 1.0 for s in slots])
+    return Step([SimpleNamespace(weight_B=weights)], [slots], broken, None)
+
+
+def run(account: BadSamples, counts: Progress, epoch: int, bad: set[int], steps: int) -> list[list[str]]:
+    met = []
+    for _ in range(steps):
+        met.append([b.key for b in account.take(step_at(counts.position, epoch, bad))])
+        counts.position += BATCH
+    return met
+
+
+def test_skip_counts_again_in_every_epoch(tmp_path):
+    counts = Progress()
+    account = BadSamples(DataConfig(bad_samples="skip", max_bad_fraction=0.1), tmp_path, 30, BATCH, counts)
+    met = run(account, counts, 30, {4, 5}, 6)
+    assert met == [["key-4", "key-5"], [], []] * 2
+    assert (counts.bad, counts.bad_in_epoch, counts.bad_in_a_row) == (4, 2, 0)
+    assert not (tmp_path / FILE).exists()
+
+
+def test_quarantine_writes_once_and_leaves_out_from_then_on(tmp_path):
+    counts, config = Progress(), DataConfig(bad_samples="quarantine", max_bad_fraction=0.1)
+    account = BadSamples(config, tmp_path, 30, BATCH, counts)
+    assert run(account, counts, 30, {4}, 6) == [["key-4"], [], [], [], [], []]
+    lines = [json.loads(line) for line in (tmp_path / FILE).read_text().splitlines()]
+    assert lines == [{"position": 4, "epoch": 0, "sample": 4, "key": "key-4", "reason": "x.tar: sample 4"}]
+    # It can be read again, but a quarantined sample stays out.
+    mended = step_at(counts.position, 30, set())
+    assert account.take(mended) == []
+    assert mended.batches[0].weight_B.tolist() == [1, 1, 1, 1, 0, 1, 1, 1, 1, 1]
+
+
+def test_a_resumed_run_knows_what_was_set_aside_before_its_position(tmp_path):
+    line = {"epoch": 0, "key": "k", "reason": "r"}
+    (tmp_path / FILE).write_text("".join(json.dumps(line | {"position": p, "sample": p}) + "\n" for p in (3, 25)))
+    with (tmp_path / FILE).open("a") as file:
+        file.write('{"position": 26, "sam')  # a kill cut it short
+    counts = Progress(position=20)
+    account = BadSamples(DataConfig(bad_samples="quarantine"), tmp_path, 30, BATCH, counts)
+    assert account.quarantined == {3}
+    assert [json.loads(text)["position"] for text in (tmp_path / FILE).read_text().splitlines()] == [3]
+
+
+@pytest.mark.parametrize("policy", ["skip", "quarantine"])
+def test_too_many_in_a_row_stop_the_run(tmp_path, policy):
+    """Twelve in a row over two steps; the row is counted in the order of the positions."""
+    config = DataConfig(bad_samples=policy, max_bad_in_a_row=12, max_bad_fraction=1.0)
+    counts = Progress()
+    account = BadSamples(config, tmp_path, 100, BATCH, counts)
+    run(account, counts, 100, set(range(3, 14)), 5)
+    assert counts.bad_in_a_row == 0
+    counts = Progress()
+    account = BadSamples(config, tmp_path / "other", 100, BATCH, counts)
+    (tmp_path / "other").mkdir()
+    with pytest.raises(EgmfError, match=r"12 samples in a row .*the last: x.tar: sample 14") as caught:
+        run(account, counts, 100, set(range(3, 15)), 5)
+    assert "\n" not in str(caught.value)
+    assert counts.position == BATCH
+
+
+def test_too_large_a_part_of_an_epoch_stops_the_run(tmp_path):
+    config = DataConfig(bad_samples="skip", max_bad_fraction=0.02)
+    counts = Progress()
+    account = BadSamples(config, tmp_path, 100, BATCH, counts)
+    run(account, counts, 100, {7, 55}, 30)  # two of a hundred are allowed, in each of three epochs
+    assert counts.bad == 6
+    counts = Progress()
+    account = BadSamples(config, tmp_path, 100, BATCH, counts)
+    with pytest.raises(EgmfError, match=r"3 samples of one epoch, more than 0.02 of 100 .*sample 91"):
+        run(account, counts, 100, {7, 55, 91}, 30)
+    assert counts.position == 90
+
+
+def test_strict_counts_nothing(tmp_path):
+    counts = Progress()
+    account = BadSamples(DataConfig(), tmp_path, 100, BATCH, counts)
+    assert run(account, counts, 100, set(), 2) == [[], []]
