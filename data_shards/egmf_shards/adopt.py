@@ -20,7 +20,7 @@ from egmf_shards import codec
 from egmf_shards.errors import ShardError
 from egmf_shards.importers.report import say
 from egmf_shards.index import INDEX_NAME, Index, build_index, save_index
-from egmf_shards.manifest import MANIFEST_NAME, write_manifest
+from egmf_shards.manifest import MANIFEST_NAME, tasks_of, write_manifest
 from egmf_shards.progress import progress
 from egmf_shards.scan import Report, Scan, Told
 from egmf_shards.tarcheck import walk_tar
@@ -30,30 +30,41 @@ from egmf_shards.writer import ShardWriter
 TASKS_NAME = "tasks.json"
 
 
-def adopt(folder: str | os.PathLike[str], tasks: str | os.PathLike[str] | None = None) -> dict[str, Any]:
+def adopt(
+    folder: str | os.PathLike[str], tasks: str | os.PathLike[str] | None = None, force: bool = False
+) -> dict[str, Any]:
     """Write ``index.npz`` and ``manifest.json`` into a folder of tars and return the manifest.
 
     Args:
         folder: holds ``*.tar``; every sample of every tar belongs to one data set.
-        tasks: the JSON file of task definitions; left out, ``tasks.json`` in the folder.
+        tasks: the JSON file of task definitions; left out, ``tasks.json`` in the folder, or with ``force`` and without
+            such a file the tasks of the old manifest.
+        force: make both anew where they are there already. The old ones stay until everything was read and found
+            sound. The new manifest's ``source`` holds the old one's under ``before``; ``ceilings`` are dropped, because
+            nothing says that they hold for what the tars hold now.
 
     Raises:
-        ShardError: there is no such folder or no tar in it, an index or a manifest is there already, the tasks are
-            missing or malformed, or a tar or a sample breaks a rule (the first problem, and how many more there are).
-            Nothing is written then.
+        ShardError: there is no such folder or no tar in it, an index or a manifest is there already and ``force`` is
+            not given, the tasks are missing or malformed, or a tar or a sample breaks a rule (the first problem, and
+            how many more there are). Nothing is written then.
     """
     path = Path(folder)
     if not path.is_dir():
         raise ShardError(f"{path}: there is no such folder of tars")
     for name in (INDEX_NAME, MANIFEST_NAME):
-        if os.path.lexists(path / name):
-            raise ShardError(f"{path / name}: exists already; remove it to index the folder anew")
+        if os.path.lexists(path / name) and not force:
+            raise ShardError(f"{path / name}: exists already; `--force` indexes the folder anew")
     shards = sorted(p.name for p in path.iterdir() if p.name.endswith(".tar"))
     if not shards:
         raise ShardError(f"{path}: holds no .tar file")
+    before = _old_manifest(path) if force else {}
     source = path / TASKS_NAME if tasks is None else Path(tasks)
-    definitions = _read_tasks(source)
-    ledger = ShardWriter(path, _dataset(path, shards), definitions, provenance={"importer": "index"})
+    if tasks is None and not os.path.lexists(source) and isinstance(before.get("tasks"), list):
+        definitions = list(tasks_of(before, path).values())
+    else:
+        definitions = _read_tasks(source)
+    about = {"importer": "index"} | ({"before": before["source"]} if "source" in before else {})
+    ledger = ShardWriter(path, _dataset(path, shards), definitions, provenance=about)
     report = Report(path)
     scan = Scan(report, ledger, None)
     for name in progress(shards, "reading shards"):
@@ -68,6 +79,15 @@ def adopt(folder: str | os.PathLike[str], tasks: str | os.PathLike[str] | None =
     _place(path, index, manifest)
     say(manifest)
     return manifest
+
+
+def _old_manifest(folder: Path) -> dict[str, Any]:
+    """What is there to be replaced; empty where it cannot be read: that may be why it is made anew."""
+    with suppress(OSError, ValueError, RecursionError):
+        data = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
+        if isinstance(data, dict) and all(isinstance(task, dict) for task in data.get("tasks") or ()):
+            return data
+    return {}
 
 
 def _read_tasks(path: Path) -> list[Task]:
@@ -102,17 +122,27 @@ def _dataset(folder: Path, shards: list[str]) -> str:
 
 
 def _place(folder: Path, index: Index, manifest: dict[str, Any]) -> None:
-    """Both files or none: the index first, because a folder with a manifest counts as finished."""
+    """Both files or none: the index first, because a folder with a manifest counts as finished.
+
+    Where there were older ones, a reader that opens the folder between the two steps is told that they do not belong
+    together.
+    """
     temporary = folder / f".{secrets.token_hex(4)}.partial"
+    old = temporary / f"old-{INDEX_NAME}"
     try:
         temporary.mkdir()
         save_index(temporary, index)
         write_manifest(temporary, manifest)
-        (temporary / INDEX_NAME).rename(folder / INDEX_NAME)
+        with suppress(FileNotFoundError):
+            shutil.copy2(folder / INDEX_NAME, old)
+        os.replace(temporary / INDEX_NAME, folder / INDEX_NAME)
         try:
-            (temporary / MANIFEST_NAME).rename(folder / MANIFEST_NAME)
+            os.replace(temporary / MANIFEST_NAME, folder / MANIFEST_NAME)
         except OSError:
-            (folder / INDEX_NAME).unlink()
+            if old.exists():
+                os.replace(old, folder / INDEX_NAME)
+            else:
+                (folder / INDEX_NAME).unlink()
             raise
     except OSError as error:
         raise ShardError(f"{folder}: index and manifest cannot be written ({error.strerror})") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import re
 import tarfile
 import zlib
@@ -291,13 +292,75 @@ def test_several_problems_are_counted(tmp_path):
 def test_a_finished_folder_a_missing_one_and_one_without_tars(tmp_path):
     out = foreign(tmp_path / "foreign", [record(i) for i in range(4)])
     adopt(out)
-    with pytest.raises(ShardError, match=r"index\.npz: exists already"):
+    before = digests(out)
+    with pytest.raises(ShardError, match=r"index\.npz: exists already; `--force` indexes the folder anew"):
         adopt(out)
+    assert digests(out) == before
     with pytest.raises(ShardError, match="no such folder of tars"):
         adopt(tmp_path / "none")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ShardError, match=r"holds no \.tar file"):
         adopt(tmp_path / "empty")
+
+
+def test_force_makes_both_anew_after_a_shard_was_taken_away(tmp_path):
+    out = foreign(tmp_path / "foreign", [record(i) for i in range(24)])
+    first = adopt(out)
+    (out / "part-1.tar").unlink()
+    (out / "tasks.json").unlink()
+    with pytest.raises(ShardError, match="the shard is missing"):
+        ShardSet.open([out], "train")
+    second = adopt(out, force=True)
+    assert [s["name"] for s in second["shards"]] == ["part-0.tar"]
+    assert second["tasks"] == first["tasks"], "without tasks.json those of the old manifest hold"
+    assert second["source"] == {"importer": "index", "before": {"importer": "index"}}
+    assert second["index"] != first["index"]
+    assert read_manifest(out) == second
+    assert verify(out).ok
+    assert sorted(p.name for p in out.iterdir()) == ["index.npz", "manifest.json", "part-0.tar"]
+
+
+@pytest.mark.parametrize("broken", ["index.npz", "manifest.json"])
+def test_force_where_one_of_the_two_is_broken(tmp_path, broken):
+    out = foreign(tmp_path / "foreign", [record(i) for i in range(8)])
+    whole = adopt(out)
+    (out / broken).write_bytes(b"\x00")
+    again = adopt(out, force=True)
+    assert {k: v for k, v in again.items() if k != "source"} == {k: v for k, v in whole.items() if k != "source"}
+    assert verify(out).ok
+    (out / broken).unlink()
+    adopt(out, force=True)
+    assert verify(out).ok
+
+
+def test_force_leaves_the_old_ones_where_a_sample_breaks_a_rule(tmp_path):
+    out = foreign(tmp_path / "foreign", [record(i) for i in range(8)])
+    adopt(out)
+    with webdataset.TarWriter(str(out / "part-2.tar")) as sink:
+        sink.write(record(0))
+    before = digests(out)
+    with pytest.raises(ShardError, match="duplicate key"):
+        adopt(out, force=True)
+    assert digests(out) == before
+
+
+@pytest.mark.parametrize("forced", [False, True])
+def test_a_manifest_that_cannot_be_put_in_place_takes_the_index_back(tmp_path, monkeypatch, forced):
+    out = foreign(tmp_path / "foreign", [record(i) for i in range(8)])
+    if forced:
+        adopt(out)
+        (out / "part-1.tar").unlink()
+    before, replace = digests(out), os.replace
+
+    def refuse(source: Path, target: Path) -> None:
+        if Path(target).name == "manifest.json":
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(ShardError, match=r"cannot be written \(No space left on device\)"):
+        adopt(out, force=forced)
+    assert digests(out) == before
 
 
 def test_tasks_from_elsewhere_and_one_task_alone(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -25,8 +26,8 @@ def cherma(tmp_path: Path) -> Path:
                     "audio_file": f"{name}.wav",
                     "video_file": f"{name}.mp4",
                     "txt_label": "平静",
-                    "audio_label": "平静",
-                    "visual_label": "平静",
+                    "audio_label": list(LABELS)[(i + 1) % 7],
+                    "visual_label": list(LABELS)[(i + 2) % 7],
                     "video_label": list(LABELS)[i % 7],
                 }
             )
@@ -51,7 +52,8 @@ def test_entries_become_samples(cherma, tmp_path):
     assert (whole.vision == np.load(cherma / "visual" / "train" / "train_000.mp4.npy")).all()
     assert half.modalities == ("audio",)
     assert manifest["source"]["features"]["vision"]["clips_without_file"] == 1
-    assert manifest["source"]["files"]["train.json"]["entries"] == 8
+    assert [file["file"] for file in manifest["source"]["files"]] == ["train.json", "valid.json", "test.json"]
+    assert manifest["source"]["files"][0]["sha256"] == hashlib.sha256((cherma / "train.json").read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize(
@@ -105,3 +107,40 @@ def test_the_same_clip_twice(cherma, tmp_path):
     path.write_text(json.dumps(entries + entries[:1]), encoding="utf-8")
     with pytest.raises(ShardError, match="cherma-test-test_000"):
         import_cherma(cherma, tmp_path / "out")
+
+
+def test_labels_of_one_modality_alone(cherma, tmp_path):
+    manifest = import_cherma(cherma, tmp_path / "out", modality_labels=True)
+    found = ShardSet.open([tmp_path / "out"], "train")
+    samples, keys = {s.id: s for s in found}, list(LABELS.values())
+    assert len(samples) == 8 + 8 + 7, "one clip has no vision, and none has words"
+    for i in range(8):
+        whole, heard = samples[f"cherma-train-train_{i:03d}"], samples[f"cherma-train-train_{i:03d}-audio"]
+        assert (heard.modalities, heard.label, heard.task) == (("audio",), keys[(i + 1) % 7], "cherma-emotion-audio")
+        assert (heard.audio == whole.audio).all()
+        assert heard.vision is None
+        seen = samples.get(f"cherma-train-train_{i:03d}-vision")
+        assert (seen is None) == (i == 3)
+        assert seen is None or (seen.label, seen.modalities) == (keys[(i + 2) % 7], ("vision",))
+    questions = {t["name"]: t["questions"]["zh"] for t in manifest["tasks"]}
+    whole_question = questions.pop("cherma-emotion")
+    assert questions == {
+        "cherma-emotion-text": f"只看文字：{whole_question}",
+        "cherma-emotion-audio": f"只听声音：{whole_question}",
+        "cherma-emotion-vision": f"只看画面：{whole_question}",
+    }
+    assert manifest["splits"]["train"]["utterances"] == 8
+    report = manifest["source"]["modality_labels"]
+    assert report["text"] == {"samples": 0, "clips_without_the_modality": 12, "clips_without_the_label": 0}
+    assert report["vision"] == {"samples": 11, "clips_without_the_modality": 1, "clips_without_the_label": 0}
+
+
+def test_a_bad_label_of_one_modality(cherma, tmp_path):
+    path = cherma / "test.json"
+    entries = json.loads(path.read_text(encoding="utf-8"))
+    entries[1]["visual_label"] = "happy"
+    path.write_text(json.dumps(entries), encoding="utf-8")
+    import_cherma(cherma, tmp_path / "read not")
+    with pytest.raises(ShardError, match=r"entry 1: visual_label is 'happy'; it must be one of 愤怒"):
+        import_cherma(cherma, tmp_path / "out", modality_labels=True)
+    assert not (tmp_path / "out").exists()

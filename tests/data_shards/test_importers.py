@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -73,18 +74,36 @@ def test_meld_features_and_their_rules(meld, tmp_path, capsys):
     np.save(audio / "train" / "dia3_utt0.npy", np.array([{"code": 1}]), allow_pickle=True)
     np.save(audio / "train" / "dia3_utt1.npy", np.zeros((0, 3)))
     np.save(audio / "train" / "dia3_utt2.npy", np.zeros((2, 2, 3)))
+    np.save(audio / "train" / "dia3_utt3.npy", np.full((2, 3), np.nan))
+    np.save(audio / "train" / "dia3_utt4.npy", np.array([[65504, 65505, -1e6]]))
     manifest = import_meld(meld, tmp_path / "out", audio=audio)
     samples = by_id(tmp_path / "out")
     assert np.array_equal(samples["meld-train-dia0-utt0"].audio, frames.astype(np.float32))
     assert np.array_equal(samples["meld-dev-dia0-utt0"].audio, vector[None])
     assert samples["meld-test-dia0-utt0"].audio.tolist() == [[1.0, 0.0, 0.0]]
-    for absent in ("dia0-utt2", "dia3-utt0", "dia3-utt1", "dia3-utt2", "dia3-utt9"):
+    assert samples["meld-train-dia3-utt4"].audio.tolist() == [[65504, 65505, -1e6]]
+    for absent in ("dia0-utt2", "dia3-utt0", "dia3-utt1", "dia3-utt2", "dia3-utt3", "dia3-utt9"):
         assert samples[f"meld-train-{absent}"].modalities == ("text",)
-    report = {"clips_found": 7, "clips_without_file": 12, "clips_unreadable": 4, "clips_with_non_finite_set_to_0": 1}
-    assert manifest["source"]["features"] == {"audio": report}
+    assert manifest["source"]["features"] == {
+        "audio": {
+            "clips_found": 9,
+            "clips_without_file": 10,
+            "clips_unreadable": 5,
+            "frames_kept": 7,
+            "clips_with_non_finite_set_to_0": 1,
+            "numbers_not_finite_set_to_0": 2,
+            "clips_beyond_fp16": 1,
+            "numbers_beyond_fp16": 2,
+        }
+    }
+    content = (meld / "train_sent_emo.csv").read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    assert manifest["source"]["importer_version"] == 1
+    assert manifest["source"]["files"][0] == {"file": "train_sent_emo.csv", "bytes": len(content), "sha256": digest}
+    assert [file["file"] for file in manifest["source"]["files"][1:]] == ["dev_sent_emo.csv", "test_sent_emo.csv"]
     assert manifest["dims"] == {"audio": 3, "vision": 0}
-    assert manifest["splits"]["train"]["missing"]["audio"] == 16
-    assert "audio: clips found 7, clips without file 12" in capsys.readouterr().err
+    assert manifest["splits"]["train"]["missing"]["audio"] == 15
+    assert "audio: clips found 9, clips without file 10" in capsys.readouterr().err
 
 
 def refused(out: Path, message: str, call, *arguments: object, **named: object) -> None:

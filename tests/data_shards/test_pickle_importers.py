@@ -236,6 +236,82 @@ def test_the_ids_are_those_of_label_csv(tmp_path):
     }
 
 
+def test_labels_of_one_modality_alone(tmp_path):
+    data = mmsa_data("simsv2")
+    rng = np.random.default_rng(3)
+    columns = {"text": "regression_labels_T", "audio": "regression_labels_A", "vision": "regression_labels_V"}
+    for part in data.values():
+        part |= {column: rng.integers(-5, 6, len(part["id"])) / 5 for column in columns.values()}
+    data["train"]["regression_labels_T"][2] = np.nan
+    data["test"]["vision_lengths"][0] = 0
+    source = write(tmp_path / "x.pkl", data)
+    assert len(import_mmsa(source, tmp_path / "plain", "simsv2")["tasks"]) == 1, "off unless asked for"
+    manifest = import_mmsa(source, tmp_path / "out", "simsv2", modality_labels=True)
+    plain, samples = by_id(tmp_path / "plain"), by_id(tmp_path / "out")
+    assert len(samples) == 4 * 9 - 2
+    for split, part in data.items():
+        for row, clip in enumerate(part["id"]):
+            key = f"simsv2-{clip.replace('$_$', '-')}"
+            assert samples[key].to_json() == plain[key].to_json()
+            for modality, column in columns.items():
+                sample = samples.pop(f"{key}-{modality}", None)
+                if (split, row, modality) in (("train", 2, "text"), ("test", 0, "vision")):
+                    assert sample is None
+                    continue
+                assert (sample.task, sample.modalities) == (f"simsv2-sentiment-{modality}", (modality,))
+                assert sample.value == pytest.approx(part[column][row])
+                assert (sample.dialogue, sample.turn, sample.split) == (
+                    plain[key].dialogue, plain[key].turn, split,
+                )  # fmt: skip
+                assert sample.text == (plain[key].text if modality == "text" else "")
+                for other in ("audio", "vision"):
+                    expected = getattr(plain[key], other) if other == modality else None
+                    np.testing.assert_array_equal(getattr(sample, other), expected)
+    assert samples.keys() == plain.keys()
+    assert {s: d["utterances"] for s, d in manifest["splits"].items()} == COUNTS
+    assert manifest["splits"]["train"]["missing"]["text"] == 8
+    assert manifest["source"]["modality_labels"] == {
+        "text": {"samples": 8, "clips_without_the_modality": 0, "clips_without_the_label": 1},
+        "audio": {"samples": 9, "clips_without_the_modality": 0, "clips_without_the_label": 0},
+        "vision": {"samples": 8, "clips_without_the_modality": 1, "clips_without_the_label": 0},
+    }
+    question = {t["name"]: t["questions"]["zh"] for t in manifest["tasks"]}
+    assert question["simsv2-sentiment-audio"] == "只听声音：" + question["simsv2-sentiment"]
+
+
+def test_labels_of_one_modality_that_are_not_there(tmp_path):
+    data = mmsa_data("sims")
+    source = write(tmp_path / "x.pkl", data)
+    with pytest.raises(ShardError, match="train: has no regression_labels_T"):
+        import_mmsa(source, tmp_path / "out", "sims", modality_labels=True)
+    for part in data.values():
+        part |= {f"regression_labels_{m}": part["regression_labels"].copy() for m in "TAV"}
+    data["valid"]["regression_labels_A"][1] = 1.5
+    source = write(tmp_path / "x.pkl", data)
+    with pytest.raises(ShardError, match=r"valid, row 1, .*, regression_labels_A: value 1.5 is outside the range"):
+        import_mmsa(source, tmp_path / "out", "sims", modality_labels=True)
+    with pytest.raises(ShardError, match="which there is in en, zh only; task 'sims-sentiment' is asked in fr"):
+        import_mmsa(source, tmp_path / "out", "sims", "fr", question="Humeur ?", modality_labels=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_train_mix_alone_with_labels_of_one_modality(tmp_path):
+    data = mmsa_data("simsv2")
+    for part in data.values():
+        part |= {f"regression_labels_{m}": part["regression_labels"] / 2 for m in "TAV"}
+    train = data.pop("train")
+    extra = mmsa_split("simsv2", "unlabelled", 3)
+    extra |= {f"regression_labels_{m}": np.full(3, np.nan) for m in "TAV"}
+    both = {k: np.concatenate([a, extra[k]]) if isinstance(a, np.ndarray) else a + extra[k] for k, a in train.items()}
+    del both["raw_text"]
+    data["train_mix"] = both | {"mask": np.array([1, 1, 1, 1, 0, 0, 0])}
+    source = write(tmp_path / "x.pkl", data)
+    manifest = import_mmsa(source, tmp_path / "out", "simsv2", modality_labels=True)
+    samples = by_id(tmp_path / "out")
+    assert sum(s.split == "train" for s in samples.values()) == 12, "four clips, each with audio and vision alone"
+    assert manifest["source"]["modality_labels"]["text"]["clips_without_the_modality"] == 4
+
+
 def spoil(data: dict[str, Any], case: str) -> Any:
     train = data["train"]
     match case:

@@ -20,7 +20,8 @@ import pytest
 
 from egmf_shards import ShardError
 from egmf_shards.importers import unpickle
-from egmf_shards.importers.unpickle import describe_source, load_pickle
+from egmf_shards.importers.provenance import describe_source
+from egmf_shards.importers.unpickle import load_pickle
 
 RNG = np.random.default_rng(0)
 PLAIN = {

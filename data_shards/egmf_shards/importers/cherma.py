@@ -1,22 +1,25 @@
 """CHERMA in its authors' layout (LFMIM): ``{train,valid,test}.json`` and one ``.npy`` a clip and modality.
 
 Every entry becomes one sample of the task ``cherma-emotion``; its label is ``video_label``, the one given to all
-modalities together (the four labels of an entry are of text alone, audio alone, vision alone, and the whole clip). The
-files hold text as features only, never as words, and this project reads words: the text of these samples is absent.
-MSE-Adapter's re-packaged CHERMA has the words.
+modalities together. The labels of audio alone and vision alone are read where they are asked for
+(``modality_labels.py``). The files hold text as features only, never as words, and this project reads words: the text
+of these samples is absent, so the label of text alone has nothing to stand for. MSE-Adapter's re-packaged CHERMA has
+the words, and no labels per modality.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from egmf_shards.errors import ShardError
 from egmf_shards.importers.features import FeatureFolder, feature_source
+from egmf_shards.importers.modality_labels import ModalityLabels
+from egmf_shards.importers.provenance import provenance
 from egmf_shards.importers.report import say
 from egmf_shards.progress import progress
 from egmf_shards.sample import Sample
@@ -26,6 +29,7 @@ from egmf_shards.writer import ShardWriter
 DATASET = "cherma"
 SPLITS = ("train", "valid", "test")
 NEEDED = ("audio_file", "video_file", "video_label")
+MODALITY_LABELS = {"text": "txt_label", "audio": "audio_label", "vision": "visual_label"}
 LABELS = {
     "愤怒": "anger",
     "厌恶": "disgust",
@@ -46,38 +50,54 @@ TASK = Task(
 _KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
-def import_cherma(source: str | os.PathLike[str], out: str | os.PathLike[str]) -> dict[str, Any]:
+def import_cherma(
+    source: str | os.PathLike[str], out: str | os.PathLike[str], modality_labels: bool = False
+) -> dict[str, Any]:
     """Write CHERMA as shards and return the manifest.
 
     Args:
         source: the folder that holds ``{train,valid,test}.json``, ``audio/{split}/{name}.npy`` (float
             ``[frames, 1024]``) and ``visual/{split}/{name}.mp4.npy`` (float ``[frames, 2048]``).
         out: the folder to make; it must not exist.
+        modality_labels: also make samples of the tasks ``cherma-emotion-{text,audio,vision}``
+            (:class:`ModalityLabels`; of text there are none, see above).
 
     Raises:
         ShardError: a file or folder is missing or no list of entries, an entry lacks a field, a label is unknown, an
             id occurs twice, a feature folder holds no clip; nothing is left behind.
     """
     root = Path(source)
+    alone = ModalityLabels(TASK) if modality_labels else None
     folders = {m: FeatureFolder(root / name, m) for m, name in (("audio", "audio"), ("vision", "visual"))}
-    with ShardWriter(out, DATASET, [TASK], provenance={"importer": "cherma"}) as writer:
-        for split in SPLITS:
-            path = root / f"{split}.json"
-            entries, digest = _entries(path)
-            writer.source.setdefault("files", {})[path.name] = {"sha256": digest, "entries": len(entries)}
+    files = {split: root / f"{split}.json" for split in SPLITS}
+    about = provenance("cherma", files.values())
+    tasks = [TASK, *(alone.tasks.values() if alone else ())]
+    with ShardWriter(out, DATASET, tasks, provenance=about) as writer:
+        for split, path in files.items():
+            entries = _entries(path)
             for number, entry in enumerate(progress(entries, f"importing CHERMA {split}")):
-                writer.write(_sample(entry, number, f"{path}, entry {number}", split, folders))
+                where = f"{path}, entry {number}"
+                sample = _sample(entry, number, where, split, folders)
+                # One clip asked about several times is one utterance: it needs a place that all its samples name.
+                writer.write(sample if alone is None else replace(sample, dialogue=sample.id))
+                if alone:
+                    for modality, key in MODALITY_LABELS.items():
+                        label = _label(entry, key, where)
+                        one = alone.sample(sample, modality, f"{where}, {key}", label=label)
+                        if one is not None:
+                            writer.write(replace(one, dialogue=sample.id))
         writer.source["features"] = feature_source(folders["audio"], folders["vision"])
+        if alone:
+            writer.source["modality_labels"] = alone.report
         writer.source["text"] = "absent: the files hold features of the text, not its words"
     assert writer.manifest is not None
     say(writer.manifest)
     return writer.manifest
 
 
-def _entries(path: Path) -> tuple[list[dict[str, Any]], str]:
+def _entries(path: Path) -> list[dict[str, Any]]:
     try:
-        content = path.read_bytes()
-        entries = json.loads(content.decode("utf-8-sig"))
+        entries = json.loads(path.read_bytes().decode("utf-8-sig"))
     except FileNotFoundError as error:
         raise ShardError(f"{path}: there is no such file") from error
     except OSError as error:
@@ -88,16 +108,14 @@ def _entries(path: Path) -> tuple[list[dict[str, Any]], str]:
         raise ShardError(f"{path}: not JSON ({getattr(error, 'msg', 'nested too deeply')})") from error
     if not isinstance(entries, list) or not entries or not all(isinstance(e, dict) for e in entries):
         raise ShardError(f"{path}: a list of entries is needed, each with {', '.join(NEEDED)}")
-    return entries, hashlib.sha256(content).hexdigest()
+    return entries
 
 
 def _sample(entry: dict[str, Any], number: int, where: str, split: str, folders: dict[str, FeatureFolder]) -> Sample:
     for key in NEEDED:
         if not isinstance(entry.get(key), str) or not entry[key]:
             raise ShardError(f"{where}: {key} is {entry.get(key)!r}; {', '.join(NEEDED)} are needed")
-    label = LABELS.get(entry["video_label"])
-    if label is None:
-        raise ShardError(f"{where}: video_label is {entry['video_label']!r}; it must be one of {', '.join(LABELS)}")
+    label = _label(entry, "video_label", where)
     features = {}
     for modality, key in (("audio", "audio_file"), ("vision", "video_file")):
         file = PurePosixPath(entry[key].replace("\\", "/"))
@@ -118,3 +136,10 @@ def _sample(entry: dict[str, Any], number: int, where: str, split: str, folders:
         audio=features["audio"],
         vision=features["vision"],
     )
+
+
+def _label(entry: dict[str, Any], key: str, where: str) -> str:
+    label = LABELS.get(entry[key]) if isinstance(entry.get(key), str) else None
+    if label is None:
+        raise ShardError(f"{where}: {key} is {entry.get(key)!r}; it must be one of {', '.join(LABELS)}")
+    return label

@@ -1,9 +1,9 @@
 """An optional folder of per-clip ``.npy`` features beside a data set's table.
 
 Rules, each counted and told in the manifest: a clip without a file lacks the modality; a file that is unreadable (not
-``.npy``, a pickle, not numbers, not ``[frames, dim]`` or ``[dim]``, empty) counts as lacking; a number that is not
-finite becomes 0. One vector ``[dim]`` is one frame. A folder in which not one clip is found is an error: it is the
-wrong folder, or names its files otherwise.
+``.npy``, a pickle, not numbers, not ``[frames, dim]`` or ``[dim]``, empty, not one finite number) counts as lacking;
+what is not finite or beyond fp16 is treated as ``repairs.py`` says. One vector ``[dim]`` is one frame. A folder in
+which not one clip is found is an error: it is the wrong folder, or names its files otherwise.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from egmf_shards.errors import ShardError
+from egmf_shards.importers.repairs import Repairs
 
 
 class FeatureFolder:
@@ -28,7 +29,8 @@ class FeatureFolder:
         self.found = 0
         self.absent = 0
         self.unreadable = 0
-        self.not_finite = 0
+        self.frames = 0
+        self.repairs = Repairs()
         self._example = ""
 
     def load(self, names: Sequence[str]) -> np.ndarray | None:
@@ -43,14 +45,13 @@ class FeatureFolder:
             self.absent += 1
             return None
         self.found += 1
-        array = _read(file)
+        array = _read(file)  # of any number type
         if array is None:
             self.unreadable += 1
             return None
-        finite = np.isfinite(array)
-        if not finite.all():
-            self.not_finite += 1
-            array = np.where(finite, array, np.float32(0))
+        array = self.repairs.finite(array)
+        self.repairs.count_beyond_fp16(array)
+        self.frames += len(array)
         return array
 
     def report(self) -> dict[str, object] | None:
@@ -69,7 +70,8 @@ class FeatureFolder:
             "clips_found": self.found,
             "clips_without_file": self.absent,
             "clips_unreadable": self.unreadable,
-            "clips_with_non_finite_set_to_0": self.not_finite,
+            "frames_kept": self.frames,
+            **self.repairs.__dict__,
         }
 
 
@@ -85,8 +87,7 @@ def _read(file: Path) -> np.ndarray | None:
         or 0 in array.shape
     ):
         return None
-    with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite, hence counted and set to 0
-        return np.atleast_2d(array).astype(np.float32)
+    return np.atleast_2d(array) if np.isfinite(array).any() else None
 
 
 def feature_source(audio: FeatureFolder, vision: FeatureFolder) -> dict[str, dict[str, object]]:

@@ -22,6 +22,7 @@ from typing import Any
 
 from egmf_shards.errors import ShardError
 from egmf_shards.importers.features import FeatureFolder, feature_source
+from egmf_shards.importers.provenance import provenance
 from egmf_shards.importers.report import say
 from egmf_shards.importers.table import clean_text
 from egmf_shards.progress import progress
@@ -87,7 +88,7 @@ def import_jsonl(
     if not lines:
         raise ShardError(f"{source}: holds no line")
     before = _preceding(lines)
-    with ShardWriter(out, dataset, [task], provenance={"importer": "jsonl"}) as writer:
+    with ShardWriter(out, dataset, [task], provenance=provenance("jsonl", [source])) as writer:
         for number, line in enumerate(progress(lines, f"importing {dataset}")):
             writer.write(_sample(line, dataset, task, folders, before.get(number, ())))
         writer.source["features"] = feature_source(*folders)

@@ -14,6 +14,7 @@ from typing import Any
 
 from egmf_shards.errors import ShardError
 from egmf_shards.importers.features import FeatureFolder, feature_source
+from egmf_shards.importers.provenance import provenance
 from egmf_shards.importers.report import say
 from egmf_shards.importers.table import Row, clean_text, read_csv
 from egmf_shards.progress import progress
@@ -85,7 +86,7 @@ def import_label_csv(
     folders = [FeatureFolder(audio, "audio"), FeatureFolder(vision, "vision")]
     rows = read_csv(source, COLUMNS)
     clips: Counter[str] = Counter()
-    with ShardWriter(out, dataset, [task], provenance={"importer": "label-csv"}) as writer:
+    with ShardWriter(out, dataset, [task], provenance=provenance("label-csv", [source])) as writer:
         for row in progress(rows, f"importing {dataset}"):
             video = row.cells["video_id"].strip()
             writer.write(_sample(row, dataset, language, task, clips[video], folders))

@@ -14,6 +14,7 @@ from typing import Any
 
 from egmf_shards.errors import ShardError
 from egmf_shards.importers.features import FeatureFolder, feature_source
+from egmf_shards.importers.provenance import provenance
 from egmf_shards.importers.report import say
 from egmf_shards.importers.table import Row, clean_text, read_csv
 from egmf_shards.progress import progress
@@ -53,13 +54,13 @@ def import_meld(
 
     Raises:
         ShardError: a file or column is missing, a label is outside the label space, an id occurs twice, a feature
-            folder
-            holds no clip; nothing is left behind.
+            folder holds no clip; nothing is left behind.
     """
     folders = [_feature_folder(audio, "audio"), _feature_folder(vision, "vision")]
-    with ShardWriter(out, DATASET, [TASK], provenance={"importer": "meld"}) as writer:
+    files = {split: Path(source) / f"{name}_sent_emo.csv" for split, name in FILES.items()}
+    with ShardWriter(out, DATASET, [TASK], provenance=provenance("meld", files.values())) as writer:
         for split, name in FILES.items():
-            path = Path(source) / f"{name}_sent_emo.csv"
+            path = files[split]
             dialogues: dict[int, list[tuple[int, Row]]] = {}
             for row in read_csv(path, COLUMNS):
                 dialogues.setdefault(row.integer("Dialogue_ID"), []).append((row.integer("Utterance_ID"), row))

@@ -12,8 +12,8 @@ What becomes of a file, each rule counted in the manifest's ``source``:
   with ``mask`` 1 are the train split, without text where it has no ``raw_text``. Rows with ``mask`` 0 are never used.
 * An id may occur once in the whole file. The context is empty: see ``label_csv.py``, whose ids these are.
 
-Not read: ``text``, ``text_bert`` (features of another model), ``annotations``, ``classification_labels`` and the labels
-per modality.
+Labels per modality (``regression_labels_T``, ``_A``, ``_V``) are read where they are asked for: ``modality_labels.py``.
+Not read: ``text``, ``text_bert`` (features of another model), ``annotations`` and ``classification_labels``.
 """
 
 from __future__ import annotations
@@ -32,17 +32,18 @@ import numpy as np
 
 from egmf_shards.errors import ShardError
 from egmf_shards.importers.label_csv import QUESTIONS
+from egmf_shards.importers.modality_labels import ModalityLabels
+from egmf_shards.importers.provenance import provenance
+from egmf_shards.importers.repairs import PaddedReport
 from egmf_shards.importers.report import say
 from egmf_shards.importers.table import clean_text
-from egmf_shards.importers.unpickle import describe_source, load_pickle
+from egmf_shards.importers.unpickle import load_pickle
 from egmf_shards.progress import progress
-from egmf_shards.sample import FEATURE_MODALITIES, SPLITS, Sample
+from egmf_shards.sample import FEATURE_MODALITIES, MODALITIES, SPLITS, Sample
 from egmf_shards.task import REGRESSION, Task
 from egmf_shards.writer import ShardWriter
 
 MIX = "train_mix"
-IMPORTER_VERSION = 1
-FP16_MAX = 65504.0
 DEFAULTS: dict[str, dict[str, Any]] = {
     "mosi": {"language": "en", "low": -3.0, "high": 3.0, "step": 0.2, "convention": "mosei"},
     "mosei": {"language": "en", "low": -3.0, "high": 3.0, "step": 1 / 3, "convention": "mosei"},
@@ -65,53 +66,6 @@ _NOT_KEY = re.compile(r"[^A-Za-z0-9_-]")
 
 
 @dataclass
-class FeatureReport:
-    """What happened to one modality's arrays; the names are those of the manifest."""
-
-    clips_found: int = 0
-    clips_without_frames: int = 0
-    clips_longer_than_the_array_cut: int = 0
-    clips_with_non_finite_set_to_0: int = 0
-    numbers_not_finite_set_to_0: int = 0
-    clips_beyond_fp16: int = 0
-    numbers_beyond_fp16: int = 0
-    frames_kept: int = 0
-    padding_frames_removed: int = 0
-
-    def take(self, padded: np.ndarray, length: int | None) -> np.ndarray | None:
-        """float32 ``[frames, dim]`` of ``padded`` ``[T, dim]`` at its real length; None: the clip lacks the modality.
-
-        ``length`` None: the rows of zeros at the end are padding.
-        """
-        with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite, hence 0
-            array = padded[:length].astype(np.float32)
-        self.clips_longer_than_the_array_cut += length is not None and length > len(padded)
-        wrong = ~np.isfinite(array)
-        if wrong.any():
-            self.clips_with_non_finite_set_to_0 += 1
-            self.numbers_not_finite_set_to_0 += int(wrong.sum())
-            # Before padding is looked for: a row of NaN in the end is a failed extraction all the same.
-            array[wrong] = 0
-        used = np.flatnonzero(array.any(axis=1))
-        if length is None:
-            array = array[: used[-1] + 1 if used.size else 0].copy()
-        beyond = int((np.abs(array) > FP16_MAX).sum())
-        self.clips_beyond_fp16 += beyond > 0
-        self.numbers_beyond_fp16 += beyond
-        if not used.size:
-            self.clips_without_frames += 1
-            self.padding_frames_removed += len(padded)
-            return None
-        self.clips_found += 1
-        self.frames_kept += len(array)
-        self.padding_frames_removed += len(padded) - len(array)
-        return array
-
-    def to_json(self) -> dict[str, int]:
-        return dict(self.__dict__)
-
-
-@dataclass
 class _Split:
     """The columns of one split that are read; ``rows`` are the places in the file's arrays that are used."""
 
@@ -122,6 +76,8 @@ class _Split:
     values: np.ndarray
     features: dict[str, np.ndarray]
     lengths: dict[str, list[int] | None] = field(default_factory=dict)
+    modality_values: dict[str, np.ndarray] = field(default_factory=dict)
+    """Labels of one modality alone, where they are asked for."""
 
 
 def import_mmsa(
@@ -134,6 +90,7 @@ def import_mmsa(
     step: float | None = None,
     convention: str | None = None,
     question: str | None = None,
+    modality_labels: bool = False,
 ) -> dict[str, Any]:
     """Write an MMSA pickle as shards of the task ``<dataset>-sentiment`` and return the manifest.
 
@@ -143,34 +100,46 @@ def import_mmsa(
             follows (:data:`DEFAULTS`), any other name needs language, low, high, step and convention. language: ``en``
             or ``zh``; any other needs ``question``. low, high: the range of labels. step: the distance between two
             legal answers. convention: the metrics' convention, ``sims`` or ``mosei``. question: the question in words,
-            in place of the built-in one.
+            in place of the built-in one. modality_labels: also make samples of the tasks
+            ``<dataset>-sentiment-{text,audio,vision}`` (:class:`ModalityLabels`).
 
     Raises:
-        ShardError: the file is no plain pickle or not of this layout, a label is outside the range, an id occurs twice;
-            nothing is left behind.
+        ShardError: the file is no plain pickle or not of this layout, a label is outside the range, an id occurs twice,
+            labels per modality are asked for and absent; nothing is left behind.
     """
-    task, language = _task(dataset, language, low, high, step, convention, question)
+    task, language = sentiment_task(dataset, language, low, high, step, convention, question)
+    alone = ModalityLabels(task) if modality_labels else None
     path = Path(source)
-    described = describe_source(path)
+    about = provenance("mmsa", [path])
+    described = about["files"][0]
     if described["sha256"] in KNOWN_FILES:
         described["known_as"] = KNOWN_FILES[described["sha256"]]
         print(f"{path.name}: {described['known_as']}", file=sys.stderr)
     data = load_pickle(path)
     if not isinstance(data, dict):
         raise ShardError(f"{path}: holds a {type(data).__name__}; a dict with the splits {', '.join(SPLITS)} is needed")
-    reports = {modality: FeatureReport() for modality in FEATURE_MODALITIES}
+    reports = {modality: PaddedReport() for modality in FEATURE_MODALITIES}
     seen: dict[str, str] = {}
     clips: Counter[str] = Counter()
-    provenance = {"importer": "mmsa", "importer_version": IMPORTER_VERSION, "files": [described]}
-    with ShardWriter(out, dataset, [task], provenance=provenance) as writer:
-        for split, part in _splits(path, data, writer.source):
+    tasks = [task, *(alone.tasks.values() if alone else ())]
+    with ShardWriter(out, dataset, tasks, provenance=about) as writer:
+        for split, part in _splits(path, data, writer.source, modality_labels):
             for row in progress(part.rows, f"importing {dataset} {split}"):
                 clip = part.ids[row]
                 where = f"{part.where}, row {row}, id {ascii(clip)[:80]}"
                 if clip in seen:
                     raise ShardError(f"{where}: the id occurs in {seen[clip]} already; each id may occur once")
                 seen[clip] = split
-                writer.write(_sample(part, row, where, dataset, language, task, clips, split, reports))
+                sample = _sample(part, row, where, dataset, language, task, clips, split, reports)
+                writer.write(sample)
+                if alone:
+                    for modality, values in part.modality_values.items():
+                        name = f"{where}, {_modality_column(modality)}"
+                        one = alone.sample(sample, modality, name, value=float(values[row]))
+                        if one is not None:
+                            writer.write(one)
+        if alone:
+            writer.source["modality_labels"] = alone.report
         present = {m: r for m, r in reports.items() if r.frames_kept + r.padding_frames_removed}
         writer.source["features"] = {modality: report.to_json() for modality, report in present.items()}
         _compare_counts(dataset, seen, writer.source)
@@ -179,7 +148,7 @@ def import_mmsa(
     return writer.manifest
 
 
-def _task(
+def sentiment_task(
     dataset: str,
     language: str | None,
     low: float | None,
@@ -188,6 +157,11 @@ def _task(
     convention: str | None,
     question: str | None,
 ) -> tuple[Task, str]:
+    """The task ``<dataset>-sentiment`` and its language, from :data:`DEFAULTS` and what overrules them.
+
+    Raises:
+        ShardError: the name is no data set's, or one that is not known and something is left open.
+    """
     if not _DATASET.fullmatch(dataset):
         raise ShardError(f"dataset is {dataset!r}; letters, digits, '-' and '_' are needed, such as simsv2")
     given = {"language": language, "low": low, "high": high, "step": step, "convention": convention}
@@ -216,7 +190,11 @@ def _task(
     return task, chosen["language"]
 
 
-def _splits(path: Path, data: dict[Any, Any], source: dict[str, Any]) -> list[tuple[str, _Split]]:
+def _modality_column(modality: str) -> str:
+    return f"regression_labels_{modality[0].upper()}"
+
+
+def _splits(path: Path, data: dict[Any, Any], source: dict[str, Any], alone: bool) -> list[tuple[str, _Split]]:
     """The splits to write, in our order; notes in ``source`` what is made of ``train_mix`` and other keys."""
     if not any(split in data for split in (*SPLITS, MIX)):
         raise ShardError(f"{path}: its keys are {reprlib.repr(sorted(map(str, data)))}; {', '.join(SPLITS)} are needed")
@@ -224,9 +202,9 @@ def _splits(path: Path, data: dict[Any, Any], source: dict[str, Any]) -> list[tu
     if lacking:
         raise ShardError(f"{path}: has no split {', '.join(lacking)}; {', '.join(SPLITS)} are needed")
     source["keys_not_read"] = sorted(ascii(key)[:40].strip("'") for key in data if key not in (*SPLITS, MIX))
-    parts = {split: _read_split(path, split, data[split]) for split in SPLITS if split in data}
+    parts = {split: _read_split(path, split, data[split], alone=alone) for split in SPLITS if split in data}
     if MIX in data:
-        mixed, labelled = _read_mix(path, data[MIX])
+        mixed, labelled = _read_mix(path, data[MIX], alone and "train" not in parts)
         source[MIX] = {"labelled": len(labelled), "unlabelled_left_out": len(mixed.ids) - len(labelled)}
         if "train" in parts:
             source[MIX] |= {"used": False, "why": "its labelled rows repeat the train split"}
@@ -245,16 +223,16 @@ def _splits(path: Path, data: dict[Any, Any], source: dict[str, Any]) -> list[tu
     return [(split, parts[split]) for split in SPLITS]
 
 
-def _read_mix(path: Path, data: Any) -> tuple[_Split, list[int]]:
+def _read_mix(path: Path, data: Any, alone: bool) -> tuple[_Split, list[int]]:
     """``train_mix`` and its labelled rows."""
-    part = _read_split(path, MIX, data, needs_text=False)
+    part = _read_split(path, MIX, data, needs_text=False, alone=alone)
     mask = _column(data, "mask", len(part.ids), part.where)
     if any(isinstance(m, str) or m not in (0, 1) for m in mask):
         raise ShardError(f"{part.where}: mask holds more than 0 and 1; 1 (labelled) or 0 is needed for each row")
     return part, [row for row, m in enumerate(mask) if m == 1]
 
 
-def _read_split(path: Path, split: str, data: Any, needs_text: bool = True) -> _Split:
+def _read_split(path: Path, split: str, data: Any, needs_text: bool = True, alone: bool = False) -> _Split:
     where = f"{path}, {split}"
     if not isinstance(data, dict):
         raise ShardError(f"{where}: is a {type(data).__name__}; a dict of columns is needed")
@@ -267,15 +245,19 @@ def _read_split(path: Path, split: str, data: Any, needs_text: bool = True) -> _
         wrong = next((row for row, text in enumerate(texts) if not isinstance(text, str)), None)
         if wrong is not None:
             raise ShardError(f"{where}: row {wrong} of raw_text is a {type(texts[wrong]).__name__}; text is needed")
-    labels = _column(data, "regression_labels", len(ids), where)
-    # An unlabelled row may hold anything; what is written is checked against the range.
-    values = np.array([_number(label) for label in labels], dtype=np.float64)
-    part = _Split(where, range(len(ids)), ids, texts, values, {})
+    part = _Split(where, range(len(ids)), ids, texts, _numbers(data, "regression_labels", len(ids), where), {})
+    for modality in MODALITIES if alone else ():
+        part.modality_values[modality] = _numbers(data, _modality_column(modality), len(ids), where)
     for modality in FEATURE_MODALITIES:
         if modality in data:
             part.features[modality] = _features(data[modality], modality, len(ids), where)
             part.lengths[modality] = _lengths(data, f"{modality}_lengths", len(ids), where)
     return part
+
+
+def _numbers(data: dict[Any, Any], name: str, count: int, where: str) -> np.ndarray:
+    # An unlabelled row may hold anything; what is written is checked against the range.
+    return np.array([_number(label) for label in _column(data, name, count, where)], dtype=np.float64)
 
 
 def _number(label: Any) -> float:
@@ -326,7 +308,7 @@ def _sample(
     task: Task,
     clips: Counter[str],
     split: str,
-    reports: dict[str, FeatureReport],
+    reports: dict[str, PaddedReport],
 ) -> Sample:
     video, _, clip = part.ids[row].rpartition("$_$")
     if not video:

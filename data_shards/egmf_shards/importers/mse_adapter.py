@@ -3,7 +3,7 @@
 ``{dataset}_{train,valid,test}.pkl`` hold lists of ``{"label", "features": {"text", "audio", "video", "audio_len",
 "video_len"}}``. The files have no ids, speakers or dialogues: ids are made of split and row, the context stays empty
 (so MELD from its CSV files is the better source where context matters). Features are stored at their real length
-by the rules of ``mmsa.py``, which the manifest counts.
+by the rules of ``repairs.py``, which the manifest counts. They hold no labels per modality.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ import numpy as np
 from egmf_shards.errors import ShardError
 from egmf_shards.importers.cherma import TASK as CHERMA_TASK
 from egmf_shards.importers.meld import TASK as MELD_TASK
-from egmf_shards.importers.mmsa import IMPORTER_VERSION, FeatureReport
+from egmf_shards.importers.provenance import provenance
+from egmf_shards.importers.repairs import PaddedReport
 from egmf_shards.importers.report import say
 from egmf_shards.importers.table import clean_text
-from egmf_shards.importers.unpickle import describe_source, load_pickle
+from egmf_shards.importers.unpickle import load_pickle
 from egmf_shards.progress import progress
 from egmf_shards.sample import SPLITS, Sample
 from egmf_shards.task import Task
@@ -48,11 +49,10 @@ def import_mse_adapter(
     if dataset not in DATASETS:
         raise ShardError(f"dataset is {dataset!r}; MSE-Adapter's files are of {' or '.join(DATASETS)}")
     task, language = DATASETS[dataset]
-    reports = {modality: FeatureReport() for modality in _COLUMNS}
+    reports = {modality: PaddedReport() for modality in _COLUMNS}
     files = {split: Path(source) / f"{dataset}_{split}.pkl" for split in SPLITS}
-    described = [describe_source(path) for path in files.values()]  # before any is read: all three must be there
-    provenance = {"importer": "mse-adapter", "importer_version": IMPORTER_VERSION, "files": described}
-    with ShardWriter(out, dataset, [task], provenance=provenance) as writer:
+    about = provenance("mse-adapter", files.values())  # before any is read: all three must be there
+    with ShardWriter(out, dataset, [task], provenance=about) as writer:
         for split, path in files.items():
             rows = load_pickle(path)
             if not isinstance(rows, list) or not rows:
@@ -74,7 +74,7 @@ def _sample(
     language: str,
     task: Task,
     split: str,
-    reports: dict[str, FeatureReport],
+    reports: dict[str, PaddedReport],
 ) -> Sample:
     features = row.get("features") if isinstance(row, dict) else None
     if not isinstance(features, dict) or not isinstance(row.get("label"), str):

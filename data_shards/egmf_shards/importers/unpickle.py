@@ -14,13 +14,11 @@ the peak is about the file's size, for protocol 2 (bytes written as text) up to 
 from __future__ import annotations
 
 import codecs
-import hashlib
 import io
 import os
 import stat
 import struct
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
@@ -28,13 +26,14 @@ import numpy as np
 
 from egmf_shards.errors import ShardError
 from egmf_shards.importers.pickle_calls import MAX_NAME_CHARACTERS, Calls, Latin1Text, Name, kind_of
-from egmf_shards.progress import progress
+from egmf_shards.progress import byte_progress
 
 MAX_OPCODES = 10_000_000
 """Far above what a data set needs (an utterance of MSE-Adapter: under 100); bounds time and the number of objects."""
 MAX_DEPTH = 32
-_CHUNK = 1 << 20
 _LARGE = 1 << 16
+_PIECE = 1 << 24
+"""Longer reads are done in pieces of this size, so that a bar can show how far they are."""
 
 _SCALARS = (str, bytes, bytearray, int, float, np.generic, type(None))
 _REFUSED = {
@@ -69,7 +68,8 @@ def load_pickle(path: str | os.PathLike[str]) -> Any:
         with path.open("rb") as file:
             machine = _Machine(file, path, status.st_size)
             try:
-                return machine.run()
+                with byte_progress(f"reading {path.name}", machine.size, lambda: machine.at):
+                    return machine.run()
             except ShardError:
                 raise
             except (ValueError, TypeError, IndexError, KeyError, OverflowError, MemoryError, struct.error) as error:
@@ -79,27 +79,6 @@ def load_pickle(path: str | os.PathLike[str]) -> Any:
         raise ShardError(f"{path}: there is no such file") from error
     except OSError as error:
         raise ShardError(f"{path}: cannot be read ({error.strerror})") from error
-
-
-def describe_source(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What provenance says about a source file: its ``file`` name, ``bytes`` and ``sha256`` (read in pieces).
-
-    Raises:
-        ShardError: it cannot be read.
-    """
-    path = Path(path)
-    digest, size = hashlib.sha256(), 0
-    try:
-        if not path.is_file():
-            raise ShardError(f"{path}: there is no such file")
-        with path.open("rb") as file:
-            pieces = iter(partial(file.read, _CHUNK), b"")
-            for chunk in progress(pieces, f"checksum of {path.name}", total=path.stat().st_size // _CHUNK + 1):
-                digest.update(chunk)
-                size += len(chunk)
-    except OSError as error:
-        raise ShardError(f"{path}: cannot be read ({error.strerror})") from error
-    return {"file": path.name, "bytes": size, "sha256": digest.hexdigest()}
 
 
 class _Machine:
@@ -186,11 +165,24 @@ class _Machine:
     def read(self, count: int) -> bytes:
         if count > self.size - self.at:
             self.refuse(f"damaged ({count} bytes are declared, {self.size - self.at} are left)")
+        if count > _PIECE:
+            return self.read_long(count)
         data = self.file.read(count)
         if len(data) != count:
             self.refuse("the file became shorter while it was read")
         self.at += count
         return data
+
+    def read_long(self, count: int) -> bytes:
+        buffer = io.BytesIO()  # it gives its bytes away without a copy
+        end = self.at + count
+        while self.at < end:
+            piece = self.file.read(min(_PIECE, end - self.at))
+            if not piece:
+                self.refuse("the file became shorter while it was read")
+            buffer.write(piece)
+            self.at += len(piece)
+        return buffer.getvalue()
 
     def number(self, count: int) -> int:
         return int.from_bytes(self.read(count), "little")
@@ -346,9 +338,13 @@ class _Machine:
         if count > self.size - self.at:
             self.read(count)
         data = bytearray(count)
-        if self.file.readinto(data) != count:  # type: ignore[attr-defined]
-            self.refuse("the file became shorter while it was read")
-        self.at += count
+        view, done = memoryview(data), 0
+        while done < count:
+            piece = self.file.readinto(view[done : done + _PIECE])  # type: ignore[attr-defined]
+            if not piece:
+                self.refuse("the file became shorter while it was read")
+            done += piece
+            self.at += piece
         return data
 
     def append(self, items: list[Any]) -> None:
