@@ -80,7 +80,9 @@ class Table:
         self.first = _joined([i.first_member[r] + m for i, r, m in zip(indexes, rows, members, strict=True)])
         self.last = _joined([i.first_member[r + 1] + m for i, r, m in zip(indexes, rows, members, strict=True)])
         self.key = _joined([i.key[r] for i, r in zip(indexes, rows, strict=True)])
-        self.task = _joined([i.task_names[i.task[r]] for i, r in zip(indexes, rows, strict=True)])
+        numbers = {name: number for number, name in enumerate(tasks)}
+        codes = [np.array([numbers[name] for name in i.task_names.tolist()], dtype=np.int32) for i in indexes]
+        self.task = _joined([c[i.task[r]] for c, i, r in zip(codes, indexes, rows, strict=True)])
         self.folder = np.repeat(np.arange(len(parts)), self.counts)
         self.columns = {
             name: _joined([getattr(i, name)[r] for i, r in zip(indexes, rows, strict=True)])
@@ -129,7 +131,7 @@ class Table:
 
     def placeholder(self, index: int) -> Sample:
         """What stands in the place of a sample that cannot be read: its task, no modality, any legal target."""
-        task = self.tasks[str(self.task[index])]
+        task = list(self.tasks.values())[self.task[index]]
         classes = task.kind == CLASSIFICATION
         return Sample(
             id=str(self.key[index]),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import resource
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
@@ -72,7 +73,7 @@ class Storage(ABC):
 
     @abstractmethod
     def view(self, name: str, offset: int, size: int) -> memoryview:
-        """``size`` bytes of a shard from ``offset`` on; valid as long as the storage.
+        """``size`` bytes of a shard from ``offset`` on, as long as they are held on to.
 
         Raises:
             ShardError: the shard is missing, too short, or cannot be read.
@@ -83,13 +84,20 @@ class Storage(ABC):
         return False
 
 
+def _most_maps() -> int:
+    """How many shards a folder keeps mapped: each map holds a file descriptor, of which others need some, too."""
+    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(16, min(4096, descriptors // 4))
+
+
 class LocalStorage(Storage):
-    """A folder on a disk or a network file system: shards are mapped when first needed."""
+    """A folder on a disk or a network file system: shards are mapped when first needed, the oldest map goes first."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.location = str(path)
         self._views: dict[str, memoryview] = {}
+        self._most = _most_maps()
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_views": {}}
@@ -113,6 +121,8 @@ class LocalStorage(Storage):
     def view(self, name: str, offset: int, size: int) -> memoryview:
         whole = self._views.get(name)
         if whole is None:
+            if len(self._views) >= self._most:
+                del self._views[next(iter(self._views))]
             whole = self._views[name] = self._map(name)
         part = whole[offset : offset + size]
         if len(part) != size:

@@ -235,6 +235,19 @@ def test_a_set_can_be_pickled_after_use_and_arrays_may_be_written_to(folder, equ
     assert not equal(shards[0], first)
 
 
+def test_more_shards_than_file_descriptors(folder, sample):
+    """A map holds a file descriptor; many clusters allow 1,024 a process."""
+    out = folder(samples=[sample(i, split="train") for i in range(120)], samples_per_shard=1)
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (80, 80))\n"
+        "from egmf_shards import ShardSet\n"
+        "shards = ShardSet.open([sys.argv[1]], 'train')\n"
+        "print(len(shards.read(range(120)).samples), shards[0].id, shards[119].id)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(out)], capture_output=True, text=True)
+    assert done.stdout.split() == ["120", "toy-0", "toy-119"], done.stderr
+
+
 def test_reading_needs_neither_torch_nor_webdataset():
     code = "import sys, egmf_shards; print([m for m in ('torch', 'webdataset', 'egmf_dist') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
