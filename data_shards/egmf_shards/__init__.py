@@ -1,12 +1,20 @@
 """WebDataset shards out of any data set, and samples back in any order, checked, resumable by one integer.
 
 Needs numpy, webdataset (to write) and rich; knows nothing of torch, models or training. Writing: :class:`ShardWriter`,
-:func:`synthesize`, :func:`import_meld`, :func:`import_label_csv`. Reading: :class:`ShardSet`, :class:`Stream`. Looking:
-:func:`describe`, :func:`print_info`.
+:func:`synthesize`, the importers. Reading: :class:`ShardSet`, :class:`Stream`. Looking: :func:`describe`,
+:func:`print_info`, and the modules ``verify`` and ``adopt``.
 """
 
 from egmf_shards.errors import ShardError
-from egmf_shards.importers import import_label_csv, import_meld
+from egmf_shards.importers import (
+    import_cherma,
+    import_csd,
+    import_jsonl,
+    import_label_csv,
+    import_meld,
+    import_mmsa,
+    import_mse_adapter,
+)
 from egmf_shards.info import describe, print_info
 from egmf_shards.order import Mixture, Order, Permutation
 from egmf_shards.packed import BadSample, Packed
@@ -44,8 +52,13 @@ __all__ = [
     "Task",
     "Turn",
     "describe",
+    "import_cherma",
+    "import_csd",
+    "import_jsonl",
     "import_label_csv",
     "import_meld",
+    "import_mmsa",
+    "import_mse_adapter",
     "print_info",
     "sequential",
     "share",

@@ -143,5 +143,7 @@ class Task:
             values["labels"] = tuple(values.get("labels", ()))
             values["answers"] = {k: tuple(v) for k, v in values.get("answers", {}).items()}
             return cls(**values)
-        except (TypeError, AttributeError) as error:
+        except ShardError:
+            raise
+        except (TypeError, AttributeError, ValueError) as error:
             raise ShardError(f"{where}: a task is malformed ({error})") from error

@@ -30,8 +30,9 @@ class DataConfig:
     group_by_length: bool = False
     """Share each global batch out by lengths: alike loads on the ranks, alike lengths in a micro-batch. Global batches
     stay the same; it saves padding where ranks accumulate several micro-batches."""
-    workers: int = 0
-    """Processes a rank that read and pack ahead; 0 reads between two steps. The batches are the same."""
+    workers: int | None = None
+    """Processes a rank that read and pack ahead; 0 reads between two steps; null: 2 with a GPU, else 0. The batches
+    are the same."""
     prefetch: int = 2
     """Global batches each of them reads ahead."""
     bad_samples: Literal["strict", "skip", "quarantine"] = "strict"

@@ -112,7 +112,7 @@ def data_rules(data: DataConfig) -> list[tuple[bool, str, object, str]]:
         ),
         (data.block_samples >= 1, "data.block_samples", data.block_samples, "1 or more"),
         (data.window_blocks >= 1, "data.window_blocks", data.window_blocks, "1 or more"),
-        (data.workers >= 0, "data.workers", data.workers, "0 or more"),
+        (data.workers is None or data.workers >= 0, "data.workers", data.workers, "0 or more, or null"),
         (data.prefetch >= 1, "data.prefetch", data.prefetch, "1 or more"),
         (data.max_bad_in_a_row >= 1, "data.max_bad_in_a_row", data.max_bad_in_a_row, "1 or more"),
         (0 <= data.max_bad_fraction <= 1, "data.max_bad_fraction", data.max_bad_fraction, "in [0, 1]"),

@@ -61,12 +61,13 @@ def load(stream: Stream, collator: Collator, positions: range, config: DataConfi
     Raises:
         EgmfError: a step's ``error``, or a loader process died.
     """
+    workers = config.workers if config.workers is not None else 2 * torch.cuda.is_available()
     loader: DataLoader[Step] = DataLoader(
         Steps(stream, collator),
         batch_size=None,
         sampler=positions,
-        num_workers=config.workers,
-        prefetch_factor=config.prefetch if config.workers else None,
+        num_workers=workers,
+        prefetch_factor=config.prefetch if workers else None,
         pin_memory=torch.cuda.is_available(),
         # DataLoader draws a seed when it starts; from the global generator that would change the dropout after it.
         generator=torch.Generator(),
@@ -76,7 +77,7 @@ def load(stream: Stream, collator: Collator, positions: range, config: DataConfi
         try:
             step = next(steps)
         except RuntimeError as error:
-            if not config.workers:
+            if not workers:
                 raise
             raise EgmfError(
                 f"data.workers: a loader process died ({' '.join(str(error).split())}); "

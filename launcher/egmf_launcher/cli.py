@@ -72,6 +72,30 @@ def shards_import_mmsa(options: jsonargparse.Namespace, arguments: Sequence[str]
         options.step,
         options.convention,
         options.question,
+        options.modality_labels,
+    )
+    return 0
+
+
+def shards_import_csd(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
+    """CMU-MultimodalSDK's computational sequences to shards."""
+    from egmf_shards.importers.csd import import_csd
+
+    import_csd(
+        options.source,
+        options.out,
+        options.dataset,
+        options.split_file,
+        options.labels,
+        options.words,
+        options.audio,
+        options.vision,
+        options.language,
+        options.low,
+        options.high,
+        options.step,
+        options.convention,
+        options.question,
     )
     return 0
 
@@ -88,7 +112,7 @@ def shards_import_cherma(options: jsonargparse.Namespace, arguments: Sequence[st
     """CHERMA's own layout to shards."""
     from egmf_shards.importers.cherma import import_cherma
 
-    import_cherma(options.source, options.out)
+    import_cherma(options.source, options.out, options.modality_labels)
     return 0
 
 
@@ -107,6 +131,10 @@ def shards_info(options: jsonargparse.Namespace, arguments: Sequence[str]) -> in
     from egmf_shards.info import print_info
 
     print_info(options.folder)
+    if options.plot is not None:
+        from egmf_dist.report.shards import write_shards_picture
+
+        print(f"picture: {write_shards_picture(options.folder, options.plot)}")
     return 0
 
 
@@ -121,7 +149,7 @@ def shards_index(options: jsonargparse.Namespace, arguments: Sequence[str]) -> i
     """Index and manifest for somebody else's tars."""
     from egmf_shards.adopt import adopt
 
-    adopt(options.folder, options.tasks)
+    adopt(options.folder, options.tasks, options.force)
     return 0
 
 
@@ -199,6 +227,7 @@ VERBS: dict[tuple[str, ...], Verb] = {
     ("shards", "import", "meld"): shards_import_meld,
     ("shards", "import", "label-csv"): shards_import_label_csv,
     ("shards", "import", "mmsa"): shards_import_mmsa,
+    ("shards", "import", "csd"): shards_import_csd,
     ("shards", "import", "mse-adapter"): shards_import_mse_adapter,
     ("shards", "import", "cherma"): shards_import_cherma,
     ("shards", "import", "jsonl"): shards_import_jsonl,

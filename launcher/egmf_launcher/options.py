@@ -53,9 +53,12 @@ class CommandParser:
         _leaf(importers, "cherma", _cherma, "CHERMA's json files and .npy folders", cherma)
         own = "shards import jsonl --source data.jsonl --task task.yaml --dataset mine --out data/mine"
         _leaf(importers, "jsonl", _jsonl, "one's own utterances, one JSON object a line", own)
-        _leaf(shards, "info", _info, "counts, classes, lengths, ceilings", "shards info data/demo")
+        csd = "shards import csd --source DIR_OF_CSD --dataset mosei --split-file folds.json --out data/mosei"
+        _leaf(importers, "csd", _csd, "CMU-MultimodalSDK's .csd files (MOSI, MOSEI)", csd)
+        counts = "counts, classes, lengths, repairs, ceilings"
+        _leaf(shards, "info", _info, counts, "shards info data/demo --plot demo.png")
         every = "read everything, name every fault; exit code 1 if there is one"
-        _leaf(shards, "verify", _info, every, "shards verify data/demo")
+        _leaf(shards, "verify", _folder, every, "shards verify data/demo")
         foreign = "index and manifest for tars that another program wrote"
         _leaf(shards, "index", _index, foreign, "shards index DIR --tasks tasks.json")
         backbone = _branch(verbs, "backbone", "language models made here", "backbone_verb")
@@ -148,8 +151,7 @@ def _label_csv(parser: jsonargparse.ArgumentParser) -> None:
     _features(parser)
 
 
-def _mmsa(parser: jsonargparse.ArgumentParser) -> None:
-    parser.add_argument("--source", type=str, required=True, help="the .pkl; it is read without running anything in it")
+def _sentiment(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=str, required=True, help="folder of shards to make")
     parser.add_argument("--dataset", type=str, required=True, help="mosi, mosei, sims, simsv2, or a name of your own")
     parser.add_argument("--language", type=str | None, default=None, help="en or zh; known for the four")
@@ -158,6 +160,27 @@ def _mmsa(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument("--step", type=float | None, default=None, help="distance between two answers")
     parser.add_argument("--convention", type=str | None, default=None, help="metrics: mosei or sims")
     parser.add_argument("--question", type=str | None, default=None, help="the question in words")
+
+
+def _mmsa(parser: jsonargparse.ArgumentParser) -> None:
+    parser.add_argument("--source", type=str, required=True, help="the .pkl; it is read without running anything in it")
+    _sentiment(parser)
+    _modality_labels(parser)
+
+
+def _csd(parser: jsonargparse.ArgumentParser) -> None:
+    parser.add_argument("--source", type=str, required=True, help="folder of .csd files (needs the extra csd)")
+    folds = 'JSON {"train": [video ids], "valid": [...], "test": [...]}'
+    parser.add_argument("--split-file", type=str, required=True, help=folds)
+    for role in ("labels", "words", "audio", "vision"):
+        which = f"the file of {role} in the folder; left out, the one whose name fits"
+        parser.add_argument(f"--{role}", type=str | None, default=None, help=which)
+    _sentiment(parser)
+
+
+def _modality_labels(parser: jsonargparse.ArgumentParser) -> None:
+    alone = "also make samples of the labels given to one modality alone, as tasks of their own"
+    parser.add_argument("--modality-labels", action="store_true", help=alone)
 
 
 def _mse_adapter(parser: jsonargparse.ArgumentParser) -> None:
@@ -169,6 +192,7 @@ def _mse_adapter(parser: jsonargparse.ArgumentParser) -> None:
 def _cherma(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument("--source", type=str, required=True, help="folder of {train,valid,test}.json, audio/, visual/")
     parser.add_argument("--out", type=str, required=True, help="folder of shards to make")
+    _modality_labels(parser)
 
 
 def _jsonl(parser: jsonargparse.ArgumentParser) -> None:
@@ -182,10 +206,17 @@ def _index(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=str, help="folder of WebDataset tars")
     tasks = "JSON file of the task definitions; tasks.json in the folder where it is not given"
     parser.add_argument("--tasks", type=str | None, default=None, help=tasks)
+    parser.add_argument("--force", action="store_true", help="make index and manifest anew where there are old ones")
+
+
+def _folder(parser: jsonargparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=str, help="folder of shards")
 
 
 def _info(parser: jsonargparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=str, help="folder of shards")
+    _folder(parser)
+    picture = "also draw classes, values, lengths and missing modalities as FILE.png"
+    parser.add_argument("--plot", type=str | None, default=None, metavar="FILE.png", help=picture)
 
 
 def _tiny(parser: jsonargparse.ArgumentParser) -> None:

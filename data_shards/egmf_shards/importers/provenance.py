@@ -1,0 +1,47 @@
+"""What the manifest's ``source`` says about the files that an importer read."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from egmf_shards.errors import ShardError
+from egmf_shards.progress import progress
+
+IMPORTER_VERSION = 1
+"""Raised when an importer makes other samples of the same file than before."""
+_CHUNK = 1 << 20
+
+
+def provenance(importer: str, files: Iterable[str | os.PathLike[str]]) -> dict[str, Any]:
+    """``importer``, ``importer_version`` and ``files`` (:func:`describe_source` of each, in that order)."""
+    return {
+        "importer": importer,
+        "importer_version": IMPORTER_VERSION,
+        "files": [describe_source(file) for file in files],
+    }
+
+
+def describe_source(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What provenance says about a source file: its ``file`` name, ``bytes`` and ``sha256`` (read in pieces).
+
+    Raises:
+        ShardError: it cannot be read.
+    """
+    path = Path(path)
+    digest, size = hashlib.sha256(), 0
+    try:
+        if not path.is_file():
+            raise ShardError(f"{path}: there is no such file")
+        with path.open("rb") as file:
+            pieces = iter(partial(file.read, _CHUNK), b"")
+            for chunk in progress(pieces, f"checksum of {path.name}", total=path.stat().st_size // _CHUNK + 1):
+                digest.update(chunk)
+                size += len(chunk)
+    except OSError as error:
+        raise ShardError(f"{path}: cannot be read ({error.strerror})") from error
+    return {"file": path.name, "bytes": size, "sha256": digest.hexdigest()}
