@@ -3,3 +3,7 @@
 
 class ShardError(ValueError):
     """Bad input. The message is one line: what is wrong, where, and what would be right."""
+
+
+class UnreachableError(ShardError):
+    """The store cannot be reached or lets nobody in: no fault of a sample, so no policy for bad samples covers it."""

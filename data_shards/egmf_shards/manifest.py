@@ -57,6 +57,8 @@ def read_manifest(folder: Path | Storage) -> dict[str, Any]:
         raise ShardError(
             f"{storage.location}: holds no {MANIFEST_NAME}, so it is not a finished folder of shards"
         ) from error
+    except ShardError:
+        raise
     except (ValueError, OSError) as error:
         raise ShardError(f"{path}: not a readable JSON file ({error})") from error
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:

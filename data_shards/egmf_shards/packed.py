@@ -18,7 +18,7 @@ import numpy as np
 
 from egmf_shards import codec
 from egmf_shards.checksum import crc32
-from egmf_shards.errors import ShardError
+from egmf_shards.errors import ShardError, UnreachableError
 from egmf_shards.index import Index
 from egmf_shards.sample import FEATURE_MODALITIES, SPLITS, Sample
 from egmf_shards.storage import Storage
@@ -111,7 +111,7 @@ class Table:
             try:
                 samples.append(reader.read(b))
             except ShardError as error:
-                if not tolerate:
+                if not tolerate or isinstance(error, UnreachableError):
                     raise
                 bad.append(BadSample(b, int(at[b]), reader.keys[b], str(error)))
                 samples.append(self.placeholder(int(at[b])))

@@ -1,0 +1,417 @@
+"""Shards behind a URL: the local files' bytes, through real servers that are cut off, stopped and started again."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import multiprocessing
+import pickle
+import random
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+from pathlib import Path
+
+import pytest
+
+from egmf_shards import Sample, ShardError, ShardSet, Stream, remote
+from egmf_shards.errors import UnreachableError
+from egmf_shards.remote import RemoteStorage
+from egmf_shards.storage import StorageOptions
+
+_spec = importlib.util.spec_from_file_location("servers", Path(__file__).with_name("servers.py"))
+servers = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(servers)
+
+CHUNK = 1000
+FAST = {"chunk_bytes": CHUNK, "retries": 3, "first_wait": 0.01}
+
+
+def missing(*modules: str) -> pytest.MarkDecorator:
+    lacking = [name for name in modules if importlib.util.find_spec(name) is None]
+    return pytest.mark.skipif(bool(lacking), reason=f"needs {', '.join(lacking)}: pip install 'egmf-dist[remote,dev]'")
+
+
+needs_http = missing("aiohttp")
+needs_s3 = missing("s3fs", "moto", "flask", "flask_cors")
+
+
+@pytest.fixture
+def shards(folder) -> Path:
+    return folder(samples_per_shard=8)
+
+
+@pytest.fixture
+def http(shards: Path) -> Iterator[servers.HTTPServer]:
+    server = servers.HTTPServer(shards)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3(shards: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[servers.S3Server]:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    server = servers.S3Server(shards)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.wire.port}")
+    yield server
+    server.stop()
+
+
+OptionsMaker = Callable[..., StorageOptions]
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> OptionsMaker:
+    return lambda **changes: StorageOptions(**({"cache_dir": str(tmp_path / "cache")} | FAST | changes))
+
+
+def slices(folder: Path, count: int, seed: int = 0) -> list[tuple[str, int, int]]:
+    """Random slices of the shards, from empty ones to ones of several chunks."""
+    rng = random.Random(seed)
+    sizes = {path.name: path.stat().st_size for path in sorted(folder.glob("*.tar"))}
+    found = []
+    for _ in range(count):
+        name = rng.choice(list(sizes))
+        size = rng.choice((0, 1, 100, CHUNK, 3 * CHUNK + 7, sizes[name]))
+        found.append((name, rng.randrange(sizes[name] - size + 1), size))
+    return found
+
+
+def expect(storage: RemoteStorage, folder: Path, wanted: list[tuple[str, int, int]]) -> None:
+    for name, offset, size in wanted:
+        got = storage.view(name, offset, size)
+        assert len(got) == size
+        assert got == (folder / name).read_bytes()[offset : offset + size], (name, offset, size)
+
+
+def first_shard(folder: Path) -> str:
+    return min(path.name for path in folder.glob("*.tar"))
+
+
+def contents(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file() and path.parent != folder]
+
+
+def whole_run(shards: ShardSet, tolerate: bool = False) -> Iterator[list[tuple[int, str, float, Sample]]]:
+    """Two epochs of one rank, a list for each global batch."""
+    stream = Stream(shards, seed=3, global_batch=6, micro_batch=4, rank=0, world=1, tolerate=tolerate)
+    for position in range(0, 2 * len(shards), 6):
+        yield [
+            (slot.position, sample.id, weight, sample)
+            for batch in stream.read(position)
+            for slot, sample, weight in zip(batch.slots, batch.samples, batch.weights, strict=True)
+        ]
+
+
+def assert_same_run(got: list, local: list, equal: Callable) -> None:
+    assert [[entry[:3] for entry in batch] for batch in got] == [[entry[:3] for entry in batch] for batch in local]
+    for a, b in zip(chain(*got), chain(*local), strict=True):
+        assert equal(a[3], b[3])
+
+
+@pytest.mark.parametrize("protocol", ["memory", "file"])
+def test_random_slices_have_the_local_bytes(protocol, shards, options):
+    import fsspec
+
+    url = f"{protocol}://{shards}"
+    if protocol == "memory":
+        fsspec.filesystem("memory").put(f"{shards}/", f"{url}/", recursive=True)
+    storage = RemoteStorage(url, options())
+    expect(storage, shards, slices(shards, 60))
+    assert storage.is_folder()
+    assert storage.read_file("manifest.json") == (shards / "manifest.json").read_bytes()
+    name = first_shard(shards)
+    assert storage.sizes([name, "none.tar"]) == {name: (shards / name).stat().st_size}
+    assert storage.size(name) == (shards / name).stat().st_size
+    with pytest.raises(FileNotFoundError):
+        storage.size("none.tar")
+    with pytest.raises(ShardError, match=r"none\.tar: the shard is missing"):
+        storage.view("none.tar", 0, 1)
+    with pytest.raises(ShardError, match=rf"{name}: truncated: ends at byte"):
+        storage.view(name, 0, storage.size(name) + 1)
+    assert not RemoteStorage(f"{url}-none", options()).is_folder()
+
+
+def test_bad_options_and_urls_are_refused_in_one_line(options, tmp_path):
+    with pytest.raises(ShardError, match="chunk_bytes is 0; it must be at least 1"):
+        RemoteStorage("memory://x", options(chunk_bytes=0))
+    with pytest.raises(ShardError, match=r"^nothing://x: cannot be read .*Protocol not known"):
+        RemoteStorage("nothing://x", options())
+    (tmp_path / "plain").write_text("")
+    with pytest.raises(ShardError, match="plain/cache: cannot be used as cache"):
+        RemoteStorage("memory://x", options(cache_dir=str(tmp_path / "plain" / "cache")))
+    with pytest.raises(ShardError, match="a URL with a query"):
+        RemoteStorage("http://host/folder?key=1", options())
+
+
+def test_a_missing_package_is_named(options, monkeypatch):
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
+    monkeypatch.delitem(sys.modules, "fsspec.implementations.http", raising=False)
+    with pytest.raises(ShardError, match=r"pip install 'egmf-dist\[remote\]'") as caught:
+        RemoteStorage("https://user:secret@host/folder", options())
+    assert "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+@needs_http
+def test_http_reads_each_chunk_once(http, shards, options):
+    storage = RemoteStorage(http.url, options())
+    expect(storage, shards, slices(shards, 60))
+    expect(RemoteStorage(http.url, options()), shards, slices(shards, 60))  # a second process finds the chunks
+    ranges = [tuple(entry[1:]) for entry in http.ranges()]
+    assert len(ranges) == len(set(ranges))
+    assert storage.sizes(["a.tar"]) == {"a.tar": None}
+    with pytest.raises(FileNotFoundError):
+        storage.read_file("none")
+
+
+@needs_http
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("cut", "ClientPayloadError"),
+        ("short", f"{CHUNK - 1} bytes came instead of {CHUNK}"),
+        ("shift", f"the server sends 'bytes {CHUNK + 1}-{2 * CHUNK}/"),
+        ("whole", "the server ignores ranges"),
+        ("503", "Service Unavailable"),
+        ("hang", "Timeout"),
+    ],
+)
+def test_http_faults_are_tried_again_and_logged(kind, reason, http, shards, options, caplog):
+    storage = RemoteStorage(http.url, options())
+    storage.read_timeout = 0.5
+    storage._processes.clear()  # connects anew, with the timeout
+    name = first_shard(shards)
+    size = storage.size(name)
+    http.fault(kind, times=2, name=name)
+    with caplog.at_level(logging.WARNING, "egmf_shards"):
+        expect(storage, shards, [(name, CHUNK, 500)])
+    logged = [record.getMessage() for record in caplog.records]
+    assert len(logged) == 2
+    assert all(f"{name}, bytes {CHUNK} to {2 * CHUNK - 1}: " in line and reason in line for line in logged), logged
+
+    http.fault(kind, times=4, name=name)
+    with pytest.raises(UnreachableError, match=rf"{name}, bytes 0 to {CHUNK - 1}: cannot be read, tried 4 times"):
+        storage.view(name, 0, 1)
+    expect(storage, shards, [(name, 0, size)])  # nothing of the faults was kept
+
+
+@needs_http
+def test_a_server_without_ranges_serves_shards_of_one_chunk(http, shards, options, caplog):
+    http.fault("whole", times=10**6)
+    expect(RemoteStorage(http.url, options(chunk_bytes=2**20)), shards, slices(shards, 10))
+    assert not caplog.records
+
+
+@needs_http
+def test_a_refusal_is_not_tried_again(http, shards, options, caplog):
+    storage = RemoteStorage(http.url, options(first_wait=30))
+    name = first_shard(shards)
+    storage.size(name)
+    http.fault(403, times=1, name=name)
+    with pytest.raises(UnreachableError, match=rf"{name}: access is denied"):
+        storage.view(name, 0, 1)
+    http.fault(404, times=1, name=name)
+    with pytest.raises(ShardError, match=rf"{name}: the shard is missing"):
+        storage.view(name, 0, 1)
+    http.fault(403, times=9, name="manifest.json")
+    with pytest.raises(PermissionError):
+        storage.read_file("manifest.json")
+    with pytest.raises(UnreachableError, match=r"manifest\.json: access is denied"):
+        storage.is_folder()
+    assert not caplog.records
+
+
+@needs_http
+def test_a_head_that_fails_is_no_missing_file(http, shards, options, caplog):
+    """fsspec turns every failed HEAD into FileNotFoundError, a stopped server's, too."""
+    storage = RemoteStorage(http.url, options())
+    http.fault(503, times=2)  # HEAD, then the GET that fsspec tries in its place
+    assert storage.size(first_shard(shards)) > 0
+    http.stop()
+    with pytest.raises(UnreachableError, match="tried 4 times"):
+        RemoteStorage(http.url, options()).is_folder()
+
+
+@needs_http
+def test_http_stopped_and_started_again(http, shards, options, caplog):
+    storage = RemoteStorage(http.url, options(retries=8, first_wait=0.05))
+    expect(storage, shards, slices(shards, 4))
+    back = http.away(0.5)
+    expect(storage, shards, slices(shards, 20, seed=1))
+    back.join()
+    assert caplog.records  # it was really away
+
+
+@needs_http
+def test_http_stopped_for_good_names_the_object(http, shards, options):
+    storage = RemoteStorage(http.url, options())
+    name = first_shard(shards)
+    storage.size(name)
+    http.stop()
+    with pytest.raises(
+        UnreachableError, match=rf"^{http.url}/{name}, bytes 0 to {CHUNK - 1}: cannot be read"
+    ) as caught:
+        storage.view(name, 0, 1)
+    assert "\n" not in str(caught.value)
+
+
+@needs_http
+def test_wrong_bytes_are_healed_once(http, shards, options, caplog):
+    name = first_shard(shards)
+    storage = RemoteStorage(http.url, options())
+    storage.size(name)
+    right = (shards / name).read_bytes()
+    http.fault("wrong", times=1, name=name)
+    assert storage.view(name, 0, 100) != right[:100]
+    assert storage.forget(name, 0, 100)
+    assert storage.view(name, 0, 100) == right[:100]
+    # The second read was good: a fault of a later read is a new one.
+    cached = [path for path in contents(Path(options().cache_dir)) if path.name == f"{0:08d}"]
+    assert len(cached) == 1
+    storage.view(name, 0, 100)
+    assert storage.forget(name, 0, 100)
+    assert not cached[0].exists()
+    http.fault("wrong", times=1, name=name)
+    assert storage.view(name, 0, 100) != right[:100]
+    assert not storage.forget(name, 0, 100)
+    assert storage.view(name, 0, 100) == right[:100]  # and the wrong bytes are gone all the same
+
+
+@needs_http
+def test_wrong_bytes_are_healed_in_the_stream(http, shards, options, equal, monkeypatch):
+    healed = []
+    forget = RemoteStorage.forget
+    monkeypatch.setattr(RemoteStorage, "forget", lambda self, *slice_: healed.append(slice_) or forget(self, *slice_))
+    local = list(whole_run(ShardSet.open([shards], "train")))
+    # A chunk's first byte is flipped: with chunks of a tar's block it is a member's first byte or a header's.
+    run = whole_run(ShardSet.open([http.url], "train", storage=options(chunk_bytes=512)))
+    got = []
+    for _ in local:
+        http.fault("wrong")
+        got.append(next(run))
+    assert_same_run(got, local, equal)
+    assert healed
+
+
+@needs_http
+def test_bytes_that_stay_wrong_name_the_sample(http, shards, options):
+    remote = ShardSet.open([http.url], "train", storage=options(chunk_bytes=512))
+    http.fault("wrong", times=10**6)
+    with pytest.raises(ShardError, match=rf"{http.url}/.*\.tar: sample '.*', member .*CRC32 mismatch"):
+        list(remote)
+
+
+def read_all(state: bytes, folder: Path, seed: int) -> int:
+    """The most bytes that the cache held after any read."""
+    storage, most = pickle.loads(state), 0
+    for one in slices(folder, 40, seed):
+        expect(storage, folder, [one])
+        with storage._cache._locked():
+            most = max(most, storage._cache.used())
+    return most
+
+
+@needs_http
+def test_processes_share_a_cache_folder(http, shards, options):
+    bound = 8 * CHUNK
+    state = pickle.dumps(RemoteStorage(http.url, options(cache_bytes=bound)))
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        used = pool.starmap(read_all, [(state, shards, seed) for seed in range(6)])
+    assert bound // 2 < max(used) <= bound
+
+
+@needs_http
+def test_a_forked_child_reads_beside_its_parent(http, shards, options):
+    storage = RemoteStorage(http.url, options(cache_bytes=0))
+    expect(storage, shards, slices(shards, 10))  # the parent's thread and sockets are at work before the fork
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+
+    def child(seed: int) -> None:
+        expect(storage, shards, slices(shards, 30, seed))
+        results.put(seed)
+
+    children = [context.Process(target=child, args=(seed,)) for seed in (1, 2)]
+    for one in children:
+        one.start()
+    expect(storage, shards, slices(shards, 30, 3))
+    for one in children:
+        one.join(20)
+    assert [one.exitcode for one in children] == [0, 0]
+    expect(storage, shards, slices(shards, 30, 4))
+
+
+@needs_http
+def test_threads_read_one_storage(http, shards, options):
+    storage = RemoteStorage(http.url, options(cache_bytes=5 * CHUNK))
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda seed: expect(storage, shards, slices(shards, 25, seed)), range(4)))
+
+
+@needs_http
+def test_the_stream_over_http_outlives_disconnects(http, shards, options, equal, caplog, monkeypatch):
+    monkeypatch.setattr(remote, "CHUNKS_AT_HAND", 2)  # else all of so small a folder stays at hand
+    local = list(whole_run(ShardSet.open([shards], "train")))
+    run = whole_run(ShardSet.open([http.url], "train", storage=options(retries=8, first_wait=0.05, cache_bytes=0)))
+    got = []
+    for number in range(len(local)):
+        if number < 3:
+            http.fault("cut")
+        back = http.away(0.3) if number == 4 else None
+        got.append(next(run))
+        if back:
+            back.join()
+    assert_same_run(got, local, equal)
+    logged = [record.getMessage() for record in caplog.records]
+    assert any("ClientPayloadError" in line for line in logged), logged
+    assert any("ClientConnectorError" in line for line in logged), logged
+
+
+@needs_s3
+def test_the_stream_over_s3_outlives_disconnects(s3, shards, options, equal, caplog, monkeypatch):
+    monkeypatch.setattr(remote, "CHUNKS_AT_HAND", 2)  # else all of so small a folder stays at hand
+    local = list(whole_run(ShardSet.open([shards], "train")))
+    run = whole_run(ShardSet.open([s3.url], "train", storage=options(retries=8, first_wait=0.05, cache_bytes=0)))
+    got = []
+    for number in range(len(local)):
+        if number < 3:
+            s3.wire.break_after = 700  # an answer has some 500 bytes of headers and CHUNK of body
+        back = s3.away(0.3) if number == 4 else None
+        got.append(next(run))
+        if back:
+            back.join()
+    assert_same_run(got, local, equal)
+    assert s3.wire.breaks == 3
+    logged = [record.getMessage() for record in caplog.records]
+    assert sum("ClientPayloadError" in line for line in logged) == 3, logged
+    assert len(logged) > 3, logged
+
+
+@needs_s3
+def test_s3_stopped_for_good_names_the_object(s3, shards, options):
+    storage = RemoteStorage(s3.url, options())
+    names = [path.name for path in shards.glob("*.tar")]
+    assert storage.sizes([*names, "none.tar"]) == {name: (shards / name).stat().st_size for name in names}
+    expect(storage, shards, slices(shards, 20))
+    with pytest.raises(FileNotFoundError):
+        storage.size("none.tar")
+    with pytest.raises(ShardError, match="there is no such folder"):
+        ShardSet.open([f"{s3.url}-none"], "train", storage=options())
+    s3.stop()
+    storage = pickle.loads(pickle.dumps(storage))
+    shutil.rmtree(options().cache_dir)
+    with pytest.raises(UnreachableError, match=rf"^{s3.url}/{names[0]}, bytes 0 to {CHUNK - 1}: cannot be read"):
+        storage.view(names[0], 0, 1)
+
+
+@needs_http
+def test_no_policy_takes_a_lost_server_for_bad_samples(http, shards, options):
+    remote = ShardSet.open([http.url], "train", storage=options(), tolerate=True)
+    http.stop()
+    with pytest.raises(UnreachableError):
+        list(whole_run(remote, tolerate=True))
