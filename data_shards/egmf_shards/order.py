@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -105,8 +105,28 @@ def permutation(n: int, *key: int | str) -> Permutation:
 
 
 @lru_cache(maxsize=8)
-def _block_permutation(n: int, block: int, window: int, *key: int | str) -> BlockPermutation:
-    return BlockPermutation(n, block, window, *key)
+def _epoch_permutation(n: int, block: int, window: int, *key: int | str) -> Permutation | BlockPermutation:
+    return BlockPermutation(n, block, window, *key) if block else permutation(n, *key)
+
+
+# Places that are permuted together: for a batch of 32 the arithmetic costs less than calling it does.
+_CHUNK = 2048
+
+
+@lru_cache(maxsize=16)
+def _chunk_of_places(chunk: int, n: int, block: int, window: int, *key: int | str) -> np.ndarray:
+    """The sample numbers at places ``chunk * _CHUNK`` and on, of an epoch."""
+    places = np.arange(chunk * _CHUNK, min((chunk + 1) * _CHUNK, n))
+    return _epoch_permutation(n, block, window, *key)(places)
+
+
+def _alike(values: np.ndarray) -> Iterator[tuple[int, slice | np.ndarray]]:
+    """Each value of ``values`` once, and where it stands; mostly there is only one."""
+    if values.size and values.min() == values.max():
+        yield int(values[0]), slice(None)
+        return
+    for value in np.unique(values).tolist():
+        yield value, values == value
 
 
 class Order:
@@ -147,16 +167,19 @@ class Order:
             raise ShardError(f"position is {positions.min()}; positions count samples from 0")
         epochs, places = np.divmod(positions.astype(np.int64), self.n)
         indices = np.empty_like(places)
-        for epoch in np.unique(epochs).tolist():
-            own = epochs == epoch
-            indices[own] = self._permutation(epoch)(places[own])
+        for epoch, own in _alike(epochs):
+            indices[own] = self._of_epoch(epoch, places[own])
         return indices, epochs
 
-    def _permutation(self, epoch: int) -> Permutation | BlockPermutation:
-        key = (self.seed, epoch, self.index_hash)
-        if self.block:
-            return _block_permutation(self.n, self.block, self.window, *key)
-        return permutation(self.n, *key)
+    def _of_epoch(self, epoch: int, places: np.ndarray) -> np.ndarray:
+        key = (self.n, self.block, self.window, self.seed, epoch, self.index_hash)
+        if places.size > _CHUNK:
+            return _epoch_permutation(*key)(places)
+        chunks, offsets = np.divmod(places, _CHUNK)
+        numbers = np.empty_like(offsets)
+        for chunk, same in _alike(chunks):
+            numbers[same] = _chunk_of_places(chunk, *key)[offsets[same]]
+        return numbers
 
 
 class Mixture:
@@ -189,8 +212,7 @@ class Mixture:
             raise ShardError(f"position is {positions.min()}; positions count samples from 0")
         rounds, places = np.divmod(positions.astype(np.int64), self.SLOTS)
         slots = np.empty_like(places)
-        for number in np.unique(rounds).tolist():
-            own = rounds == number
+        for number, own in _alike(rounds):
             slots[own] = permutation(self.SLOTS, self.seed, "mixture", number, self.index_hash)(places[own])
         which = np.searchsorted(self._slots, slots, side="right") - 1
         indices, epochs = np.empty_like(places), np.empty_like(places)

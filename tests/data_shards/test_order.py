@@ -153,6 +153,22 @@ def test_a_mixture_keeps_its_proportions_and_each_sets_epochs(sizes, weights, se
     assert part[0].tolist() == indices[[5, 2500, 999, 1000]].tolist()
 
 
+@pytest.mark.parametrize("block", [0, 7])
+def test_however_many_places_are_asked_for_at_once(block):
+    """Across chunks of places and epochs' ends, the numbers are those of the permutation."""
+    n = 5000
+    order = Order(n, 3, "x", block, 2)
+    keys = [(3, epoch, "x") for epoch in range(3)]
+    epochs = [BlockPermutation(n, block, 2, *key) if block else Permutation(n, *key) for key in keys]
+    whole = np.concatenate([permute(np.arange(n)) for permute in epochs])
+    assert order.indices(0, 3 * n).tolist() == whole.tolist()
+    for start in range(0, 3 * n - 40, 37):
+        assert order.indices(start, 40).tolist() == whole[start : start + 40].tolist()
+    scattered = np.array([9000, 1, 4999, 5000, 2048, 14999])
+    assert order.at(scattered)[0].tolist() == whole[scattered].tolist()
+    assert order.at(scattered)[1].tolist() == [1, 0, 0, 1, 0, 2]
+
+
 def test_quotas():
     assert quotas([1, 1, 1], 3, 1000) == [334, 333, 333]
     assert quotas([0.7, 0.3], 2, 10) == [7, 3]
