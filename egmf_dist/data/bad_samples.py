@@ -60,11 +60,14 @@ class BadSamples:
         self.allowed = math.ceil(config.max_bad_fraction * epoch)
         self.quarantined: set[int] = set()
         if config.bad_samples == "quarantine":
-            # What was written after the checkpoint belongs to steps that are about to be repeated.
-            lines = [line for line in read_quarantine(self.path) if line["position"] < counts.position]
-            self.quarantined = {int(line["sample"]) for line in lines}
-            if self.path.exists():
-                distributed.on_rank_zero(lambda: write_json_lines(self.path, lines))
+            self.quarantined = set(distributed.on_rank_zero(self._resume))
+
+    def _resume(self) -> list[int]:
+        """Sample numbers set aside so far; lines after the checkpoint go: their steps are about to be repeated."""
+        lines = [line for line in read_quarantine(self.path) if line["position"] < self.counts.position]
+        if self.path.exists():
+            write_json_lines(self.path, lines)
+        return [int(line["sample"]) for line in lines]
 
     def take(self, step: Step) -> list[BadSlot]:
         """Count the step's bad samples, take those in quarantine out of it. Every rank must call this.
