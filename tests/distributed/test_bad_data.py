@@ -94,3 +94,25 @@ def test_the_budget_stops_the_run(config, broken, run_ranks, tmp_path):
     data = replace(config.data, bad_samples="skip", max_bad_fraction=0.0)
     with pytest.raises(AssertionError, match=rf"data: 1 samples of one epoch, more than 0 of .*'{key}'"):
         train(run_ranks, replace(config, data=data), tmp_path / "budget")
+
+
+def test_a_global_batch_without_any_readable_sample_moves_nothing_but_momentum(config, broken, run_ranks, tmp_path):
+    """A whole shard is gone: under a budget that allows it, the run ends, finite, with all its samples counted."""
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(config.data.shards[0], copy)
+    train_shards = sorted(copy.glob("train-*.tar"))
+    for shard in train_shards:
+        shard.unlink()
+    data = replace(config.data, shards=[str(copy)], bad_samples="skip", max_bad_fraction=1.0, max_bad_in_a_row=10**6)
+    training = replace(config.training, steps=2, validate_every=2, checkpoint_every=2)
+    result = train(run_ranks, replace(config, data=data, training=training), tmp_path / "run")
+    assert result["step"] == 2
+    records = read_records(tmp_path / "run" / "metrics.jsonl")
+    messages = [r["message"] for r in records if r["kind"] == "warning"]
+    assert any(f"{train_shards[0]}: the shard is missing" in m for m in messages)
+    steps = [r for r in records if r["kind"] == "train"]
+    assert [r["bad_samples"] for r in steps] == [BATCH, 2 * BATCH]
+    assert [r["loss"] for r in steps] == [0.0, 0.0]
+    assert all(r["grad_norm"] == 0.0 for r in steps)
