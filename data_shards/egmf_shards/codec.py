@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from egmf_shards.accelerated import crc32, parse_json
 from egmf_shards.errors import ShardError
 from egmf_shards.sample import FEATURE_MODALITIES, Sample
 
@@ -24,8 +25,8 @@ MEMBERS = (JSON_MEMBER, *(f"{m}.npy" for m in FEATURE_MODALITIES))
 
 
 @lru_cache(maxsize=65536)
-def array_header(frames: int, dim: int) -> bytes:
-    """What :func:`encode_array` writes in front of the numbers of a ``[frames, dim]`` array.
+def array_header(frames: int, dim: int) -> tuple[bytes, int]:
+    """What :func:`encode_array` writes in front of the numbers of a ``[frames, dim]`` array, and its CRC32.
 
     A reader that knows the shape compares these bytes instead of parsing them: numpy's parser costs more than all the
     rest of a sample.
@@ -33,7 +34,7 @@ def array_header(frames: int, dim: int) -> bytes:
     buffer = io.BytesIO()
     header = {"descr": "<f4", "fortran_order": False, "shape": (frames, dim)}
     np.lib.format.write_array_header_1_0(buffer, header)
-    return buffer.getvalue()
+    return buffer.getvalue(), crc32(buffer.getvalue())
 
 
 def encode(sample: Sample) -> dict[str, bytes]:
@@ -63,13 +64,6 @@ def encode_array(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
-_JSON = json.JSONDecoder(parse_constant=_no_constant)
-
-
 def decode_json(data: bytes | memoryview, where: object) -> dict[str, Any]:
     """The JSON object in ``data``; ``where`` names the sample in the error.
 
@@ -77,7 +71,7 @@ def decode_json(data: bytes | memoryview, where: object) -> dict[str, Any]:
         ShardError: not UTF-8, not JSON, or not an object.
     """
     try:
-        value = _JSON.decode(str(data, "utf-8"))
+        value = parse_json(data)
     except ValueError as error:
         raise ShardError(f"{where}: the JSON member is malformed ({error})") from error
     if not isinstance(value, dict):

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from egmf_shards import codec
-from egmf_shards.checksum import crc32
+from egmf_shards.accelerated import crc32
 from egmf_shards.errors import ShardError
 from egmf_shards.progress import progress
 from egmf_shards.sample import SPLITS

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from egmf_shards import codec
-from egmf_shards.checksum import crc32
+from egmf_shards.accelerated import crc32
 from egmf_shards.errors import ShardError
 from egmf_shards.importers.repairs import FP16_MAX
 from egmf_shards.index import Index, load_index

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from egmf_shards import codec
-from egmf_shards.checksum import crc32
+from egmf_shards.accelerated import crc32
 from egmf_shards.errors import ShardError, UnreachableError
 from egmf_shards.index import Index
 from egmf_shards.sample import FEATURE_MODALITIES, SPLITS, Sample
@@ -25,7 +25,7 @@ from egmf_shards.storage import Storage
 from egmf_shards.task import CLASSIFICATION, Task
 
 _JSON = codec.MEMBERS.index(codec.JSON_MEMBER)
-_KINDS = {codec.MEMBERS.index(f"{m}.npy"): m for m in FEATURE_MODALITIES}
+_KINDS_OF = {m: codec.MEMBERS.index(f"{m}.npy") for m in FEATURE_MODALITIES}
 
 
 @dataclass(frozen=True)
@@ -163,6 +163,10 @@ class _Where:
         return self.reader.where(self.b)
 
 
+class _ChangedError(Exception):
+    """A member's CRC32 is not the index's."""
+
+
 class _BatchReader:
     """One call of :meth:`Table.read`: the looked-up columns as plain lists."""
 
@@ -173,81 +177,88 @@ class _BatchReader:
         counts = last - first
         ends = np.cumsum(counts)
         members = np.arange(int(ends[-1]) if len(ends) else 0) + np.repeat(first - (ends - counts), counts)
+        offsets = table.offset[members]
+        starts = offsets[ends - counts]
+        begins = offsets - np.repeat(starts, counts)
+        stops = begins + table.size[members]
         self.table = table
         self.keys: list[str] = table.key[at].tolist()
         self.bounds = [0, *ends.tolist()]
+        self.shards = table.shard[members[ends - counts]].tolist()
+        self.starts, self.lengths = starts.tolist(), stops[ends - 1].tolist()
         self.kinds = table.kind[members].tolist()
-        self.shards = table.shard[members].tolist()
-        self.offsets = table.offset[members].tolist()
-        self.sizes = table.size[members].tolist()
+        self.begins, self.stops = begins.tolist(), stops.tolist()
         self.crcs = table.crc[members].tolist()
-        self.frames = {m: frames[m].tolist() for m in FEATURE_MODALITIES}
-        self.starts = {m: (np.cumsum(frames[m]) - frames[m]).tolist() for m in FEATURE_MODALITIES}
-        self.packed = packed
-        # memoryviews copy bytes with less ceremony than numpy.
-        self.bytes = {m: a.reshape(-1).view(np.uint8).data for m, a in packed.items()}
+        self.places = {
+            _KINDS_OF[m]: (
+                m, table.dims.get(m, 0), frames[m].tolist(), (np.cumsum(frames[m]) - frames[m]).tolist(), packed[m],
+                packed[m].reshape(-1).view(np.uint8).data,  # memoryviews copy bytes with less ceremony than numpy
+            )
+            for m in FEATURE_MODALITIES
+        }  # fmt: skip
 
     def where(self, b: int) -> str:
         """Shard and key of sample ``b``, for messages."""
-        storage, name = self.table.shards[self.shards[self.bounds[b]]]
+        storage, name = self.table.shards[self.shards[b]]
         return f"{storage.where(name)}: sample {self.keys[b]!r}"
 
     def read(self, b: int) -> Sample:
         """Sample ``b``, its features copied to their place in the packed arrays."""
-        first, last = self.bounds[b], self.bounds[b + 1]
-        storage, name = self.table.shards[self.shards[first]]
-        start = self.offsets[first]
-        length = self.offsets[last - 1] + self.sizes[last - 1] - start
-        span = storage.view(name, start, length)
-        changed = self._changed(span, start, first, last)
-        if changed is not None and storage.forget(name, start, length):
-            span = storage.view(name, start, length)
-            changed = self._changed(span, start, first, last)
-        if changed is not None:
+        storage, name = self.table.shards[self.shards[b]]
+        place = (name, self.starts[b], self.lengths[b])
+        try:
+            try:
+                return self._decode(b, storage.view(*place))
+            except _ChangedError:
+                if not storage.forget(*place):
+                    raise
+                return self._decode(b, storage.view(*place))
+        except _ChangedError as error:
             raise ShardError(
-                f"{self.where(b)}, member {codec.MEMBERS[changed]}: "
+                f"{self.where(b)}, member {error}: "
                 "the bytes have changed since they were written (CRC32 mismatch); restore the shard"
-            )
+            ) from None
+
+    def _decode(self, b: int, span: memoryview) -> Sample:
         where = _Where(self, b)
-        data: dict[str, Any] | None = None
+        text: memoryview | None = None
         arrays: dict[str, np.ndarray] = {}
-        for m in range(first, last):
-            kind, offset = self.kinds[m], self.offsets[m] - start
-            member = span[offset : offset + self.sizes[m]]
-            if kind == _JSON:
-                data = codec.decode_json(member, where) if data is None else None
+        for m in range(self.bounds[b], self.bounds[b + 1]):
+            kind, member = self.kinds[m], span[self.begins[m] : self.stops[m]]
+            if kind != _JSON:
+                modality, arrays[modality] = self._features(b, kind, member, self.crcs[m])
+            elif crc32(member) != self.crcs[m]:
+                raise _ChangedError(codec.JSON_MEMBER)
             else:
-                arrays[_KINDS[kind]] = self._features(b, _KINDS[kind], member)
-        if data is None:
-            raise ShardError(f"{self.where(b)}: has no .json member, or two")
-        sample = Sample.from_json(data, arrays, where)
+                text = member
+        if text is None:
+            raise ShardError(f"{where}: has no .json member")
+        sample = Sample.from_json(codec.decode_json(text, where), arrays, where)
         self._check(b, sample)
         return sample
 
-    def _changed(self, span: memoryview, start: int, first: int, last: int) -> int | None:
-        """The kind of the first member whose CRC32 is not the index's."""
-        for m in range(first, last):
-            offset = self.offsets[m] - start
-            if crc32(span[offset : offset + self.sizes[m]]) != self.crcs[m]:
-                return int(self.kinds[m])
-        return None
-
-    def _features(self, b: int, modality: str, member: memoryview) -> np.ndarray:
-        frames, dim, begin = self.frames[modality][b], self.table.dims.get(modality, 0), self.starts[modality][b]
-        place = self.packed[modality][begin : begin + frames]
-        header = codec.array_header(frames, dim)
-        size = len(header)
-        if len(member) == size + 4 * frames * dim and member[:size] == header:
-            self.bytes[modality][4 * begin * dim : 4 * (begin + frames) * dim] = member[size:]
-            return place
+    def _features(self, b: int, kind: int, member: memoryview, crc: int) -> tuple[str, np.ndarray]:
+        modality, dim, frames, starts, packed, packed_bytes = self.places[kind]
+        length, start = frames[b], starts[b]
+        header, header_crc = codec.array_header(length, dim)
+        size, first, last = len(header), 4 * start * dim, 4 * (start + length) * dim
+        place = packed[start : start + length]
+        if len(member) == size + last - first and member[:size] == header:
+            # Copied before it is checked: the checksum then reads what the copy has just brought into the cache.
+            packed_bytes[first:last] = member[size:]
+            if crc32(packed_bytes[first:last], header_crc) != crc:
+                raise _ChangedError(codec.MEMBERS[kind])
+            return modality, place
+        if crc32(member) != crc:
+            raise _ChangedError(codec.MEMBERS[kind])
         array = codec.decode_array(member, f"{self.where(b)}, {modality}.npy")
-        if array.shape != (frames, dim):
+        if array.shape != place.shape:
             raise ShardError(
                 f"{self.where(b)}, member {modality}.npy: is {list(array.shape)}; "
-                f"index and manifest say {[frames, dim]}"
+                f"index and manifest say {list(place.shape)}"
             )
         place[:] = array
-        return place
+        return modality, place
 
     def _check(self, b: int, sample: Sample) -> None:
         table = self.table

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from itertools import chain
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -28,11 +30,33 @@ class Turn(NamedTuple):
     text: str
 
 
+# As Turn(*pair), but done in C; lengths are checked together.
+_make_turn = partial(tuple.__new__, Turn)
+
 _NEEDED = frozenset({"id", "text", "language", "task", "dataset", "split", "modalities", "context"})
 _OPTIONAL: dict[str, Any] = {"label": None, "value": None, "speaker": "", "dialogue": "", "turn": 0}
 _KNOWN = _NEEDED | _OPTIONAL.keys()
 _STRINGS = itemgetter("id", "text", "language", "task", "dataset", "split", "speaker", "dialogue")
 _NO_FEATURES = dict.fromkeys(FEATURE_MODALITIES)
+
+
+_NUMBERS = (float, int)
+
+
+# Samples have the same fields and few sets of modalities: what was looked at once is not looked at again.
+@lru_cache(maxsize=256)
+def _fields_fault(names: tuple[str, ...]) -> str:
+    lacking, odd = sorted(_NEEDED.difference(names)), sorted(set(names) - _KNOWN)
+    if lacking:
+        return f"lacks {', '.join(lacking)}"
+    return f"has unknown {', '.join(map(repr, odd))}" if odd else ""
+
+
+@lru_cache(maxsize=256)
+def _modalities_fault(names: tuple[str, ...]) -> str:
+    if set(names) <= set(MODALITIES) and len(set(names)) == len(names):
+        return ""
+    return f"modalities are {list(names)}; each of {', '.join(MODALITIES)} at most once"
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,24 +122,31 @@ class Sample:
             ShardError: a field is missing, or the declared modalities and the arrays disagree (``where`` names the
                 sample).
         """
-        if not _NEEDED <= data.keys() <= _KNOWN:
-            odd = ", ".join(sorted(_NEEDED - data.keys()) or map(repr, sorted(data.keys() - _KNOWN)))
-            raise ShardError(
-                f"{where}: the sample's JSON is malformed ({'lacks' if _NEEDED - data.keys() else 'has unknown'} {odd})"
-            )
         values = {**_OPTIONAL, **data, **_NO_FEATURES, **arrays}
         try:
-            values["modalities"] = tuple(data["modalities"])
-            values["context"] = tuple([Turn(speaker, text) for speaker, text in data["context"]])
-            strings = set(map(type, _STRINGS(values)))
+            fault = _fields_fault(tuple(data))
+            values["modalities"] = modalities = tuple(data["modalities"])
+            values["context"] = context = tuple(map(_make_turn, data["context"]))
+            types = {*map(type, _STRINGS(values)), *map(type, chain.from_iterable(context))}
+            fault = fault or _modalities_fault(modalities)
+        except KeyError:
+            pass  # a field is missing, and said to be
         except (TypeError, ValueError) as error:
-            raise ShardError(f"{where}: the sample's JSON is malformed ({error!r})") from error
-        label, value = values["label"], values["value"]
-        if strings != {str} or type(values["turn"]) is not int or (label is None) is (value is None):
-            raise ShardError(f"{where}: the sample's JSON is malformed (a field has the wrong type, or no target)")
-        declared = {m for m in values["modalities"] if m in FEATURE_MODALITIES}
-        if declared != arrays.keys():
-            raise ShardError(f"{where}: declares {sorted(declared)} but carries {sorted(arrays)}")
+            fault = repr(error)
+        else:
+            label, value = values["label"], values["value"]
+            if not fault and (
+                types != {str}
+                or set(map(len, context)) - {2}
+                or type(values["turn"]) is not int
+                or (type(label) is not str if value is None else label is not None or type(value) not in _NUMBERS)
+            ):
+                fault = "a field has the wrong type, or there is not one target"
+        if fault:
+            raise ShardError(f"{where}: the sample's JSON is malformed ({fault})")
+        if len(arrays) != len(modalities) - ("text" in modalities) or not arrays.keys() <= set(modalities):
+            declared = sorted(m for m in modalities if m != "text")
+            raise ShardError(f"{where}: declares {declared} but carries {sorted(arrays)}")
         # A frozen dataclass sets its fields one by one through object.__setattr__, which costs more than the JSON.
         sample = object.__new__(cls)
         sample.__dict__.update(values)

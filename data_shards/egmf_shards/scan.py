@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from egmf_shards import codec
-from egmf_shards.checksum import crc32
+from egmf_shards.accelerated import crc32
 from egmf_shards.errors import ShardError
 from egmf_shards.index import SHARD_NAME, Index
 from egmf_shards.sample import FEATURE_MODALITIES, SPLITS, Sample

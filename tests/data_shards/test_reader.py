@@ -252,3 +252,42 @@ def test_reading_needs_neither_torch_nor_webdataset():
     code = "import sys, egmf_shards; print([m for m in ('torch', 'webdataset', 'egmf_dist') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_sample_of_somebody_elses_writer_is_checked_field_by_field(sample):
+    """A CRC32 proves that bytes are as written, not that they are right."""
+    good = sample(0).to_json()
+    arrays = {"audio": sample(0).audio, "vision": sample(0).vision}
+    assert Sample.from_json(good, arrays, "x").to_json() == good
+    for change, message in [
+        ({"text": None}, "wrong type"),
+        ({"turn": "1"}, "wrong type"),
+        ({"turn": True}, "wrong type"),
+        ({"label": 3}, "wrong type"),
+        ({"label": None, "value": "0.5"}, "wrong type"),
+        ({"label": None, "value": True}, "wrong type"),
+        ({"value": 0.5}, "not one target"),
+        ({"label": None}, "not one target"),
+        ({"context": [["Ann"]]}, "wrong type"),
+        ({"context": [["Ann", 5]]}, "wrong type"),
+        ({"context": ["ab", "cd", 1]}, "not iterable"),
+        ({"context": 5}, "not iterable"),
+        ({"modalities": "text"}, "at most once"),
+        ({"modalities": ["text", "audio", "vision", "smell"]}, "at most once"),
+        ({"modalities": ["text", "text"]}, "at most once"),
+        ({"modalities": [["text"]]}, "unhashable"),
+        ({"modalities": ["text", "audio"]}, r"declares \['audio'\] but carries \['audio', 'vision'\]"),
+        ({"mood": 1}, "has unknown 'mood'"),
+        ({"audio": [1]}, "has unknown 'audio'"),
+    ]:
+        with pytest.raises(ShardError, match=message) as caught:
+            Sample.from_json(good | change, arrays, "x.tar")
+        assert str(caught.value).startswith("x.tar: ")
+        assert "\n" not in str(caught.value)
+    for name in good:
+        rest = {k: v for k, v in good.items() if k != name}
+        if name in ("speaker", "dialogue", "turn"):
+            Sample.from_json(rest, arrays, "x")
+        else:
+            with pytest.raises(ShardError, match="lacks" if name != "label" else "not one target"):
+                Sample.from_json(rest, arrays, "x")
