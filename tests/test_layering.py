@@ -30,7 +30,7 @@ BELOW = {
 # The ground floor is useful alone: this is all of the outer world it may need.
 THIRD_PARTY = {
     "egmf_kernels": {"torch", "triton"},
-    "egmf_shards": {"fsspec", "h5py", "isal", "numpy", "rich", "webdataset"},
+    "egmf_shards": {"fsspec", "h5py", "isal", "numpy", "orjson", "rich", "webdataset"},
 }
 # A package of one of these names on the path would hide another (transformers imports `kernels` where it finds one).
 WITHOUT_INIT = ("kernels", "data_shards", "launcher", "tests")

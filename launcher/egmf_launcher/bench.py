@@ -128,19 +128,19 @@ def _predict(out: Path, architectures: Sequence[int], quick: bool, console: Cons
 def _tables(summary: dict[str, Any]) -> Iterable[Table]:
     label, rows = summary["label"], summary["rows"]
     if summary["kind"] == "predicted":
-        yield _table(f"{label}: passes over one T x D stream", _passes(rows))
-        yield _table(f"{label}: roofline bounds in microseconds (datasheet ceilings)", _bounds(rows))
+        yield make_table(f"{label}: passes over one T x D stream", _passes(rows))
+        yield make_table(f"{label}: roofline bounds in microseconds (datasheet ceilings)", _bounds(rows))
         # A pooling kernel takes fewer rows at a time for 8 queries than for 4, and is compiled for both.
         blocks = [row | {"rows": _first(row["tile"], "BT", "BM", "CHUNKS")} for row in summary["resources"]]
-        yield _table(f"{label}: what the compiler made of the kernels", _picked(_RESOURCES, blocks))
+        yield make_table(f"{label}: what the compiler made of the kernels", picked(_RESOURCES, blocks))
         requests = "requested bytes, counted in Triton's interpreter, and what the formulas say"
-        yield _table(f"{label}: {requests}", _picked(_REQUESTS, summary["requests"]))
+        yield make_table(f"{label}: {requests}", picked(_REQUESTS, summary["requests"]))
     else:
         fused = [row for row in rows if row["implementation"] in ("fused", "auto")]
-        yield _table(label, _picked(_MEASURED, fused))
-        yield _table(f"{label}: targets", _picked(_TARGETS, summary.get("targets", [])))
+        yield make_table(label, picked(_MEASURED, fused))
+        yield make_table(f"{label}: targets", picked(_TARGETS, summary.get("targets", [])))
     share = "microseconds and share of a training step, beside a 7B language model at its bound"
-    yield _table(f"{label}: {share}", _picked(_SHARE, summary.get("step_share", [])))
+    yield make_table(f"{label}: {share}", picked(_SHARE, summary.get("step_share", [])))
 
 
 # Key of a row -> heading.
@@ -166,7 +166,7 @@ _SHARE = {
 }  # fmt: skip
 
 
-def _table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
+def make_table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
     """Rows with the same keys, which are the headings; numbers to the right."""
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for heading in rows[0] if rows else ():
@@ -177,7 +177,7 @@ def _table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
-def _picked(columns: Mapping[str, str], rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def picked(columns: Mapping[str, str], rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{heading: row.get(key) for key, heading in columns.items()} for row in rows]
 
 

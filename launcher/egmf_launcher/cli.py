@@ -220,6 +220,16 @@ def bench_kernels(options: jsonargparse.Namespace, arguments: Sequence[str]) -> 
     return run_bench(Path(options.out), options.arch, trace=options.trace, quick=options.quick)
 
 
+def bench_data(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
+    """How fast shards are read, beside other libraries."""
+    from egmf_launcher.bench_data import bench_data as run_bench
+
+    peers = None if options.peers is None else [name for name in options.peers.split(",") if name]
+    return run_bench(
+        Path(options.out), samples=options.samples, quick=options.quick, peers=peers, environments=options.environments
+    )
+
+
 VERBS: dict[tuple[str, ...], Verb] = {
     ("demo",): demo,
     ("real",): real,
@@ -239,6 +249,7 @@ VERBS: dict[tuple[str, ...], Verb] = {
     ("evaluate",): evaluate,
     ("report",): report_pictures,
     ("bench", "kernels"): bench_kernels,
+    ("bench", "data"): bench_data,
 }
 
 

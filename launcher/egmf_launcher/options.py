@@ -69,9 +69,11 @@ class CommandParser:
         evaluation = "evaluate runs/demo --split test --remove-each"
         _leaf(verbs, "evaluate", _evaluate, "score every legal answer of a split", evaluation)
         _leaf(verbs, "report", _report, "draw a run's pictures", "report runs/demo --compare runs/other")
-        bench = _branch(verbs, "bench", "what the fused kernels cost", "bench_verb")
+        bench = _branch(verbs, "bench", "what kernels and readers cost", "bench_verb")
         kernels = "measure them on a GPU; without one, the predicted report"
         _leaf(bench, "kernels", _bench_kernels, kernels, "bench kernels --out runs/kernels")
+        data = "samples a second of this project's reader and of other libraries, each in its pinned environment"
+        _leaf(bench, "data", _bench_data, data, "bench data --out runs/data")
 
     def parse(self, arguments: Sequence[str]) -> tuple[tuple[str, ...], jsonargparse.Namespace]:
         """The verb as a path such as ``("shards", "import", "meld")``, and its options.
@@ -277,6 +279,16 @@ def _bench_kernels(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument("--trace", action="store_true", help="also write Chrome traces (needs a GPU)")
     quick = "one width and architecture, no Inductor; with a GPU, one minute of measuring"
     parser.add_argument("--quick", action="store_true", help=quick)
+
+
+def _bench_data(parser: jsonargparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=str, required=True, help="folder for summary.json, results.csv and readers.png")
+    parser.add_argument("--samples", type=int | None, default=None, help="samples of 27 KB, from 512; null: 8000")
+    peers = "comma-separated: webdataset, energon, mds, ray, pickle; null: all"
+    parser.add_argument("--peers", type=str | None, default=None, help=peers)
+    where = "folder of the libraries' environments; null: egmf/bench in the user's cache folder; '': this environment"
+    parser.add_argument("--environments", type=str | None, default=None, help=where)
+    parser.add_argument("--quick", action="store_true", help="one round of fewer samples: whether it works")
 
 
 def launch_arguments(options: jsonargparse.Namespace) -> LaunchArguments:
