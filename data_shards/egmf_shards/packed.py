@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -20,7 +19,7 @@ from egmf_shards import codec
 from egmf_shards.accelerated import crc32
 from egmf_shards.errors import ShardError, UnreachableError
 from egmf_shards.index import Index
-from egmf_shards.sample import FEATURE_MODALITIES, SPLITS, Sample
+from egmf_shards.sample import FEATURE_MODALITIES, MAX_CONTEXT_TURNS, SPLITS, Sample
 from egmf_shards.storage import Storage
 from egmf_shards.task import CLASSIFICATION, Task
 
@@ -72,27 +71,42 @@ class Table:
     ) -> None:
         self.split, self.tasks, self.languages, self.dims, self.datasets = split, tasks, languages, dims, datasets
         self.shards = [(storage, name) for storage, index in parts for name in index.shard_names.tolist()]
-        rows = [np.flatnonzero(index.split == SPLITS.index(split)) for _, index in parts]
-        self.counts = [len(r) for r in rows]
-        members = _starts(len(index.member_kind) for _, index in parts)
-        shards = _starts(len(index.shard_names) for _, index in parts)
-        indexes = [index for _, index in parts]
-        self.first = _joined([i.first_member[r] + m for i, r, m in zip(indexes, rows, members, strict=True)])
-        self.last = _joined([i.first_member[r + 1] + m for i, r, m in zip(indexes, rows, members, strict=True)])
-        self.key = _joined([i.key[r] for i, r in zip(indexes, rows, strict=True)])
+        self.counts: list[int] = []
         numbers = {name: number for number, name in enumerate(tasks)}
-        codes = [np.array([numbers[name] for name in i.task_names.tolist()], dtype=np.int32) for i in indexes]
-        self.task = _joined([c[i.task[r]] for c, i, r in zip(codes, indexes, rows, strict=True)])
-        self.folder = np.repeat(np.arange(len(parts)), self.counts)
-        self.columns = {
-            name: _joined([getattr(i, name)[r] for i, r in zip(indexes, rows, strict=True)])
-            for name in ("text_chars", "audio_frames", "vision_frames")
-        }
-        self.kind = _joined([i.member_kind for i in indexes])
-        self.shard = _joined([i.member_shard + s for i, s in zip(indexes, shards, strict=True)])
-        self.offset = _joined([i.member_offset for i in indexes])
-        self.size = _joined([i.member_size for i in indexes])
-        self.crc = _joined([i.member_crc for i in indexes])
+        columns: dict[str, list[np.ndarray]] = {}
+        shards = 0
+        for storage, index in parts:
+            rows = np.flatnonzero(index.split == SPLITS.index(split))
+            codes = np.array([numbers[name] for name in index.task_names.tolist()], dtype=np.int32)
+            first, lengths = index.first_member[rows], np.diff(index.first_member)[rows]
+            ends = np.cumsum(lengths)
+            members = np.arange(int(lengths.sum())) + np.repeat(first - (ends - lengths), lengths)
+            part = {
+                "key": index.key[rows],
+                "task": codes[index.task[rows]],
+                "members": lengths,
+                "text_chars": index.text_chars[rows],
+                "audio_frames": index.audio_frames[rows],
+                "vision_frames": index.vision_frames[rows],
+                "kind": index.member_kind[members],
+                "shard": index.member_shard[members] + np.int32(shards),
+                "offset": index.member_offset[members],
+                "size": index.member_size[members],
+                "crc": index.member_crc[members],
+            }
+            _check_sizes(storage, part, dims)
+            for name, column in part.items():
+                columns.setdefault(name, []).append(column)
+            self.counts.append(len(rows))
+            shards += len(index.shard_names)
+        joined = {name: parts[0] if len(parts) == 1 else np.concatenate(parts) for name, parts in columns.items()}
+        self.key, self.task = joined["key"], joined["task"]
+        self.last = np.cumsum(joined["members"])
+        self.first = self.last - joined["members"]
+        self.kind, self.shard, self.offset = joined["kind"], joined["shard"], joined["offset"]
+        self.size, self.crc = joined["size"], joined["crc"]
+        self.columns = {name: joined[name] for name in ("text_chars", "audio_frames", "vision_frames")}
+        self.folder = np.repeat(np.arange(len(parts), dtype=np.int32), self.counts)
 
     def __len__(self) -> int:
         return len(self.first)
@@ -146,9 +160,12 @@ class Table:
         )
 
     @cached_property
-    def legal(self) -> dict[str, tuple[frozenset[str], float, float]]:
-        """Per task its labels, and the least and largest value."""
-        return {name: (frozenset(task.labels), task.low, task.high) for name, task in self.tasks.items()}
+    def legal(self) -> dict[str, tuple[frozenset[str], float, float, frozenset[str]]]:
+        """Per task its labels (none for a regression), the least and largest value, and the languages of the run."""
+        return {
+            name: (frozenset(task.labels), task.low, task.high, frozenset(task.languages) & frozenset(self.languages))
+            for name, task in self.tasks.items()
+        }
 
 
 class _Where:
@@ -189,6 +206,7 @@ class _BatchReader:
         self.kinds = table.kind[members].tolist()
         self.begins, self.stops = begins.tolist(), stops.tolist()
         self.crcs = table.crc[members].tolist()
+        self.folders = table.folder[at].tolist()
         self.places = {
             _KINDS_OF[m]: (
                 m, table.dims.get(m, 0), frames[m].tolist(), (np.cumsum(frames[m]) - frames[m]).tolist(), packed[m],
@@ -261,23 +279,48 @@ class _BatchReader:
         return modality, place
 
     def _check(self, b: int, sample: Sample) -> None:
+        """Whether index, manifest and the sample's own fields say the same; nothing behind the reader asks again."""
         table = self.table
         if sample.id != self.keys[b] or sample.split != table.split or sample.task not in table.tasks:
             raise ShardError(
                 f"{self.where(b)}: its JSON says id {sample.id!r}, split {sample.split!r}, task {sample.task!r}; "
                 f"index and manifest say {self.keys[b]!r}, {table.split!r}, one of {', '.join(table.tasks)}"
             )
-        labels, low, high = table.legal[sample.task]
-        if sample.label not in labels if sample.value is None else not low <= sample.value <= high:
-            table.tasks[sample.task].check_target(sample.label, sample.value, self.where(b))
+        labels, low, high, languages = table.legal[sample.task]
+        if not (sample.label in labels if labels else sample.value is not None and low <= sample.value <= high):
+            target = sample.value if sample.label is None else sample.label
+            raise ShardError(f"{self.where(b)}: {target!r} is not a legal answer of task {sample.task!r}")
+        if sample.language not in languages or sample.dataset != table.datasets[self.folders[b]]:
+            raise ShardError(
+                f"{self.where(b)}: language {sample.language!r} and data set {sample.dataset!r}; task and manifest say "
+                f"{' or '.join(sorted(languages))} and {table.datasets[self.folders[b]]!r}"
+            )
+        if ("text" in sample.modalities) is not bool(sample.text.strip()):
+            declared = "present" if "text" in sample.modalities else "absent"
+            raise ShardError(f"{self.where(b)}: the text is declared {declared} but is {sample.text[:40]!r}")
+        if len(sample.context) > MAX_CONTEXT_TURNS or sample.turn < 0:
+            raise ShardError(
+                f"{self.where(b)}: {len(sample.context)} turns of context (at most {MAX_CONTEXT_TURNS}), "
+                f"turn {sample.turn} (from 0)"
+            )
 
 
-def _starts(counts: Any) -> list[int]:
-    return [0, *np.cumsum(list(counts)).tolist()][:-1]
-
-
-def _joined(columns: list[np.ndarray]) -> np.ndarray:
-    return columns[0] if len(columns) == 1 else np.concatenate(columns)
+def _check_sizes(storage: Storage, part: Mapping[str, np.ndarray], dims: Mapping[str, int]) -> None:
+    """Refuse lengths that the members' bytes cannot hold: memory is asked for by them before a member is read."""
+    samples = np.repeat(np.arange(len(part["key"])), part["members"])
+    for modality in FEATURE_MODALITIES:
+        own = part["kind"] == _KINDS_OF[modality]
+        sizes = np.zeros(len(part["key"]), np.int64)
+        sizes[samples[own]] = part["size"][own]
+        # The smallest float number has two bytes.
+        wrong = part[f"{modality}_frames"].astype(np.int64) * (2 * dims.get(modality, 0)) > sizes
+        if wrong.any():
+            b = int(np.flatnonzero(wrong)[0])
+            frames = int(part[f"{modality}_frames"][b])
+            raise ShardError(
+                f"{storage.location}: sample {str(part['key'][b])!r}: the index counts {frames} {modality} frames in "
+                f"{int(sizes[b])} bytes: write the folder anew"
+            )
 
 
 def _not_finite(

@@ -127,6 +127,7 @@ class Sample:
             fault = _fields_fault(tuple(data))
             values["modalities"] = modalities = tuple(data["modalities"])
             values["context"] = context = tuple(map(_make_turn, data["context"]))
+            lists = {*map(type, data["context"])} <= {list}
             types = {*map(type, _STRINGS(values)), *map(type, chain.from_iterable(context))}
             fault = fault or _modalities_fault(modalities)
         except KeyError:
@@ -137,6 +138,8 @@ class Sample:
             label, value = values["label"], values["value"]
             if not fault and (
                 types != {str}
+                or not lists
+                or type(data["context"]) is not list
                 or set(map(len, context)) - {2}
                 or type(values["turn"]) is not int
                 or (type(label) is not str if value is None else label is not None or type(value) not in _NUMBERS)

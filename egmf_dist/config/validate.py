@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from egmf_dist.config.schema import Config, DataConfig, ModelConfig
 from egmf_dist.errors import EgmfError
 from egmf_shards.sample import MAX_CONTEXT_TURNS
@@ -104,6 +106,12 @@ def validate(config: Config) -> None:
 def data_rules(data: DataConfig) -> list[tuple[bool, str, object, str]]:
     """How shards are read."""
     return [
+        (
+            not any(re.match(r"\w+://[^/]*@", folder) for folder in data.shards),
+            "data.shards",
+            "a URL with a user or password",
+            "a URL without: it is written into the run's folder; credentials come from the environment",
+        ),
         (
             not data.weights or (len(data.weights) == len(data.shards) and min(data.weights) > 0),
             "data.weights",

@@ -13,7 +13,6 @@ together when there are too many.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -57,7 +56,7 @@ class BadSamples:
             global_batch,
             counts,
         )
-        self.allowed = math.ceil(config.max_bad_fraction * epoch)
+        self.allowed = config.max_bad_fraction * epoch
         self.quarantined: set[int] = set()
         if config.bad_samples == "quarantine":
             self.quarantined = set(distributed.on_rank_zero(self._resume))
@@ -90,36 +89,40 @@ class BadSamples:
         (number,) = distributed.sum_over_ranks([float(len(step.bad))])
         met = sorted(distributed.share_objects(step.bad), key=lambda bad: bad.slot.position) if number else []
         new = [bad for bad in met if bad.slot.index not in self.quarantined]
-        longest = self._count(new)
         if self.config.bad_samples == "quarantine" and new:
-            self.quarantined |= {bad.slot.index for bad in new}
+            # A global batch longer than an epoch meets a sample twice; the first time sets it aside.
+            first = {bad.slot.index: bad for bad in reversed(new)}
+            new = sorted(first.values(), key=lambda bad: bad.slot.position)
+            self.quarantined |= first.keys()
             distributed.on_rank_zero(lambda: append_quarantine(self.path, new))
-        self._check(new, longest)
+        longest, most = self._count(new)
+        self._check(new, longest, max(most, len(self.quarantined)))
         return new
 
-    def _count(self, new: Iterable[BadSlot]) -> int:
+    def _count(self, new: Iterable[BadSlot]) -> tuple[int, int]:
         """Go through the global batch's positions in order, so that every cut into ranks counts alike.
 
         Returns:
-            The longest row of bad samples that ends in this global batch.
+            The longest row of bad samples, and the most of one epoch, that this global batch has seen.
         """
-        counts, bad, longest = self.counts, {b.slot.position for b in new}, 0
+        counts, bad = self.counts, {b.slot.position for b in new}
+        longest = most = 0
         counts.bad += len(bad)
         for position in range(counts.position, counts.position + self.global_batch):
             if position % self.epoch == 0:
                 counts.bad_in_epoch = 0
             counts.bad_in_epoch += position in bad
             counts.bad_in_a_row = counts.bad_in_a_row + 1 if position in bad else 0
-            longest = max(longest, counts.bad_in_a_row)
-        return longest
+            longest, most = max(longest, counts.bad_in_a_row), max(most, counts.bad_in_epoch)
+        return longest, most
 
-    def _check(self, new: list[BadSlot], longest: int) -> None:
-        counts, config = self.counts, self.config
+    def _check(self, new: list[BadSlot], longest: int, most: int) -> None:
+        config = self.config
         if longest >= config.max_bad_in_a_row:
             reason = f"{longest} samples in a row (data.max_bad_in_a_row)"
-        elif counts.bad_in_epoch > self.allowed:
+        elif most > self.allowed:
             share = f"{config.max_bad_fraction:g} of {self.epoch}"
-            reason = f"{counts.bad_in_epoch} samples of one epoch, more than {share} (data.max_bad_fraction),"
+            reason = f"{most} samples of one epoch, more than {share} (data.max_bad_fraction),"
         else:
             return
         last = new[-1].reason if new else "see the warnings before"
@@ -131,10 +134,11 @@ def read_quarantine(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
+            found = json.loads(line)
+            lines.append(found | {"position": int(found["position"]), "sample": int(found["sample"])})
+        except (ValueError, TypeError, KeyError):
             break  # a kill cut the last line short
     return lines
 

@@ -77,7 +77,7 @@ def load(stream: Stream, collator: Collator, positions: range, config: DataConfi
         try:
             step = next(steps)
         except RuntimeError as error:
-            if not workers:
+            if not str(error).startswith("DataLoader worker (pid"):
                 raise
             raise EgmfError(
                 f"data.workers: a loader process died ({' '.join(str(error).split())}); "

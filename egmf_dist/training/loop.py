@@ -36,6 +36,9 @@ from egmf_dist.training.engine import deepspeed_settings, initialise, learning_r
 from egmf_dist.training.records import Records
 from egmf_shards import BadSlot, Order, ShardSet
 
+MOST_NAMED = 10
+"""Bad samples of one step that get a warning each."""
+
 
 def train(config: Config, run: Path, resume: str, console: bool) -> dict[str, Any]:
     """Train; every rank of the process group must call this with the same arguments.
@@ -154,9 +157,12 @@ def train_step(engine: Any, batches: list[RaggedBatch], device: torch.device, ra
 
 def note_bad(new: list[BadSlot], progress: Progress, records: Records) -> None:
     """Say which samples of the step could not be read."""
-    if new:
-        message = f"{len(new)} of the step's samples could not be read and count 0 ({progress.bad} so far): "
-        records.write({"kind": "warning", "step": progress.step + 1, "message": message + new[0].reason})
+    for bad in new[:MOST_NAMED]:
+        message = f"a sample could not be read and counts 0 ({progress.bad} so far): {bad.reason}"
+        records.write({"kind": "warning", "step": progress.step + 1, "message": message})
+    if len(new) > MOST_NAMED:
+        message = f"{len(new) - MOST_NAMED} more samples of this step could not be read"
+        records.write({"kind": "warning", "step": progress.step + 1, "message": message})
 
 
 def note_non_finite(

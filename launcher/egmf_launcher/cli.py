@@ -12,6 +12,7 @@ from pathlib import Path
 
 import jsonargparse
 
+from egmf_dist.errors import EgmfError
 from egmf_launcher.errors import FAILURE_EXIT, USER_ERRORS, USER_EXIT, RankError, report
 from egmf_launcher.options import build_parser
 
@@ -138,18 +139,24 @@ def shards_info(options: jsonargparse.Namespace, arguments: Sequence[str]) -> in
     return 0
 
 
+def _local(folder: str, verb: str) -> str:
+    if "://" in folder:
+        raise EgmfError(f"{folder}: {verb} reads folders on a disk; copy it there first")
+    return folder
+
+
 def shards_verify(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
     """Read everything and say what is wrong."""
     from egmf_shards.verify import print_report, verify
 
-    return print_report(verify(options.folder))
+    return print_report(verify(_local(options.folder, "shards verify")))
 
 
 def shards_index(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
     """Index and manifest for somebody else's tars."""
     from egmf_shards.adopt import adopt
 
-    adopt(options.folder, options.tasks, options.force)
+    adopt(_local(options.folder, "shards index"), options.tasks, options.force)
     return 0
 
 
@@ -157,7 +164,7 @@ def backbone_tiny(options: jsonargparse.Namespace, arguments: Sequence[str]) -> 
     """Tokenizer and a small pre-trained language model."""
     from egmf_dist.model.tiny_backbone import train_tiny_backbone
 
-    text = [Path(path) for path in options.text]
+    text = [Path(_local(path, "backbone tiny")) for path in options.text]
     train_tiny_backbone(
         text,
         Path(options.out),

@@ -82,6 +82,8 @@ def check_paths(config: Config) -> None:
     if not config.data.shards:
         raise EgmfError("config: data.shards is empty; name at least one folder of shards, such as [data/demo]")
     for folder in config.data.shards:
+        if "://" in folder:
+            continue  # preflight opens it
         if not (Path(folder) / "manifest.json").is_file():
             raise EgmfError(
                 f"config: data.shards names {folder}, which holds no manifest.json; make shards with egmf shards import"

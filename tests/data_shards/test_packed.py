@@ -1,0 +1,132 @@
+"""What the reader compares beside checksums, when index and manifest agree with a sample that is wrong all the same."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from egmf_shards import ShardError, ShardSet, codec
+from egmf_shards.index import load_index, save_index
+
+SHARD = "train-000000.tar"
+
+
+@pytest.fixture
+def good(folder, sample) -> Path:
+    return folder(samples=[sample(i, split="train") for i in range(6)])
+
+
+def replace_member(folder: Path, name: str, data: bytes) -> None:
+    """Put ``data`` in the place of a member and mend index and manifest, without asking what the member means."""
+    with tarfile.open(folder / SHARD) as tar:
+        items = [(info, handle.read()) for info in tar if (handle := tar.extractfile(info))]
+    with tarfile.open(folder / SHARD, "w") as tar:
+        for info, old in items:
+            payload = data if info.name == name else old
+            info.size = len(payload)
+            tar.addfile(info, io.BytesIO(payload))
+    index = load_index(folder, check_shards=False)
+    index.shard_sizes[0] = (folder / SHARD).stat().st_size
+    with tarfile.open(folder / SHARD) as tar:
+        for m, info in enumerate(tar):
+            handle = tar.extractfile(info)
+            assert handle is not None
+            index.member_offset[m], index.member_size[m] = info.offset_data, info.size
+            index.member_crc[m] = codec.crc32(handle.read())
+    save_index(folder, index)
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"index": index.content_hash}), encoding="utf-8")
+
+
+def edit(folder: Path, sample, **changes: object) -> None:
+    fields = sample(1, split="train").to_json() | changes
+    text = json.dumps({k: v for k, v in fields.items() if v is not None}).encode()
+    replace_member(folder, "toy-1.json", text)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"id": "toy-7"}, "its JSON says id 'toy-7'"),
+        ({"split": "test"}, "split 'test'"),
+        ({"task": "nothing"}, "task 'nothing'"),
+        ({"label": "ugly"}, "'ugly' is not a legal answer of task 'mood'"),
+        ({"label": None, "value": 0}, "0 is not a legal answer of task 'mood'"),
+        ({"task": "score"}, "'bad' is not a legal answer of task 'score'"),
+        ({"task": "score", "label": None, "value": 7}, "7 is not a legal answer of task 'score'"),
+        ({"language": "xx"}, "language 'xx'"),
+        ({"language": "zh"}, "language 'zh'"),  # the task knows it, the run has no sample of it
+        ({"dataset": "other"}, "data set 'other'"),
+        ({"text": "  "}, "declared present"),
+        ({"context": [["a", "b"]] * 13}, "13 turns of context"),
+        ({"context": {"ab": 1, "cd": 2}}, "malformed"),
+        ({"context": [{"a": 1, "b": 2}]}, "malformed"),
+        ({"turn": -1}, "turn -1"),
+    ],
+)
+def test_a_sample_that_contradicts_its_folder(good, sample, equal, changes, message):
+    edit(good, sample, **changes)
+    shards = ShardSet.open([good], "train")
+    with pytest.raises(ShardError, match=message) as caught:
+        shards.read(range(6))
+    assert f"{SHARD}: sample 'toy-1'" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    packed = shards.read(range(6), tolerate=True)
+    assert [bad.key for bad in packed.bad] == ["toy-1"]
+    assert all(equal(packed.samples[i], sample(i, split="train")) for i in (0, 2, 3, 4, 5))
+
+
+def test_an_array_of_another_shape_does_not_spread_itself(good, sample):
+    """One frame would otherwise be repeated over the two that the index counts."""
+    replace_member(good, "toy-1.vision.npy", codec.encode_array(np.ones((1, 3), np.float32)))
+    with pytest.raises(ShardError, match=r"member vision.npy: is \[1, 3\]; index and manifest say \[2, 3\]"):
+        ShardSet.open([good], "train").read(range(6))
+
+
+def test_other_float_types_are_read_as_float32(good, sample):
+    numbers = np.arange(6, dtype=np.float16).reshape(2, 3)
+    buffer = io.BytesIO()
+    np.save(buffer, numbers)
+    replace_member(good, "toy-1.vision.npy", buffer.getvalue())
+    read = ShardSet.open([good], "train")[1].vision
+    assert read.dtype == np.float32
+    assert np.array_equal(read, numbers)
+
+
+def test_lengths_that_the_bytes_cannot_hold_are_refused_before_memory_is_asked_for(good):
+    index = load_index(good)
+    index.vision_frames[2] = 2**31 - 1
+    save_index(good, index)
+    manifest = json.loads((good / "manifest.json").read_text(encoding="utf-8"))
+    (good / "manifest.json").write_text(json.dumps(manifest | {"index": index.content_hash}), encoding="utf-8")
+    with pytest.raises(ShardError, match=r"sample 'toy-2': the index counts 2147483647 vision frames in \d+ bytes"):
+        ShardSet.open([good], "train")
+
+
+def test_a_bad_sample_hides_no_other_and_leaves_no_gap(good, sample, equal):
+    """Sample 0 has a flipped bit, sample 3 a number that is not finite, in one batch."""
+    array = sample(3).vision.copy()
+    array[0, 0] = np.nan
+    replace_member(good, "toy-3.vision.npy", codec.encode_array(array))
+    index = load_index(good)
+    data = bytearray((good / SHARD).read_bytes())
+    data[int(index.member_offset[0]) + int(index.member_size[0]) - 1] ^= 1
+    (good / SHARD).write_bytes(data)
+    packed = ShardSet.open([good], "train").read(range(6), tolerate=True)
+    assert [(bad.key, bad.place) for bad in packed.bad] == [("toy-0", 0), ("toy-3", 3)]
+    assert "CRC32" in packed.bad[0].reason
+    assert "not finite" in packed.bad[1].reason
+    whole = [sample(i, split="train") for i in (1, 2, 4, 5)]
+    for modality in ("audio", "vision"):
+        arrays = [getattr(s, modality) for s in whole if getattr(s, modality) is not None]
+        assert np.array_equal(getattr(packed, modality), np.concatenate(arrays))
+        assert getattr(packed, f"{modality}_frames")[[0, 3]].tolist() == [0, 0]
+        assert int(getattr(packed, f"{modality}_frames").sum()) == len(getattr(packed, modality))
+        for one in packed.samples:
+            own = getattr(one, modality)
+            assert own is None or np.shares_memory(own, getattr(packed, modality))
