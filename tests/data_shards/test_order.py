@@ -169,6 +169,13 @@ def test_however_many_places_are_asked_for_at_once(block):
     assert order.at(scattered)[1].tolist() == [1, 0, 0, 1, 0, 2]
 
 
+def test_a_mixture_is_shuffled_anew_in_every_round():
+    mixture = Mixture([Order(100, 0, "a"), Order(100, 0, "b")], [1, 1], 0, "x")
+    which = mixture.at(np.arange(2 * Mixture.SLOTS))[0] >= 100
+    same = (which[: Mixture.SLOTS] == which[Mixture.SLOTS :]).mean()
+    assert 0.4 < same < 0.6  # by chance: a half
+
+
 def test_quotas():
     assert quotas([1, 1, 1], 3, 1000) == [334, 333, 333]
     assert quotas([0.7, 0.3], 2, 10) == [7, 3]

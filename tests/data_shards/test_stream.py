@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from egmf_shards import ShardError, ShardSet, Stream, sequential, share
+from egmf_shards import ShardError, ShardSet, Slot, Stream, sequential, share
+from egmf_shards.stream import deal
 
 
 class Numbers:
@@ -140,6 +141,15 @@ def test_dealing_by_length_evens_out_ranks_and_micro_batches():
     assert max(loads[True]) - min(loads[True]) <= int(lengths.max())
     assert max(loads[True]) - min(loads[True]) < max(loads[False]) - min(loads[False])
     assert padding[True] < padding[False] / 2
+
+
+def test_dealing_goes_to_and_fro():
+    """Always in one direction, the first rank would get the longer one of every round."""
+    slots = [Slot(i, 0, i) for i in range(8)]
+    lengths = np.array([80, 70, 60, 50, 40, 30, 20, 10])
+    parts = [[slot.index for slot in deal(slots, lengths, rank, 2)] for rank in (0, 1)]
+    assert parts == [[0, 3, 4, 7], [1, 2, 5, 6]]
+    assert [int(lengths[part].sum()) for part in parts] == [180, 180]
 
 
 def test_a_mixture_of_folders(folder, sample):

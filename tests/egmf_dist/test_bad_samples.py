@@ -109,6 +109,48 @@ def test_too_large_a_part_of_an_epoch_stops_the_run(tmp_path):
     assert counts.position == 90
 
 
+def test_an_epochs_end_inside_a_batch_forgets_nothing(tmp_path):
+    """Samples 23 and 24 of 25 are bad; the batch that meets them goes on into the next epoch."""
+    counts = Progress()
+    account = BadSamples(DataConfig(bad_samples="skip", max_bad_fraction=0.04), tmp_path, 25, BATCH, counts)
+    with pytest.raises(EgmfError, match=r"2 samples of one epoch, more than 0\.04 of 25"):
+        run(account, counts, 25, {23, 24}, 3)
+    assert counts.bad_in_epoch == 0
+
+
+def test_the_budget_is_not_rounded_up(tmp_path):
+    counts = Progress()
+    account = BadSamples(DataConfig(bad_samples="skip", max_bad_fraction=0.01), tmp_path, 150, BATCH, counts)
+    with pytest.raises(EgmfError, match=r"2 samples of one epoch, more than 0\.01 of 150"):
+        run(account, counts, 150, {3, 5}, 1)
+
+
+def test_what_is_set_aside_adds_up_over_epochs(tmp_path):
+    """One new bad sample an epoch: never more than one of an epoch, but the third is too many for the data set."""
+    counts = Progress()
+    account = BadSamples(DataConfig(bad_samples="quarantine", max_bad_fraction=0.1), tmp_path, 20, BATCH, counts)
+    for broken in ({1}, {1, 2}):
+        run(account, counts, 20, broken, 2)
+    with pytest.raises(EgmfError, match="3 samples"):
+        run(account, counts, 20, {1, 2, 3}, 2)
+
+
+def test_a_batch_longer_than_an_epoch_sets_a_sample_aside_once(tmp_path):
+    counts = Progress()
+    account = BadSamples(DataConfig(bad_samples="quarantine", max_bad_fraction=0.5), tmp_path, 4, BATCH, counts)
+    assert run(account, counts, 4, {1}, 1) == [["key-1"]]
+    assert counts.bad == 1
+    assert len((tmp_path / FILE).read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("line", ["null", '{"a": 1}', '{"position": "x", "sample": 1}', "\udcff"])
+def test_a_damaged_quarantine_file_is_read_up_to_the_damage(tmp_path, line):
+    sound = json.dumps({"position": 3, "sample": 3, "epoch": 0, "key": "k", "reason": "r"})
+    (tmp_path / FILE).write_bytes(f"{sound}\n{line}\n".encode("utf-8", "surrogateescape"))
+    account = BadSamples(DataConfig(bad_samples="quarantine"), tmp_path, 30, BATCH, Progress(position=20))
+    assert account.quarantined == {3}
+
+
 def test_strict_counts_nothing(tmp_path):
     counts = Progress()
     account = BadSamples(DataConfig(), tmp_path, 100, BATCH, counts)

@@ -6,6 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -126,3 +129,35 @@ def test_train_evaluate_report(tmp_path: Path, random_backbone: Path) -> None:
 def predictions(run: Path) -> dict[str, Any]:
     lines = (run / "evaluation" / "predictions-test.jsonl").read_text(encoding="utf-8").splitlines()
     return {row["id"]: row for row in map(json.loads, lines)}
+
+
+def test_a_run_reads_its_shards_over_http(tmp_path: Path, random_backbone: Path) -> None:
+    """These shards are smaller than one chunk, so a server that knows nothing of ranges will do."""
+    pytest.importorskip("aiohttp", reason="reading over HTTP needs aiohttp, of the extra remote")
+    synthesize(tmp_path / "web" / "shards", samples=60)
+    handler = partial(QuietHandler, directory=str(tmp_path / "web"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        command = ["egmf", "train", "--run", "run", "--data.shards", f'["{url}/shards"]', "--data.workers", "1"]
+        command += ["--data.cache_dir", "cache", "--backbone.path", str(random_backbone), "--model.width", "32"]
+        command += ["--model.heads", "2", "--training.steps", "2", "--training.global_batch", "4"]
+        command += ["--training.precision", "fp32", "--training.validation_samples", "4"]
+        done = call(command, tmp_path)
+        assert done.returncode == 0, done.stderr[-3000:]
+        missing = call([*command[:3], "other", *command[4:5], f'["{url}/nothing"]', *command[6:]], tmp_path)
+        server.shutdown()
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [r["kind"] for r in records][-1] == "end"
+    assert sum(f.stat().st_size for f in (tmp_path / "cache").rglob("*") if f.is_file()) > 0
+    assert missing.returncode == 2
+    assert "there is no such folder of shards" in missing.stderr
+    assert len(missing.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "other").exists()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    """Says nothing of its requests."""
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
