@@ -1,5 +1,8 @@
 """Chunks of remote shards, kept as files that all processes of a machine share.
 
+All of it lies in a folder of its own in the one that the user names, and only what is named like a chunk there is
+counted and removed: who names a folder with files of their own loses none of them.
+
 A folder for each object (its name there is a hash of URL, size, version and chunk size, so a changed object never
 mixes with old chunks), a file for each chunk. Invariants: a chunk's file is complete or not there; after every
 insertion the chunk files add up to at most the bound, over all processes that share folder and bound. The sum stands
@@ -13,12 +16,17 @@ import fcntl
 import logging
 import mmap
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from egmf_shards.errors import ShardError
 
+CHUNKS = "egmf-chunks"
+"""The folder in the user's that holds everything of the cache."""
+_OWNER = re.compile(r"[0-9a-f]{32}")
+_CHUNK = re.compile(r"[0-9]{8,}")
 _SUM = "bytes"
 # Only written under the lock, so one name is enough, and what a killed process left is overwritten.
 _INCOMING = "incoming"
@@ -34,13 +42,14 @@ class ChunkCache:
     """The cache folder. Holds no handle, so it may be pickled and forked.
 
     Args:
-        folder: where chunks are kept; made when first needed.
+        folder: its subfolder ``egmf-chunks`` holds the chunks; both are made when first needed.
         limit: the most bytes of chunks kept there; 0 keeps none.
     """
 
     def __init__(self, folder: Path, limit: int) -> None:
         self.folder = folder
         self.limit = limit
+        self._chunks = folder / CHUNKS
         self._warned = False
 
     def prepare(self) -> None:
@@ -99,10 +108,10 @@ class ChunkCache:
         return sum(size for _, size, _ in self._scan())
 
     def _path(self, owner: str, number: int) -> Path:
-        return self.folder / owner / f"{number:08d}"
+        return self._chunks / owner / f"{number:08d}"
 
     def _write(self, path: Path, data: bytes) -> None:
-        incoming = self.folder / _INCOMING
+        incoming = self._chunks / _INCOMING
         with self._locked() as sum_file:
             with suppress(FileNotFoundError):
                 if path.stat().st_size == len(data):
@@ -121,29 +130,43 @@ class ChunkCache:
                 raise
 
     def _make_room(self, size: int) -> int:
-        """Remove what was used longest ago until ``size`` bytes fit; the bytes that are left. Needs the lock."""
+        """Remove what was used longest ago until ``size`` bytes fit; the bytes that are left. Needs the lock.
+
+        Raises:
+            OSError: chunks that cannot be removed leave too little room.
+        """
         chunks = sorted(self._scan())
+        refused: OSError | None = None
         total = sum(one for _, one, _ in chunks)
         if total + size > self.limit:
             goal = max(0, self.limit - self.limit // 16 - size)
             for _, one, path in chunks:
                 if total <= goal:
                     break
-                with suppress(FileNotFoundError):
+                try:
                     os.unlink(path)
+                except FileNotFoundError:
+                    pass
+                except OSError as error:
+                    refused = error
+                    continue
                 total -= one
                 with suppress(OSError):  # not empty yet
                     os.rmdir(os.path.dirname(path))
+        if refused is not None and total + size > self.limit:
+            raise refused
         return total
 
     def _scan(self) -> Iterator[tuple[int, int, str]]:
         """Time of last use, size and path of every chunk."""
-        with suppress(FileNotFoundError), os.scandir(self.folder) as owners:
+        with suppress(FileNotFoundError), os.scandir(self._chunks) as owners:
             for owner in owners:
-                if not owner.is_dir(follow_symlinks=False):
+                if not _OWNER.fullmatch(owner.name) or not owner.is_dir(follow_symlinks=False):
                     continue
                 with suppress(FileNotFoundError), os.scandir(owner.path) as chunks:
                     for chunk in chunks:
+                        if not _CHUNK.fullmatch(chunk.name) or not chunk.is_file(follow_symlinks=False):
+                            continue
                         with suppress(FileNotFoundError):
                             state = chunk.stat(follow_symlinks=False)
                             yield state.st_mtime_ns, state.st_size, chunk.path
@@ -151,8 +174,8 @@ class ChunkCache:
     @contextmanager
     def _locked(self) -> Iterator[int]:
         """The handle of the file with the sum, while no other process changes the folder."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self.folder / _SUM, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._chunks.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self._chunks / _SUM, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield handle

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -22,6 +24,8 @@ from egmf_shards.sample import FEATURE_MODALITIES, Sample
 JSON_MEMBER = "json"
 MEMBERS = (JSON_MEMBER, *(f"{m}.npy" for m in FEATURE_MODALITIES))
 """The members a sample may have; the index stores a member as its place in this tuple."""
+MAX_ARRAY_HEADER = 1 << 14
+"""Bytes; numpy reads no ``.npy`` header longer than 10,000."""
 
 
 @lru_cache(maxsize=65536)
@@ -83,15 +87,69 @@ def decode_array(data: bytes | memoryview, where: str) -> np.ndarray:
     """The float32 ``[frames, dim]`` array of a ``.npy`` file's bytes; a copy, so it outlives ``data`` and is writable.
 
     Raises:
-        ShardError: not a ``.npy`` file, a pickle, or not a two-dimensional array of float32.
+        ShardError: not a ``.npy`` file, a pickle, or not a two-dimensional array of float numbers.
     """
     try:
-        array = np.load(io.BytesIO(bytes(data)), allow_pickle=False)
-    except (ValueError, EOFError, OSError, SyntaxError) as error:
+        array = parse_array(data)
+    except ValueError as error:
         raise ShardError(f"{where}: not a readable .npy member ({error})") from error
-    if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind != "f":
+    if array.ndim != 2 or array.dtype.kind != "f":
         raise ShardError(f"{where}: the .npy member must hold float numbers in two dimensions [frames, dim]")
     return array.astype(np.float32)
+
+
+@dataclass(frozen=True)
+class ArrayLayout:
+    """What a ``.npy`` header says: ``size`` bytes of numbers follow the ``offset`` bytes of the header."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    fortran_order: bool
+    offset: int
+    size: int
+
+
+def array_layout(head: bytes | memoryview) -> ArrayLayout:
+    """The layout that a ``.npy`` file's first bytes (:data:`MAX_ARRAY_HEADER` are enough) declare; nothing is allocated.
+
+    Raises:
+        ValueError: no ``.npy`` header of version 1 or 2, or not of plain numbers or text. One line.
+    """
+    file = io.BytesIO(bytes(head[:MAX_ARRAY_HEADER]))
+    try:
+        version = np.lib.format.read_magic(file)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+        shape, fortran_order, dtype = read(file)
+    # numpy hands the header to Python's own parser, which fails in many ways: SyntaxError, TokenError, RecursionError,
+    # MemoryError, ...
+    except Exception as error:
+        raise ValueError(f"its header is malformed: {type(error).__name__}") from error
+    if dtype.kind not in "biufcU" or not dtype.itemsize:
+        raise ValueError(f"its header declares {str(dtype)[:40]}; plain numbers are needed")
+    if any(isinstance(n, bool) or not 0 <= n < 1 << 63 for n in shape):
+        raise ValueError(f"its header declares the shape {shape}"[:120])
+    return ArrayLayout(dtype, shape, fortran_order, file.tell(), math.prod(shape) * dtype.itemsize)
+
+
+def parse_array(data: bytes | memoryview) -> np.ndarray:
+    """The array of a whole ``.npy`` file's bytes, of any type but objects; it shares ``data``'s memory.
+
+    Raises:
+        ValueError: no ``.npy`` file, or not of the length that its header declares. One line.
+    """
+    layout = array_layout(data)
+    if layout.offset + layout.size != len(data):
+        raise ValueError(
+            f"its header declares {_digits(layout.size)} bytes of numbers; {len(data) - layout.offset} are there"
+        )
+    if not layout.size:
+        return np.empty(layout.shape, layout.dtype)
+    flat = np.frombuffer(data, layout.dtype, offset=layout.offset)
+    return flat.reshape(layout.shape[::-1]).T if layout.fortran_order else flat.reshape(layout.shape)
+
+
+def _digits(number: int) -> str:
+    return str(number) if number < 1 << 63 else "more than 2^63"
 
 
 def decode(members: Mapping[str, bytes | memoryview], where: str) -> Sample:

@@ -6,4 +6,7 @@ class ShardError(ValueError):
 
 
 class UnreachableError(ShardError):
-    """The store cannot be reached or lets nobody in: no fault of a sample, so no policy for bad samples covers it."""
+    """The store or this machine is at fault: it cannot be reached, lets nobody in, has no descriptor or memory left.
+
+    No fault of a sample, so no policy for bad samples covers it.
+    """

@@ -16,11 +16,11 @@ import io
 import re
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -28,11 +28,17 @@ from egmf_shards import codec
 from egmf_shards.accelerated import crc32
 from egmf_shards.errors import ShardError
 from egmf_shards.progress import progress
-from egmf_shards.sample import SPLITS
-from egmf_shards.storage import Storage, open_storage
+from egmf_shards.sample import FEATURE_MODALITIES, SPLITS
+from egmf_shards.storage import LocalStorage, Storage, open_storage
+from egmf_shards.tarcheck import MAX_MEMBER, SPARSE
 
 INDEX_NAME = "index.npz"
 VERSION = 1
+MAX_BYTES = 8 << 30
+"""Of all arrays together: some 50,000,000 samples."""
+MAX_EXPANSION = 200
+"""Bytes that one compressed byte may become in an entry larger than :data:`EXPANDS_FREELY`."""
+EXPANDS_FREELY = 64 << 20
 SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.tar")
 
 
@@ -81,7 +87,7 @@ class Index:
         for field in fields(self):
             array = np.ascontiguousarray(getattr(self, field.name))
             digest.update(f"{field.name} {array.dtype.str} {array.shape}".encode())
-            digest.update(array.tobytes())
+            digest.update(array.view(np.uint8).data)
         return digest.hexdigest()
 
 
@@ -143,9 +149,12 @@ def _walk(shard: Path) -> Iterator[tuple[str, dict[str, tuple[int, bytes]]]]:
     key: str | None = None
     members: dict[str, tuple[int, bytes]] = {}
     try:
-        with tarfile.open(shard, "r:") as tar:
+        with shard.open("rb") as file, tarfile.open(shard, "r:") as tar:
+            size = file.seek(0, 2)
             for info in tar:
                 stem, _, kind = info.name.partition(".")
+                if info.issparse() or any(name.startswith(SPARSE) for name in info.pax_headers):
+                    raise ShardError(f"{shard}: member {info.name!r} is a sparse file; only plain files are allowed")
                 if not info.isfile() or kind not in codec.MEMBERS:
                     raise ShardError(f"{shard}: member {info.name!r} is none of <id>.{', <id>.'.join(codec.MEMBERS)}")
                 if stem != key:
@@ -154,13 +163,22 @@ def _walk(shard: Path) -> Iterator[tuple[str, dict[str, tuple[int, bytes]]]]:
                     key, members = stem, {}
                 if kind in members:
                     raise ShardError(f"{shard}: member {info.name!r} occurs twice")
-                handle = tar.extractfile(info)
-                assert handle is not None
-                members[kind] = (info.offset_data, handle.read())
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise ShardError(f"{shard}: not a complete, uncompressed tar file ({error})") from error
+                members[kind] = (info.offset_data, _payload(file, info, size))
+    except ShardError:
+        raise
+    # tarfile trusts the numbers of extended headers: it may run out of memory or stack, or fail to parse them.
+    except (tarfile.TarError, OSError, EOFError, ValueError, ArithmeticError, MemoryError, RecursionError) as error:
+        raise ShardError(f"{shard}: not a complete, uncompressed tar file ({one_line(error)})") from error
     if key is not None:
         yield key, members
+
+
+def _payload(file: IO[bytes], info: tarfile.TarInfo, end: int) -> bytes:
+    """The member's bytes as they lie in the tar; ``end`` is the tar's size."""
+    if info.size > MAX_MEMBER or info.offset_data + info.size > end:
+        raise tarfile.ReadError(f"member {info.name!r} claims {info.size} bytes")
+    file.seek(info.offset_data)
+    return file.read(info.size)
 
 
 def save_index(folder: Path, index: Index) -> None:
@@ -181,28 +199,88 @@ def load_index(folder: Path | Storage, check_shards: bool = True) -> Index:
     storage = open_storage(folder)
     where = storage.where(INDEX_NAME)
     try:
-        with np.load(io.BytesIO(storage.read_file(INDEX_NAME)), allow_pickle=False) as data:
-            version = int(data["version"]) if "version" in data else None
+        # A file on a disk is read in place: the index of a million samples is 100 MB and more.
+        local = isinstance(storage, LocalStorage)
+        with zipfile.ZipFile(storage.path / INDEX_NAME if local else io.BytesIO(storage.read_file(INDEX_NAME))) as file:
+            found = set(file.namelist())
+            version = _version(file) if "version.npy" in found else None
             if version != VERSION:
                 raise ShardError(
                     f"{where}: index version is {version}; this version reads {VERSION}: write the folder anew"
                 )
-            index = Index(**{name: data[name] for name in _TYPES})
+            lacking = [name for name in _TYPES if f"{name}.npy" not in found]
+            if lacking:
+                raise ValueError(f"it lacks {', '.join(lacking)}")
+            if sum(file.getinfo(f"{name}.npy").file_size for name in _TYPES) > MAX_BYTES:
+                raise ValueError(f"its arrays declare more than {MAX_BYTES >> 30} GiB")
+            index = Index(**{name: _entry(file, name) for name in _TYPES})
+        fault = _structure_fault(index)
     except FileNotFoundError as error:
         raise ShardError(
             f"{storage.location}: holds no {INDEX_NAME}, so it is not a finished folder of shards"
         ) from error
     except ShardError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ShardError(f"{where}: not a readable index ({error})") from error
-    fault = _structure_fault(index)
+    # zipfile and zlib raise whatever a damaged file makes of them: NotImplementedError, RuntimeError, struct.error, ...
+    except Exception as error:
+        raise ShardError(f"{where}: not a readable index ({one_line(error)})") from error
     if fault:
         raise ShardError(f"{where}: {fault}: write the folder anew")
     if check_shards:
         for fault in shard_faults(storage, index):
             raise ShardError(fault)
     return index
+
+
+def _version(file: zipfile.ZipFile) -> int | None:
+    array = _entry(file, "version")
+    return int(array) if array.shape == () and array.dtype.kind in "iu" else None
+
+
+def _entry(file: zipfile.ZipFile, name: str) -> np.ndarray:
+    """One array of the ``.npz``, writable; nothing is allocated before all sizes that are declared agree.
+
+    Raises:
+        ValueError: they do not, or the entry is larger than the file can hold. Others: what zipfile raises.
+    """
+    info = file.getinfo(f"{name}.npy")
+    stored = info.compress_type == zipfile.ZIP_STORED
+    if not stored and info.compress_type != zipfile.ZIP_DEFLATED:
+        raise ValueError(f"{name}: compression method {info.compress_type}; stored or deflated is needed")
+    most = info.compress_size if stored else max(EXPANDS_FREELY, MAX_EXPANSION * info.compress_size)
+    if info.compress_size > _size(file) or info.file_size > most:
+        raise ValueError(f"{name}: {info.file_size} bytes from {info.compress_size} in the file")
+    with file.open(info) as entry:
+        try:
+            layout = codec.array_layout(entry.read(codec.MAX_ARRAY_HEADER))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        if layout.offset + layout.size != info.file_size or len(layout.shape) > 1:
+            raise ValueError(f"{name}: its header does not fit its {info.file_size} bytes")
+        entry.seek(layout.offset)
+        array = np.empty(layout.shape, layout.dtype)
+        target, at = array.reshape(-1).view(np.uint8).data, 0
+        while at < layout.size:
+            piece = entry.read(min(layout.size - at, 1 << 22))
+            if not piece:
+                raise ValueError(f"{name}: ends early")
+            target[at : at + len(piece)] = piece
+            at += len(piece)
+        entry.read(1)  # zipfile compares the CRC32 when it meets the end
+    return array
+
+
+def _size(file: zipfile.ZipFile) -> int:
+    assert file.fp is not None
+    at = file.fp.tell()
+    end = file.fp.seek(0, io.SEEK_END)
+    file.fp.seek(at)
+    return end
+
+
+def one_line(error: BaseException) -> str:
+    """What a parser says about hostile input, for a message of one line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def shard_faults(storage: Storage, index: Index) -> Iterator[str]:
@@ -223,20 +301,27 @@ def _structure_fault(index: Index) -> str | None:
         column = getattr(index, name)
         if column.ndim != 1 or not column.dtype.str.startswith(kind):
             return f"the array {name} is {column.dtype.str} in {column.ndim} dimensions"
-    lengths = {
-        shards: ("shard_sizes",),
-        samples: ("split", "task", "text_chars", "audio_frames", "vision_frames"),
-        members: ("member_shard", "member_offset", "member_size", "member_crc"),
-    }
-    for length, names in lengths.items():
+    lengths = (  # no dictionary by length: two of the three may be equal
+        (shards, ("shard_sizes",)),
+        (samples, ("split", "task", "text_chars", "audio_frames", "vision_frames")),
+        (members, ("member_shard", "member_offset", "member_size", "member_crc")),
+    )
+    for length, names in lengths:
         for name in names:
             if len(getattr(index, name)) != length:
                 return f"the array {name} has {len(getattr(index, name))} entries, and the others {length}"
+    for name in ("shard_names", "task_names", "key"):
+        codes = getattr(index, name).view("<u4")
+        if len(codes) and (codes.max() > 0x10FFFF or np.any((codes >= 0xD800) & (codes < 0xE000))):
+            return f"the array {name} holds something other than characters"
+    if len(set(index.shard_names.tolist())) != shards:
+        return "a shard's name occurs twice"
     for name in index.shard_names.tolist():
         if not SHARD_NAME.fullmatch(name):
             return f"{name!r} is not the name of a shard in this folder"
     first = index.first_member
-    if len(first) != samples + 1 or first[0] != 0 or first[-1] != members or np.any(np.diff(first) < 1):
+    # Compared, not subtracted: a difference of wild numbers may overflow.
+    if len(first) != samples + 1 or first[0] != 0 or first[-1] != members or np.any(first[1:] <= first[:-1]):
         return "first_member does not divide the members among the samples"
     within = {
         "split": len(SPLITS),
@@ -248,13 +333,35 @@ def _structure_fault(index: Index) -> str | None:
         column = getattr(index, name)
         if len(column) and not 0 <= int(column.min()) <= int(column.max()) < limit:
             return f"the array {name} points outside of the {limit} that there are"
-    for name in ("text_chars", "audio_frames", "vision_frames", "member_offset", "member_size"):
+    for name in ("shard_sizes", "text_chars", "audio_frames", "vision_frames", "member_offset", "member_size"):
         column = getattr(index, name)
         if len(column) and column.min() < 0:
             return f"the array {name} holds a negative number"
     if members:
-        if np.any(index.member_offset + index.member_size > index.shard_sizes[index.member_shard]):
+        if np.any(index.member_size > index.shard_sizes[index.member_shard] - index.member_offset):
             return "a member ends behind its shard's end"
         if np.any(index.member_shard != np.repeat(index.member_shard[first[:-1]], np.diff(first))):
             return "a sample's members lie in two shards"
-    return None
+    return _members_fault(index)
+
+
+def _members_fault(index: Index) -> str | None:
+    """Each sample has one JSON member, and an array of a modality exactly where it has frames."""
+    first, count = index.first_member, len(codec.MEMBERS)
+    if not len(index):
+        return None
+    # One number a sample, four bits a kind: no count overflows, because more members than kinds are refused first.
+    weights = np.array([1 << 4 * kind for kind in range(count)], np.uint16)
+    needed = np.ones(len(index), np.uint16)
+    for modality in FEATURE_MODALITIES:
+        needed += weights[codec.MEMBERS.index(f"{modality}.npy")] * (getattr(index, f"{modality}_frames") > 0)
+    found = np.add.reduceat(weights[index.member_kind], first[:-1], dtype=np.uint16)
+    wrong = np.flatnonzero((found != needed) | (np.diff(first) > count))
+    if not len(wrong):
+        return None
+    row = int(wrong[0])
+    kinds = [codec.MEMBERS[kind] for kind in index.member_kind[first[row] : first[row + 1]].tolist()[: count + 1]]
+    return (
+        f"sample {str(index.key[row])!r} has the members {', '.join(kinds)}, {index.audio_frames[row]} audio_frames and "
+        f"{index.vision_frames[row]} vision_frames; one json, and each array exactly where there are frames, is needed"
+    )

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 BLOCK = 512
 MAX_MEMBER = 1 << 28
 """Bytes; a member that claims more is refused: 256 MiB is 65,000 frames of 1,024 numbers."""
+SPARSE = "GNU.sparse."
+"""How the PAX records of a sparse file begin: its holes are nowhere in the tar, so its bytes are no slice of it."""
 _ZEROS = bytes(BLOCK)
 
 Tell = Callable[[str, str, str], None]
@@ -70,7 +72,12 @@ def walk_tar(data: bytes | mmap.mmap, tell: Tell) -> list[Member]:
         if kind in (b"x", b"L"):
             extended |= _extension(kind, bytes(view[start : start + min(size, 1 << 20)]), tell)
             continue
-        extended = {}
+        if kind == b"g" and _extension(b"x", bytes(view[start : start + min(size, 1 << 20)]), tell):
+            tell("header", name, "a global PAX header sets path or size or is sparse; each member must say its own")
+        sparse, extended = SPARSE in extended, {} if kind != b"g" else extended
+        if sparse and kind != b"g":
+            tell("special member", name, "is a sparse file; only plain files are allowed")
+            continue
         if kind in (b"1", b"2"):
             tell("link member", name, "is a link; only plain files are allowed")
         elif kind not in (b"0", b"\0", b"g"):
@@ -129,22 +136,23 @@ def _name(header: bytes) -> str:
 
 
 def _extension(kind: bytes, body: bytes, tell: Tell) -> dict[str, str]:
-    """What a PAX (``x``) or GNU (``L``) record says about the next member: ``path`` and ``size``."""
+    """What a PAX (``x``) or GNU (``L``) record says about the next member: ``path``, ``size``, and whether it is sparse."""
     found: dict[str, str] = {}
+    at = 0
     try:
         if kind == b"L":
             return {"path": body.partition(b"\0")[0].decode()}
-        while body:
-            digits, space, _ = body.partition(b" ")
+        while at < len(body):
+            digits, space, _ = body[at : at + 10].partition(b" ")
             length = int(digits)
-            record, body = body[len(digits) + 1 : length], body[length:]
-            key, equals, value = record.partition(b"=")
+            key, equals, value = body[at + len(digits) + 1 : at + length].partition(b"=")
             if not space or not equals or not value.endswith(b"\n") or length <= len(digits):
                 raise ValueError("not a record")
-            found[key.decode()] = value[:-1].decode()
+            at += length
+            found[SPARSE if key.startswith(SPARSE.encode()) else key.decode()] = value[:-1].decode()
         if not (found.get("size", "0").isdecimal() and len(found.get("size", "0")) < 20):
             raise ValueError("size is no number")
     except ValueError as error:
         tell("header", "", f"a PAX or GNU extension record is malformed ({error})")
         found = {}
-    return {key: value for key, value in found.items() if key in ("path", "size")}
+    return {key: value for key, value in found.items() if key in ("path", "size", SPARSE)}

@@ -297,6 +297,8 @@ def _segments(labels: CsdFile) -> dict[str, list[tuple[str, int, int]]]:
     found: dict[str, list[tuple[str, int, int]]] = {}
     for key in sorted(labels.ids):
         match = _SEGMENT.fullmatch(key)
+        if match and len(match[2]) > 9:
+            raise ShardError(f"{labels.path}, {ascii(key)[:80]}: a segment's number has at most 9 digits")
         if match:
             found.setdefault(match[1], []).append((key, 0, int(match[2])))
         else:

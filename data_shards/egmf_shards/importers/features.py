@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from egmf_shards import codec
 from egmf_shards.errors import ShardError
 from egmf_shards.importers.repairs import Repairs
 
@@ -77,15 +78,13 @@ class FeatureFolder:
 
 def _read(file: Path) -> np.ndarray | None:
     try:
-        array = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError, SyntaxError):
-        return None
-    if (
-        not isinstance(array, np.ndarray)
-        or array.dtype.kind not in "fiu"
-        or array.ndim not in (1, 2)
-        or 0 in array.shape
-    ):
+        with file.open("rb") as opened:
+            layout = codec.array_layout(opened.read(codec.MAX_ARRAY_HEADER))
+            if layout.dtype.kind not in "fiu" or len(layout.shape) not in (1, 2) or not layout.size:
+                return None
+            opened.seek(0)
+            array = codec.parse_array(opened.read())
+    except (OSError, ValueError, MemoryError):
         return None
     return np.atleast_2d(array) if np.isfinite(array).any() else None
 
