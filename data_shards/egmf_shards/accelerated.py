@@ -1,8 +1,8 @@
 """CRC32 and JSON from libraries that do them faster, where these are installed; else from Python's own.
 
 ISA-L's CRC32 is zlib's. The parsers agree on what our writer writes and refuse NaN and infinities, which are not JSON;
-orjson also refuses lone surrogates, numbers beyond a double and very deep nesting. A sample of 27 KB takes about 15 us to
-read in all, of which zlib's CRC32 alone would take 6 and json's parser 5.
+orjson also refuses lone surrogates, numbers beyond a double and very deep nesting. A sample of 27 KB takes about 15 us
+to read in all, of which zlib's CRC32 alone would take 6 and json's parser 5.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ first, so an adopted folder is a sound one.
 
 from __future__ import annotations
 
-import json
 import mmap
 import os
 import secrets
@@ -20,7 +19,8 @@ from egmf_shards import codec
 from egmf_shards.errors import ShardError
 from egmf_shards.importers.report import say
 from egmf_shards.index import INDEX_NAME, Index, build_index, save_index
-from egmf_shards.manifest import MANIFEST_NAME, tasks_of, write_manifest
+from egmf_shards.manifest import MANIFEST_NAME, MAX_DEPTH, levels, parse_json, tasks_of, write_manifest
+from egmf_shards.messages import one_line
 from egmf_shards.progress import progress
 from egmf_shards.scan import Report, Scan, Told
 from egmf_shards.tarcheck import walk_tar
@@ -59,11 +59,13 @@ def adopt(
         raise ShardError(f"{path}: holds no .tar file")
     before = _old_manifest(path) if force else {}
     source = path / TASKS_NAME if tasks is None else Path(tasks)
-    if tasks is None and not os.path.lexists(source) and isinstance(before.get("tasks"), list):
+    if tasks is None and not os.path.lexists(source) and before.get("tasks"):
         definitions = list(tasks_of(before, path).values())
     else:
         definitions = _read_tasks(source)
-    about = {"importer": "index"} | ({"before": before["source"]} if "source" in before else {})
+    # Each time adds a level, and a manifest of too many is not read.
+    kept = "source" in before and levels(before["source"]) < MAX_DEPTH // 2
+    about = {"importer": "index"} | ({"before": before["source"]} if kept else {})
     ledger = ShardWriter(path, _dataset(path, shards), definitions, provenance=about)
     report = Report(path)
     scan = Scan(report, ledger, None)
@@ -83,23 +85,23 @@ def adopt(
 
 def _old_manifest(folder: Path) -> dict[str, Any]:
     """What is there to be replaced; empty where it cannot be read: that may be why it is made anew."""
-    with suppress(OSError, ValueError, RecursionError):
-        data = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
-        if isinstance(data, dict) and all(isinstance(task, dict) for task in data.get("tasks") or ()):
+    with suppress(OSError, ValueError):
+        data = parse_json((folder / MANIFEST_NAME).read_bytes())
+        if isinstance(data, dict) and isinstance(data.get("tasks", []), list):
             return data
     return {}
 
 
 def _read_tasks(path: Path) -> list[Task]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(path.read_bytes())
     except FileNotFoundError as error:
         raise ShardError(
             f"{path}: there is no such file; give the tasks as JSON, with the fields of the manifest's tasks: name, "
             "kind, questions, convention, and labels and answers or low, high and step"
         ) from error
-    except (ValueError, OSError, RecursionError) as error:
-        raise ShardError(f"{path}: not a readable JSON file ({error})") from error
+    except (ValueError, OSError) as error:
+        raise ShardError(f"{path}: not a readable JSON file ({one_line(error)})") from error
     items = [data] if isinstance(data, dict) else data
     if not isinstance(items, list) or not items or not all(isinstance(item, dict) for item in items):
         raise ShardError(f"{path}: holds no task; one object or a list of objects is needed")

@@ -76,7 +76,7 @@ def decode_json(data: bytes | memoryview, where: object) -> dict[str, Any]:
     """
     try:
         value = parse_json(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ShardError(f"{where}: the JSON member is malformed ({error})") from error
     if not isinstance(value, dict):
         raise ShardError(f"{where}: the JSON member holds a {type(value).__name__}; it must hold an object")
@@ -110,7 +110,7 @@ class ArrayLayout:
 
 
 def array_layout(head: bytes | memoryview) -> ArrayLayout:
-    """The layout that a ``.npy`` file's first bytes (:data:`MAX_ARRAY_HEADER` are enough) declare; nothing is allocated.
+    """The layout that a ``.npy`` file's first :data:`MAX_ARRAY_HEADER` bytes declare; nothing is allocated.
 
     Raises:
         ValueError: no ``.npy`` header of version 1 or 2, or not of plain numbers or text. One line.

@@ -27,6 +27,7 @@ import numpy as np
 from egmf_shards import codec
 from egmf_shards.accelerated import crc32
 from egmf_shards.errors import ShardError
+from egmf_shards.messages import one_line
 from egmf_shards.progress import progress
 from egmf_shards.sample import FEATURE_MODALITIES, SPLITS
 from egmf_shards.storage import LocalStorage, Storage, open_storage
@@ -200,8 +201,8 @@ def load_index(folder: Path | Storage, check_shards: bool = True) -> Index:
     where = storage.where(INDEX_NAME)
     try:
         # A file on a disk is read in place: the index of a million samples is 100 MB and more.
-        local = isinstance(storage, LocalStorage)
-        with zipfile.ZipFile(storage.path / INDEX_NAME if local else io.BytesIO(storage.read_file(INDEX_NAME))) as file:
+        local = storage.path / INDEX_NAME if isinstance(storage, LocalStorage) else None
+        with zipfile.ZipFile(local or io.BytesIO(storage.read_file(INDEX_NAME))) as file:
             found = set(file.namelist())
             version = _version(file) if "version.npy" in found else None
             if version != VERSION:
@@ -252,21 +253,22 @@ def _entry(file: zipfile.ZipFile, name: str) -> np.ndarray:
         raise ValueError(f"{name}: {info.file_size} bytes from {info.compress_size} in the file")
     with file.open(info) as entry:
         try:
-            layout = codec.array_layout(entry.read(codec.MAX_ARRAY_HEADER))
+            piece = entry.read(codec.MAX_ARRAY_HEADER)
+            layout = codec.array_layout(piece)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
         if layout.offset + layout.size != info.file_size or len(layout.shape) > 1:
             raise ValueError(f"{name}: its header does not fit its {info.file_size} bytes")
-        entry.seek(layout.offset)
         array = np.empty(layout.shape, layout.dtype)
         target, at = array.reshape(-1).view(np.uint8).data, 0
+        piece = piece[layout.offset :]
         while at < layout.size:
-            piece = entry.read(min(layout.size - at, 1 << 22))
-            if not piece:
-                raise ValueError(f"{name}: ends early")
             target[at : at + len(piece)] = piece
             at += len(piece)
-        entry.read(1)  # zipfile compares the CRC32 when it meets the end
+            # Small enough that memory is used again. At the end, too: that is where zipfile compares the CRC32.
+            piece = entry.read(1 << 18)
+            if not piece and at < layout.size:
+                raise ValueError(f"{name}: ends early")
     return array
 
 
@@ -276,11 +278,6 @@ def _size(file: zipfile.ZipFile) -> int:
     end = file.fp.seek(0, io.SEEK_END)
     file.fp.seek(at)
     return end
-
-
-def one_line(error: BaseException) -> str:
-    """What a parser says about hostile input, for a message of one line."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def shard_faults(storage: Storage, index: Index) -> Iterator[str]:
@@ -362,6 +359,6 @@ def _members_fault(index: Index) -> str | None:
     row = int(wrong[0])
     kinds = [codec.MEMBERS[kind] for kind in index.member_kind[first[row] : first[row + 1]].tolist()[: count + 1]]
     return (
-        f"sample {str(index.key[row])!r} has the members {', '.join(kinds)}, {index.audio_frames[row]} audio_frames and "
-        f"{index.vision_frames[row]} vision_frames; one json, and each array exactly where there are frames, is needed"
+        f"sample {str(index.key[row])!r} has the members {', '.join(kinds)}, {index.audio_frames[row]} audio_frames "
+        f"and {index.vision_frames[row]} vision_frames; one json, and arrays where there are frames alone, are needed"
     )

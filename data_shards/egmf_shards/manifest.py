@@ -11,15 +11,21 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from egmf_shards.errors import ShardError
+from egmf_shards.messages import one_line, shown
+from egmf_shards.sample import FEATURE_MODALITIES, MODALITIES, SPLITS
 from egmf_shards.storage import Storage, open_storage
 from egmf_shards.task import Task
 
 MANIFEST_NAME = "manifest.json"
 SCHEMA = 1
+MAX_DIM = 1_000_000
+MAX_DEPTH = 200
+"""Levels of objects and lists in a manifest; its own keys need 6, ``source`` may add more."""
 _KEYS = ("schema", "dataset", "tasks", "dims", "languages", "splits", "shards", "index", "source")
 
 
@@ -42,7 +48,8 @@ def read_manifest(folder: Path | Storage) -> dict[str, Any]:
     """The manifest of a folder of shards.
 
     Raises:
-        ShardError: there is no such folder or no manifest in it, it is not JSON, of another schema, or lacks a key.
+        ShardError: there is no such folder or no manifest in it, it is not JSON, of another schema, lacks a key, or
+            holds something of another type than the specification says.
     """
     storage = open_storage(folder)
     path = storage.where(MANIFEST_NAME)
@@ -52,7 +59,7 @@ def read_manifest(folder: Path | Storage) -> dict[str, Any]:
             "make one with `egmf shards synth` or `egmf shards import`"
         )
     try:
-        manifest = json.loads(storage.read_file(MANIFEST_NAME))
+        manifest = parse_json(storage.read_file(MANIFEST_NAME))
     except FileNotFoundError as error:
         raise ShardError(
             f"{storage.location}: holds no {MANIFEST_NAME}, so it is not a finished folder of shards"
@@ -60,18 +67,153 @@ def read_manifest(folder: Path | Storage) -> dict[str, Any]:
     except ShardError:
         raise
     except (ValueError, OSError) as error:
-        raise ShardError(f"{path}: not a readable JSON file ({error})") from error
-    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
-        found = manifest.get("schema") if isinstance(manifest, dict) else None
-        raise ShardError(f"{path}: schema is {found!r}; this version reads {SCHEMA}")
+        raise ShardError(f"{path}: not a readable JSON file ({one_line(error)})") from error
+    schema = manifest.get("schema") if isinstance(manifest, dict) else None
+    if not _whole(schema) or schema != SCHEMA:
+        raise ShardError(f"{path}: schema is {shown(schema)}; this version reads {SCHEMA}")
     lacking = [key for key in _KEYS if key not in manifest]
     if lacking:
         raise ShardError(f"{path}: lacks {', '.join(lacking)}; write the folder anew")
-    return manifest
+    names = tasks_of(manifest, storage).keys()
+    for wrong in _faults(manifest, names):
+        raise ShardError(f"{path}: malformed ({wrong}); `egmf shards index --force` makes it anew")
+    return dict(manifest)
+
+
+def parse_json(data: bytes) -> Any:
+    """The value of a JSON file that anybody may have written.
+
+    Raises:
+        ValueError: not JSON, nested deeper than :data:`MAX_DEPTH`, or with a text that is not Unicode. One line.
+    """
+    try:
+        value = json.loads(data)
+    except (RecursionError, MemoryError) as error:
+        raise ValueError(f"nested deeper than {MAX_DEPTH} levels") from error
+    if levels(value) > MAX_DEPTH:
+        raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
+    return value
+
+
+def levels(value: Any) -> int:
+    """How many levels of objects and lists there are in a JSON value; a plain value has none.
+
+    Raises:
+        ValueError: a text is no Unicode: it could be neither printed nor written.
+    """
+    found, level = -1, [value]
+    while level:
+        found += 1
+        for text in level:
+            if isinstance(text, str) and not text.isascii():
+                text.encode()
+        level = [x for items in level if isinstance(items, dict | list) for x in _children(items)]
+    return found
+
+
+def _children(items: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return (*items, *items.values()) if isinstance(items, dict) else items
+
+
+def _faults(manifest: dict[str, Any], tasks: Collection[str]) -> Iterator[str]:
+    """What has another type than the specification says; ``egmf shards verify`` compares the counts themselves."""
+    for key in ("dataset", "index"):
+        if not isinstance(manifest[key], str):
+            yield f"{key} is {shown(manifest[key])}; a text is needed"
+    dims = manifest["dims"]
+    if not isinstance(dims, dict) or not all(m in FEATURE_MODALITIES and _whole(n, MAX_DIM) for m, n in dims.items()):
+        found = ", ".join(f"{m} {shown(n)}" for m, n in dims.items()) if isinstance(dims, dict) else shown(dims)
+        yield f"dims is {found[:200]}; numbers from 0 to {MAX_DIM} for {' and '.join(FEATURE_MODALITIES)} are needed"
+    if not isinstance(manifest["languages"], list) or not _all(manifest["languages"], str):
+        yield "languages is no list of texts"
+    shards = manifest["shards"]
+    if not isinstance(shards, list) or not all(isinstance(shard, dict) and _sound_shard(shard) for shard in shards):
+        yield "shards is no list of objects with name, size, samples and sha256"
+    splits = manifest["splits"]
+    if not isinstance(splits, dict) or not set(splits) <= set(SPLITS):
+        yield f"splits is no object with some of {', '.join(SPLITS)}"
+    else:
+        for split, data in splits.items():
+            if not isinstance(data, dict) or not _sound_split(data, tasks):
+                yield f"splits.{split} has not the samples, utterances, labels, values and missing of the specification"
+    statistics = manifest.get("statistics", {})
+    if not isinstance(statistics, dict) or not all(
+        isinstance(statistics.get(m, {}), dict) and _sound_statistics(statistics[m], dims.get(m))
+        for m in FEATURE_MODALITIES
+        if m in statistics
+    ):
+        yield "statistics is no object of frames and of mean, std, min and max, one number for each dimension"
+    ceilings = manifest.get("ceilings")
+    if ceilings is not None and not _sound_ceilings(ceilings):
+        yield "ceilings is no object of a metric and its numbers for each task"
+
+
+def _sound_shard(shard: dict[str, Any]) -> bool:
+    return (
+        isinstance(shard.get("name"), str)
+        and _whole(shard.get("size"))
+        and _whole(shard.get("samples"))
+        and isinstance(shard.get("sha256", ""), str)
+    )
+
+
+def _sound_split(data: dict[str, Any], tasks: Collection[str]) -> bool:
+    labels, values, missing = (data.get(key) for key in ("labels", "values", "missing"))
+    return (
+        _whole(data.get("samples"))
+        and _whole(data.get("utterances"))
+        and isinstance(labels, dict)
+        and isinstance(values, dict)
+        and isinstance(missing, dict)
+        and {*labels, *values} <= set(tasks)
+        and all(isinstance(counts, dict) and counts and all(map(_whole, counts.values())) for counts in labels.values())
+        and all(isinstance(v, dict) and _whole(v.get("count")) for v in values.values())
+        and all(_number(v.get(name)) for v in values.values() for name in ("mean", "std", "min", "max"))
+        and all(_whole(missing.get(modality)) for modality in MODALITIES)
+    )
+
+
+def _sound_statistics(data: dict[str, Any], dim: int | None) -> bool:
+    columns = [data.get(name) for name in ("mean", "std", "min", "max")]
+    return (
+        _whole(data.get("frames"))
+        and bool(dim)
+        and all(isinstance(x, list) and len(x) == dim and all(map(_number, x)) for x in columns)
+    )
+
+
+def _sound_ceilings(ceilings: Any) -> bool:
+    return isinstance(ceilings, dict) and all(
+        isinstance(data, dict)
+        and isinstance(data.get("metric"), str)
+        and all(name == "metric" or _number(value) for name, value in data.items())
+        for data in ceilings.values()
+    )
+
+
+def _whole(value: Any, most: int = (1 << 63) - 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+def _all(items: Iterable[Any], kind: type) -> bool:
+    return all(isinstance(item, kind) for item in items)
 
 
 def tasks_of(manifest: dict[str, Any], folder: Path | Storage) -> dict[str, Task]:
-    """The manifest's tasks by name; ``folder`` is where it lies, for messages."""
-    where = open_storage(folder).where(MANIFEST_NAME)
-    tasks = [Task.from_json(data, where) for data in manifest["tasks"]]
-    return {task.name: task for task in tasks}
+    """The manifest's tasks by name; ``folder`` is where it lies, for messages.
+
+    Raises:
+        ShardError: there is none, one is malformed, or two have one name.
+    """
+    where, definitions = open_storage(folder).where(MANIFEST_NAME), manifest["tasks"]
+    if not isinstance(definitions, list) or not definitions or not _all(definitions, dict):
+        raise ShardError(f"{where}: tasks must be a list of at least one object")
+    tasks = [Task.from_json(data, where) for data in definitions]
+    found = {task.name: task for task in tasks}
+    if len(found) != len(tasks):
+        raise ShardError(f"{where}: tasks has two of one name; each name may stand once")
+    return found

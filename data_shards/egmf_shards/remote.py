@@ -19,14 +19,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import fsspec
+from fsspec.asyn import sync
 from fsspec.config import conf
 
 from egmf_shards.chunk_cache import ChunkCache, default_folder
 from egmf_shards.errors import ShardError, UnreachableError
-from egmf_shards.storage import Storage, StorageOptions
+from egmf_shards.storage import EXAMPLE, HTTP, Storage, StorageOptions, protocol_of, without_password
 
 _log = logging.getLogger("egmf_shards")
 _T = TypeVar("_T")
@@ -37,6 +37,15 @@ CHUNKS_AT_HAND = 64
 """Chunks that a process keeps mapped."""
 SLOWEST = 2**16
 """Bytes a second; a server that sends less is taken for hanging."""
+LONGEST_READ = 300.0
+"""Seconds that one read may take, all tries and waits together; NCCL's collectives give up after 600."""
+LONGEST_REASON = 300
+"""Characters of a transport's own message that are repeated."""
+LARGEST_MANIFEST = 64 * 2**20
+"""Bytes of a ``manifest.json`` that are read at most."""
+LARGEST_INDEX = 4 * 2**30
+"""Bytes of an ``index.npz`` that are read at most."""
+_LARGEST = {"manifest.json": LARGEST_MANIFEST, "index.npz": LARGEST_INDEX}
 # What tells one version of an object from another, by the names that the file systems give it.
 _VERSIONS = ("ETag", "etag", "Last-Modified", "LastModified", "last_modified", "updated", "mtime", "created")
 _REFUSED = {401: PermissionError, 403: PermissionError, 404: FileNotFoundError, 410: FileNotFoundError}
@@ -71,8 +80,9 @@ class RemoteStorage(Storage):
         options: chunk size, cache and retries.
 
     Raises:
-        ShardError: the protocol is unknown or lacks its package, an option is out of its range, or the cache folder
-            cannot be made.
+        ShardError: the URL cannot be one of a folder, its protocol is unknown or lacks its package, an option is out
+            of its range, or the cache folder cannot be made.
+        UnreachableError: a protocol that connects at once reaches nobody.
     """
 
     connect_timeout = 10.0
@@ -84,12 +94,10 @@ class RemoteStorage(Storage):
         for name, least in (("chunk_bytes", 1), ("cache_bytes", 0), ("retries", 0), ("first_wait", 0)):
             if getattr(options, name) < least:
                 raise ShardError(f"{name} is {getattr(options, name)}; it must be at least {least}")
+        self._protocol = protocol_of(url)
         self.url = url.rstrip("/")
         self.options = options
-        self.location = _without_password(self.url)
-        self._protocol = url.partition("://")[0]
-        if self._protocol in ("http", "https") and "?" in url:
-            raise ShardError(f"{self.location}: a URL with a query cannot name a folder; leave out what follows the ?")
+        self.location = without_password(self.url)
         self._objects: dict[str, _Object] = {}
         self._processes: dict[int, _Process] = {}
         self._cache = ChunkCache(
@@ -114,18 +122,22 @@ class RemoteStorage(Storage):
         return True
 
     def read_file(self, name: str) -> bytes:
-        size = self.size(name)
-        return self._try(name, f"its {size} bytes", lambda process: self._bytes(process, name, None, None, size))
+        size, most = self.size(name), _LARGEST.get(name, LARGEST_INDEX)
+        if size > most:
+            raise ShardError(f"{self.where(name)}: {size} bytes; at most {most} are read")
+        return self._bytes(name, f"its {size} bytes", 0, size)
 
     def size(self, name: str) -> int:
         return self._object(name).size
 
     def sizes(self, names: Sequence[str]) -> dict[str, int | None]:
         # An HTTP server has no listing to rely on; a shard's size is asked for when it is first read.
-        if self._protocol in ("http", "https"):
+        if self._protocol in HTTP:
             return dict.fromkeys(names)
         try:
-            listing = self._try("", "the listing", lambda process: process.file_system.ls(process.root, detail=True))
+            listing = self._try(
+                "", "the listing", lambda process, left: _call(process, "ls", process.root, timeout=left, detail=True)
+            )
         except FileNotFoundError:
             return {}
         except PermissionError:  # reading may be allowed where listing is not
@@ -189,20 +201,27 @@ class RemoteStorage(Storage):
         """A file system that nobody else uses, and the folder's path in it."""
         settings: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
         try:
-            if self._protocol in ("http", "https"):
+            if self._protocol in HTTP:
                 settings["client_kwargs"] = self._http_client()
+                # Not through url_to_fs, which takes the :: of an IPv6 address for a chain.
+                file_system, root = fsspec.filesystem(self._protocol, **settings), self.url
             elif self._protocol in ("s3", "s3a"):
                 settings["config_kwargs"] = {
                     "retries": {"total_max_attempts": 1, "mode": "standard"},
                     "connect_timeout": self.connect_timeout,
                     "read_timeout": self.read_timeout,
                 }
-            file_system, root = fsspec.core.url_to_fs(self.url, **settings)
-        except (ImportError, ValueError) as error:
+            if self._protocol not in HTTP:
+                file_system, root = fsspec.core.url_to_fs(self.url, **settings)
+        except ImportError as error:
             raise ShardError(
                 f"{self.location}: cannot be read ({_one_line(error)}); "
                 "`pip install 'egmf-dist[remote]'` brings what http, https and s3 need"
             ) from error
+        except OSError as error:
+            raise UnreachableError(f"{self.location}: cannot be reached ({_one_line(error)})") from error
+        except Exception as error:  # each file system has its own for a URL that it does not understand
+            raise ShardError(f"{self.location}: cannot be read ({_one_line(error)}); {EXAMPLE}") from error
         if hasattr(file_system, "retries"):
             file_system.retries = 1  # tries are counted, waited for and logged in one place: here
         return file_system, root.rstrip("/")
@@ -212,16 +231,11 @@ class RemoteStorage(Storage):
         from fsspec.implementations.http import aiohttp  # as fsspec has it; an ImportError where it is not installed
 
         async def check(response: Any) -> None:
-            # Before the body is read, which may be a whole shard.
-            wanted = response.request_info.headers.get("Range")
-            if wanted is None or response.status not in (200, 206):
-                return
-            first, _, last = wanted.removeprefix("bytes=").partition("-")
-            said = response.headers.get("Content-Range")
-            if response.status == 200 and response.content_length != int(last) + 1 - int(first):
-                raise OSError("the server ignores ranges: it answers with the whole object (HTTP 200)")
-            if response.status == 206 and said is not None and not said.startswith(f"bytes {first}-{last}/"):
-                raise OSError(f"the server sends {said!r}")
+            try:
+                _check_answer(response)
+            except Exception:
+                response.close()
+                raise
 
         own = {k: v for name in ("http", "https") for k, v in conf.get(name, {}).get("client_kwargs", {}).items()}
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=self.connect_timeout, sock_read=self.read_timeout)
@@ -231,8 +245,9 @@ class RemoteStorage(Storage):
     def _object(self, name: str) -> _Object:
         if name not in self._objects:
 
-            def ask(process: _Process) -> dict[str, Any]:
-                return dict(process.file_system.info(self._path(process, name)))
+            def ask(process: _Process, left: float) -> dict[str, Any]:
+                limit = min(left, 2 * (self.connect_timeout + self.read_timeout))  # HEAD, and GET where that fails
+                return dict(_call(process, "info", f"{process.root}/{name}", timeout=limit))
 
             self._remember(name, self._try(name, "its size", ask))
         return self._objects[name]
@@ -255,9 +270,7 @@ class RemoteStorage(Storage):
         chunk = self._cache.get(whole.owner, number, end - begin)
         if chunk is None:
             try:
-                data = self._try(
-                    name, f"bytes {begin} to {end - 1}", lambda now: self._bytes(now, name, begin, end, end - begin)
-                )
+                data = self._bytes(name, f"bytes {begin} to {end - 1}", begin, end)
             except OSError as error:
                 raise self._refused(name, error) from error
             chunk = self._cache.put(whole.owner, number, data)
@@ -267,37 +280,39 @@ class RemoteStorage(Storage):
                 process.chunks.popitem(last=False)
         return chunk
 
-    def _bytes(self, process: _Process, name: str, begin: int | None, end: int | None, length: int) -> bytes:
-        """One request; checked for its length."""
-        limit = {}
-        if process.file_system.async_impl:
-            limit["timeout"] = self.connect_timeout + self.read_timeout + length / SLOWEST
-        data: bytes = process.file_system.cat_file(self._path(process, name), start=begin, end=end, **limit)
-        if len(data) != length:
-            raise OSError(f"{len(data)} bytes came instead of {length}")
-        return data
+    def _bytes(self, name: str, what: str, begin: int, end: int) -> bytes:
+        """One ranged read; checked for its length."""
+        length = end - begin
 
-    def _path(self, process: _Process, name: str) -> str:
-        return f"{process.root}/{name}"
+        def ask(process: _Process, left: float) -> bytes:
+            limit = min(left, self.connect_timeout + self.read_timeout + length / SLOWEST)
+            data: bytes = _call(process, "cat_file", f"{process.root}/{name}", timeout=limit, start=begin, end=end)
+            if len(data) != length:
+                raise OSError(f"{len(data)} bytes came instead of {length}")
+            return data
 
-    def _try(self, name: str, what: str, call: Callable[[_Process], _T]) -> _T:
-        """``call``, again and again with growing waits while it may help.
+        return self._try(name, what, ask) if length else b""
+
+    def _try(self, name: str, what: str, call: Callable[[_Process, float], _T]) -> _T:
+        """``call``, with the seconds that are left for it, again and again with growing waits while it may help.
 
         Raises:
             FileNotFoundError, PermissionError: the store says so.
-            UnreachableError: the last try failed.
+            UnreachableError: the last try failed, or there is no time for another.
         """
         where = f"{self.where(name) if name else self.location}, {what}"
         wait, left = min(self.options.first_wait, LONGEST_WAIT), self.options.retries
+        begun = time.monotonic()
         while True:
             try:
-                return call(self._process())
+                return call(self._process(), LONGEST_READ - (time.monotonic() - begun))
             except Exception as error:  # each transport has its own
                 cause = self._cause(error)
                 _raise_refusal(cause)
-                if not left:
+                spent = time.monotonic() - begun
+                if not left or spent + wait >= LONGEST_READ:
                     raise UnreachableError(
-                        f"{where}: cannot be read, tried {self.options.retries + 1} times; "
+                        f"{where}: cannot be read, tried {self.options.retries + 1 - left} times in {spent:.0f} s; "
                         f"the last time: {_one_line(cause)}"
                     ) from error
                 _log.warning("%s: %s; trying again in %.1f s, %d tries left", where, _one_line(cause), wait, left)
@@ -310,10 +325,51 @@ class RemoteStorage(Storage):
         return UnreachableError(f"{self.where(name)}: access is denied ({_one_line(error)}); check the credentials")
 
     def _cause(self, error: Exception) -> BaseException:
-        """fsspec reports every failure of an HTTP HEAD as a missing file; the cause tells which it was."""
-        if self._protocol in ("http", "https") and isinstance(error, FileNotFoundError) and error.__cause__:
-            return error.__cause__
-        return error
+        """fsspec reports every failure of an HTTP HEAD as a missing file, and other file systems some failures of the
+        network; the cause tells which it was."""
+        cause: BaseException = error
+        while isinstance(cause, FileNotFoundError) and cause.__cause__ is not None:
+            cause = cause.__cause__
+        # TimeoutError is an OSError, aiohttp's errors are not all.
+        network = isinstance(cause, OSError) or type(cause).__module__.partition(".")[0] == "aiohttp"
+        return cause if network or self._protocol in HTTP else error
+
+
+def _call(process: _Process, method: str, *args: Any, timeout: float, **kwargs: Any) -> Any:
+    """A method of the file system, for at most ``timeout`` seconds where it can be interrupted."""
+    if process.file_system.async_impl:
+        waiting = getattr(process.file_system, f"_{method}")
+        # fsspec takes 0 for no limit.
+        return sync(process.file_system.loop, waiting, *args, timeout=max(timeout, 0.001), **kwargs)
+    return getattr(process.file_system, method)(*args, **kwargs)
+
+
+def _check_answer(response: Any) -> None:
+    """Refuse an HTTP answer before its body is read, which may be a whole shard or endless.
+
+    Raises:
+        OSError: it is not the range that was asked for.
+        aiohttp.ClientResponseError: the server says that it failed.
+    """
+    wanted = response.request_info.headers.get("Range")
+    if wanted is None:  # the size was asked for; no body is read
+        return
+    response.raise_for_status()
+    first, _, last = wanted.removeprefix("bytes=").partition("-")
+    length, said = int(last) + 1 - int(first), response.headers.get("Content-Range")
+    coding = response.headers.get("Content-Encoding", "identity")
+    if response.status not in (200, 206):
+        raise OSError(f"the server answers with HTTP {response.status}")
+    if coding.lower() not in ("identity", ""):
+        raise OSError(f"the server sends its bytes encoded ({coding})")
+    if response.content_length is None or "Transfer-Encoding" in response.headers:
+        raise OSError("the server does not say how many bytes it sends (Content-Length)")
+    if response.status == 200 and response.content_length != length:
+        raise OSError("the server ignores ranges: it answers with the whole object (HTTP 200)")
+    if response.status == 206 and not (said or "").startswith(f"bytes {first}-{last}/"):
+        raise OSError(f"the server sends {said!r} instead of 'bytes {first}-{last}'")
+    if response.content_length != length:
+        raise OSError(f"the server sends {response.content_length} bytes instead of {length}")
 
 
 def _raise_refusal(error: BaseException) -> None:
@@ -328,9 +384,6 @@ def _raise_refusal(error: BaseException) -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
-
-
-def _without_password(url: str) -> str:
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else url
+    """What an error says, no longer than a line should be: aiohttp quotes whole answers."""
+    text = without_password(" ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":"))
+    return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]}..."

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import re
 import resource
 import threading
 import weakref
@@ -17,8 +18,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from egmf_shards.errors import ShardError, UnreachableError
+
+HTTP = ("http", "https")
+EXAMPLE = "a folder's URL is needed, such as https://host/folder or s3://bucket/folder"
 
 
 @dataclass(frozen=True)
@@ -203,3 +208,38 @@ def open_storage(folder: str | os.PathLike[str] | Storage, options: StorageOptio
 
         return RemoteStorage(folder, options or StorageOptions())
     return LocalStorage(Path(folder))
+
+
+def protocol_of(url: str) -> str:
+    """The protocol of a folder's URL.
+
+    Raises:
+        ShardError: it can be the URL of no folder.
+    """
+    shown = without_password(url)
+    protocol, _, rest = url.partition("://")
+    fault = ""
+    if not url.isprintable():
+        shown, fault = repr(shown), "holds a character that cannot be printed"
+    elif not protocol or not rest.strip("/"):
+        fault = "names no folder"
+    elif protocol in HTTP:
+        try:
+            parts = urlsplit(url)
+            # Asking for the port is what checks it.
+            fault = "names no server" if not parts.hostname or parts.port == 0 else ""
+        except ValueError as error:
+            fault = f"not a URL ({error})"
+        if not fault and "?" in url:
+            fault = "a URL with a query cannot name a folder; leave out what follows the ?"
+    elif "::" in url:
+        # Each link of a chain reports the next one's failures in its own way, and has a cache without a bound.
+        fault = "chained URLs (with ::) are not read"
+    if fault:
+        raise ShardError(f"{shown}: {fault}; {EXAMPLE}")
+    return protocol
+
+
+def without_password(text: str) -> str:
+    """URLs without name and password: in a message, or where one cannot be parsed, too."""
+    return re.sub(r"(?<=://)[^/?#\s]*@", "", text)

@@ -72,17 +72,18 @@ def walk_tar(data: bytes | mmap.mmap, tell: Tell) -> list[Member]:
         if kind in (b"x", b"L"):
             extended |= _extension(kind, bytes(view[start : start + min(size, 1 << 20)]), tell)
             continue
-        if kind == b"g" and _extension(b"x", bytes(view[start : start + min(size, 1 << 20)]), tell):
-            tell("header", name, "a global PAX header sets path or size or is sparse; each member must say its own")
-        sparse, extended = SPARSE in extended, {} if kind != b"g" else extended
-        if sparse and kind != b"g":
-            tell("special member", name, "is a sparse file; only plain files are allowed")
+        if kind == b"g":
+            if _extension(b"x", bytes(view[start : start + min(size, 1 << 20)]), tell):
+                tell("header", name, "a global PAX header sets every member's path or size, or makes it sparse")
             continue
-        if kind in (b"1", b"2"):
+        sparse, extended = SPARSE in extended, {}
+        if sparse:
+            tell("special member", name, "is a sparse file; only plain files are allowed")
+        elif kind in (b"1", b"2"):
             tell("link member", name, "is a link; only plain files are allowed")
-        elif kind not in (b"0", b"\0", b"g"):
+        elif kind not in (b"0", b"\0"):
             tell("special member", name, f"is of tar type {kind!r}; only plain files are allowed")
-        elif kind != b"g" and size <= MAX_MEMBER:
+        elif size <= MAX_MEMBER:
             members.append(Member(name, start, size))
     tell("truncated", "", "the archive's end (two blocks of zeros) is missing")
     return members
@@ -136,7 +137,7 @@ def _name(header: bytes) -> str:
 
 
 def _extension(kind: bytes, body: bytes, tell: Tell) -> dict[str, str]:
-    """What a PAX (``x``) or GNU (``L``) record says about the next member: ``path``, ``size``, and whether it is sparse."""
+    """What a PAX (``x``) or GNU (``L``) record says about the next member: ``path``, ``size``, :data:`SPARSE`."""
     found: dict[str, str] = {}
     at = 0
     try:

@@ -6,15 +6,18 @@ of one run may carry the same task only if the definitions are equal.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from egmf_shards.errors import ShardError
+from egmf_shards.messages import shown
 
 CLASSIFICATION = "classification"
 REGRESSION = "regression"
 CONVENTIONS = ("classes", "mosei", "sims")
+MAX_ANSWERS = 10_000
+"""Legal answers of a task: each is scored for every sample."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Task:
     """Regression: the distance between two legal numbers."""
 
     def __post_init__(self) -> None:
+        self._check_types()
         if self.kind not in (CLASSIFICATION, REGRESSION):
             raise ShardError(
                 f"task {self.name!r}: kind is {self.kind!r}; it must be {CLASSIFICATION!r} or {REGRESSION!r}"
@@ -73,6 +77,27 @@ class Task:
                 f"task {self.name!r}: range [{self.low}, {self.high}] with step {self.step}; "
                 "low < high and step > 0 are needed"
             )
+        if len(self.labels) > MAX_ANSWERS or (
+            self.kind == REGRESSION and not (self.high - self.low) / self.step <= MAX_ANSWERS - 1
+        ):
+            raise ShardError(f"task {self.name!r}: more than {MAX_ANSWERS} legal answers; a larger step is needed")
+
+    def _check_types(self) -> None:
+        """Definitions come from files of other people, and the types above are only annotations."""
+        if not isinstance(self.name, str) or not self.name:
+            raise ShardError(f"a task's name is {shown(self.name)}; a text is needed")
+        if not isinstance(self.questions, Mapping) or not _all_text((*self.questions, *self.questions.values())):
+            raise ShardError(f"task {self.name!r}: questions must be one text for each language")
+        answers = self.answers.values() if isinstance(self.answers, Mapping) else (None,)
+        lists = (self.labels, *answers)
+        if not all(isinstance(words, list | tuple) and _all_text(words) for words in lists) or not _all_text(
+            self.answers
+        ):
+            raise ShardError(f"task {self.name!r}: labels must be a list of texts, and answers one for each language")
+        for name in ("low", "high", "step"):
+            number = getattr(self, name)
+            if not isinstance(number, int | float) or isinstance(number, bool) or not abs(number) < 1e300:
+                raise ShardError(f"task {self.name!r}: {name} is {shown(number)}; a number is needed")
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -140,10 +165,19 @@ class Task:
         """
         try:
             values = dict(data)
-            values["labels"] = tuple(values.get("labels", ()))
-            values["answers"] = {k: tuple(v) for k, v in values.get("answers", {}).items()}
+            # Only lists: a text would come apart into its letters.
+            values["labels"] = _tuple(values.get("labels", ()))
+            values["answers"] = {k: _tuple(v) for k, v in values.get("answers", {}).items()}
             return cls(**values)
-        except ShardError:
-            raise
+        except ShardError as error:
+            raise ShardError(f"{where}: {error}") from error
         except (TypeError, AttributeError, ValueError) as error:
             raise ShardError(f"{where}: a task is malformed ({error})") from error
+
+
+def _all_text(items: Iterable[Any]) -> bool:
+    return all(isinstance(item, str) for item in items)
+
+
+def _tuple(items: Any) -> Any:
+    return tuple(items) if isinstance(items, list) else items

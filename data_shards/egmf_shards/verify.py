@@ -24,7 +24,6 @@ from egmf_shards.errors import ShardError
 from egmf_shards.index import INDEX_NAME, Index, load_index
 from egmf_shards.manifest import MANIFEST_NAME, read_manifest, tasks_of
 from egmf_shards.progress import progress as bar
-from egmf_shards.sample import FEATURE_MODALITIES
 from egmf_shards.scan import CAP, Problem, Report, Scan, Told
 from egmf_shards.writer import ShardWriter
 
@@ -45,7 +44,7 @@ def verify(folder: str | os.PathLike[str], progress: Callable[[list[str], str], 
     if not path.is_dir():
         raise ShardError(f"{path}: there is no such folder of shards")
     report = Report(path)
-    manifest = _load(report, MANIFEST_NAME, partial(_sound_manifest, path))
+    manifest = _load(report, MANIFEST_NAME, partial(read_manifest, path))
     index = _load(report, INDEX_NAME, partial(_sound_index, path))
     ledger = None
     if manifest is not None:
@@ -80,19 +79,6 @@ def _load(report: Report, name: str, load: Callable[[], T]) -> T | None:
     except ShardError as error:
         report.add(name.partition(".")[0], name, "", "", str(error).removeprefix(f"{report.folder / name}: "))
         return None
-
-
-def _sound_manifest(folder: Path) -> dict[str, Any]:
-    manifest = read_manifest(folder)
-    shards, dims = manifest["shards"], manifest["dims"]
-    if not isinstance(shards, list) or not all(isinstance(s, dict) and isinstance(s.get("name"), str) for s in shards):
-        raise ShardError("shards is no list of objects with name, size, samples and sha256")
-    if not isinstance(dims, dict) or not all(isinstance(width, int) for width in dims.values()):
-        raise ShardError(f"dims is {dims!r}; a whole number for each of {', '.join(FEATURE_MODALITIES)} is needed")
-    if not isinstance(manifest["tasks"], list):
-        raise ShardError("tasks is no list")
-    ShardWriter(folder, str(manifest["dataset"]), list(tasks_of(manifest, folder).values()), dims)
-    return manifest
 
 
 def _sound_index(folder: Path) -> Index:

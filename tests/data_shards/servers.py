@@ -3,9 +3,11 @@
 Run as ``python servers.py FOLDER PORT`` it is the HTTP server: with ranges and with faults.
 ``POST /fault`` with ``{"kind": KIND, "times": N, "name": NAME}`` spoils the next N answers for NAME (any, if empty):
 ``cut`` closes the connection in the middle of the body, ``short`` sends fewer bytes and says so, ``wrong`` flips a bit,
-``shift`` sends other bytes and says so, ``whole`` ignores the range, ``hang`` says nothing for a minute, a number is a
-status code without a body.
-``GET /seen`` lists method, name and range of every request so far, as JSON.
+``shift`` sends other bytes and says so, ``whole`` ignores the range, ``hang`` says nothing for a minute, ``huge`` says
+that the object has 10**12 bytes, ``long`` sends more than it says, ``bare`` does not say which range it sends, ``gzip``
+says that it is packed, a number is a status code without a body. ``endless``, ``chunked`` and ``failing`` (an HTTP 500)
+send zeros without a Content-Length until the client hangs up or has taken ``FLOOD`` bytes.
+``GET /seen`` lists method, name and range of every request so far, as JSON; ``GET /flooded`` the bytes of floods.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+FLOOD = 64 * 2**20
+
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
@@ -28,6 +32,7 @@ class Handler(BaseHTTPRequestHandler):
     folder: Path
     fault: dict = {"times": 0}  # noqa: RUF012 (one for all connections)
     seen: list[list[str]] = []  # noqa: RUF012
+    flooded: list[int] = []  # noqa: RUF012
     lock = threading.Lock()
 
     def do_POST(self) -> None:
@@ -43,6 +48,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == "/seen":
             self.answer(200, json.dumps(self.seen).encode())
+        elif self.path == "/flooded":
+            self.answer(200, json.dumps(sum(self.flooded)).encode())
         else:
             self.serve(body=True)
 
@@ -62,6 +69,10 @@ class Handler(BaseHTTPRequestHandler):
         if not path.is_file():
             return self.answer(404, b"")
         data = path.read_bytes()
+        if kind == "huge":
+            return self.answer(200, b"", length=10**12)
+        if kind in ("endless", "chunked", "failing"):
+            return self.flood(kind, wanted, body)
         if wanted and kind != "whole":
             first, last = (int(number) + (kind == "shift") for number in wanted.removeprefix("bytes=").split("-"))
             part = data[first : last + 1]
@@ -69,12 +80,38 @@ class Handler(BaseHTTPRequestHandler):
                 part = part[:-1]
             if kind == "wrong":
                 part = bytes([part[0] ^ 1]) + part[1:]
-            said = f"bytes {first}-{last}/{len(data)}"
-            return self.answer(206, part, cut=kind == "cut", said=said)
+            said = "" if kind == "bare" else f"bytes {first}-{last}/{len(data)}"
+            if kind == "long":
+                self.answer(206, part, said=said)
+                return self.pour()
+            return self.answer(206, part, cut=kind == "cut", said=said, coding=kind if kind == "gzip" else "")
         return self.answer(200, data if body else b"", length=len(data))
 
-    def answer(self, status: int, body: bytes, cut: bool = False, said: str = "", length: int | None = None) -> None:
+    def flood(self, kind: str, wanted: str, body: bool) -> None:
+        self.send_response(500 if kind == "failing" else 206 if wanted else 200)
+        if wanted:
+            self.send_header("Content-Range", f"{wanted.replace('=', ' ')}/*")
+        if kind == "chunked":
+            self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        self.close_connection = True
+        if body:
+            self.pour(chunked=kind == "chunked")
+
+    def pour(self, chunked: bool = False) -> None:
+        self.close_connection = True
+        piece = bytes(2**16)
+        with suppress(OSError):
+            for _ in range(FLOOD // len(piece)):
+                self.wfile.write(b"10000\r\n" + piece + b"\r\n" if chunked else piece)
+                self.flooded.append(len(piece))
+
+    def answer(
+        self, status: int, body: bytes, cut: bool = False, said: str = "", length: int | None = None, coding: str = ""
+    ) -> None:
         self.send_response(status)
+        if coding:
+            self.send_header("Content-Encoding", coding)
         self.send_header("Content-Length", str(len(body) if length is None else length))
         if said:
             self.send_header("Content-Range", said)
@@ -143,6 +180,10 @@ class HTTPServer(Server):
     def ranges(self) -> list[list[str]]:
         with urllib.request.urlopen(f"{self.url}/seen") as answer:
             return [entry for entry in json.load(answer) if entry[2]]
+
+    def flooded(self) -> int:
+        with urllib.request.urlopen(f"{self.url}/flooded") as answer:
+            return json.load(answer)
 
 
 class Wire:

@@ -1,20 +1,29 @@
-"""The cache of remote shards: bounded, shared, and never trusted with a chunk of another length or version."""
+"""What a machine keeps of shards: the cache of remote ones (bounded, shared, never trusted with a chunk of another
+length or version, and no danger to other files), and the maps of local ones."""
 
 from __future__ import annotations
 
+import errno
+import gc
+import multiprocessing
 import os
+import pickle
 import random
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from egmf_shards.chunk_cache import ChunkCache, default_folder
+from egmf_shards import ShardError, storage
+from egmf_shards.chunk_cache import CHUNKS, ChunkCache, default_folder
+from egmf_shards.errors import UnreachableError
 from egmf_shards.remote import RemoteStorage
-from egmf_shards.storage import StorageOptions
+from egmf_shards.storage import LocalStorage, StorageOptions
 
 CHUNK = 1000
+OWNER = "0123456789abcdef" * 2
 
 OptionsMaker = Callable[..., StorageOptions]
 
@@ -49,7 +58,7 @@ def first_shard(folder: Path) -> str:
 
 
 def contents(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file() and path.parent != folder]
+    return [path for path in (folder / CHUNKS).glob("*/*") if path.is_file()]
 
 
 @pytest.mark.parametrize("limit", [3 * CHUNK, 10 * CHUNK, CHUNK - 1, 0])
@@ -68,11 +77,11 @@ def test_the_cache_is_bounded_after_every_read(limit, shards, options):
 def test_what_was_used_longest_ago_goes_first(tmp_path):
     cache = ChunkCache(tmp_path, 4 * CHUNK)
     for number in range(4):
-        cache.put("object", number, bytes(CHUNK))
-        os.utime(tmp_path / "object" / f"{number:08d}", (number, number))
-    assert cache.get("object", 0, CHUNK) is not None  # used: now the youngest
-    cache.put("object", 4, bytes(CHUNK))
-    assert [cache.get("object", number, CHUNK) is not None for number in (0, 1, 4)] == [True, False, True]
+        cache.put(OWNER, number, bytes(CHUNK))
+        os.utime(tmp_path / CHUNKS / OWNER / f"{number:08d}", (number, number))
+    assert cache.get(OWNER, 0, CHUNK) is not None  # used: now the youngest
+    cache.put(OWNER, 4, bytes(CHUNK))
+    assert [cache.get(OWNER, number, CHUNK) is not None for number in (0, 1, 4)] == [True, False, True]
     assert cache.used() <= 4 * CHUNK
 
 
@@ -117,3 +126,159 @@ def test_the_folder_is_the_users_cache_folder(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert default_folder() == tmp_path / ".cache" / "egmf" / "shards"
+
+
+def test_files_of_others_are_neither_counted_nor_removed(tmp_path):
+    """Whoever names their home as the folder of the cache keeps it."""
+    others = [
+        tmp_path / name
+        for name in ("bytes", "incoming", "Documents/thesis", f"{OWNER}/00000000", f"{CHUNKS}/notes/00000000",
+                     f"{CHUNKS}/{OWNER}/00000000.bak", f"{CHUNKS}/{OWNER}x/00000000")
+    ]  # fmt: skip
+    for path in others:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x" * CHUNK)
+        os.utime(path, (1, 1))
+    cache = ChunkCache(tmp_path, 3 * CHUNK)
+    cache.prepare()
+    for number in range(8):
+        cache.put(OWNER, number, bytes(CHUNK))
+    assert [path for path in others if not path.exists() or path.read_bytes() != b"x" * CHUNK] == []
+    assert cache.used() == len([number for number in range(8) if cache.get(OWNER, number, CHUNK)]) * CHUNK > 0
+
+
+def test_a_chunk_that_cannot_be_removed_stops_keeping_and_not_reading(tmp_path, monkeypatch, caplog):
+    cache = ChunkCache(tmp_path, 2 * CHUNK)
+    for number in range(2):
+        cache.put(OWNER, number, bytes(CHUNK))
+
+    unlink, kept = os.unlink, {f"{0:08d}"}
+
+    def refuse(path: str) -> None:
+        if Path(path).name in kept:
+            raise PermissionError(errno.EPERM, "Operation not permitted", path)
+        unlink(path)
+
+    monkeypatch.setattr(os, "unlink", refuse)
+    os.utime(tmp_path / CHUNKS / OWNER / f"{0:08d}", (1, 1))
+    cache.put(OWNER, 2, bytes(CHUNK))  # the next oldest makes room
+    assert [cache.get(OWNER, number, CHUNK) is not None for number in range(3)] == [True, False, True]
+    assert not caplog.records
+    kept.add(f"{2:08d}")
+    assert cache.put(OWNER, 3, b"y" * CHUNK) == b"y" * CHUNK
+    assert cache.used() == 2 * CHUNK
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path}: chunks are not kept (Operation not permitted); reading goes on without"
+    ]
+
+
+@pytest.fixture
+def few_descriptors(monkeypatch) -> int:
+    """The bound on maps; what other tests have mapped is let go first."""
+    gc.collect()
+    for other in list(storage._folders):
+        other._views.clear()
+    monkeypatch.setattr(storage.resource, "getrlimit", lambda _: (80, 80))
+    return 20
+
+
+def many(tmp_path: Path, folders: int, shards: int) -> list[LocalStorage]:
+    for number in range(folders):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "index.npz").touch()
+        for shard in range(shards):
+            (tmp_path / str(number) / f"{shard}.tar").write_bytes(bytes([number, shard]))
+    return [LocalStorage(tmp_path / str(number)) for number in range(folders)]
+
+
+def mapped(tmp_path: Path) -> int:
+    return Path("/proc/self/maps").read_text().count(f"{tmp_path}/")
+
+
+def test_all_folders_of_a_process_share_one_bound_on_maps(few_descriptors, tmp_path):
+    folders, most = many(tmp_path, 5, 16), 0
+    for _ in range(2):
+        for shard in range(16):
+            for number, folder in enumerate(folders):
+                assert folder.view(f"{shard}.tar", 0, 2) == bytes([number, shard])
+                most = max(most, mapped(tmp_path))
+    assert most == few_descriptors
+    copy = pickle.loads(pickle.dumps(folders[0]))
+    assert copy.view("3.tar", 0, 2) == bytes([0, 3])
+    assert mapped(tmp_path) == few_descriptors
+    del folder, folders, copy
+    gc.collect()
+    assert mapped(tmp_path) == 0
+
+
+def test_a_child_maps_although_the_parent_was_mapping(tmp_path):
+    (folder,) = many(tmp_path, 1, 2)
+    folder.view("0.tar", 0, 1)
+    held, go_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with storage._mapping:
+            held.set()
+            go_on.wait(30)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait(30)
+    child = multiprocessing.get_context("fork").Process(target=folder.view, args=("1.tar", 0, 1))
+    child.start()
+    child.join(10)
+    go_on.set()
+    thread.join()
+    child.kill()
+    assert child.exitcode == 0
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+def test_maps_are_let_go_where_others_hold_the_descriptors(code, tmp_path, monkeypatch):
+    first, second = many(tmp_path, 2, 4)
+    for name in ("0.tar", "1.tar"):
+        first.view(name, 0, 1)
+    map_file, held = storage._map_file, []
+
+    def full(path: Path) -> memoryview:
+        held.append(mapped(tmp_path))
+        if held[-1]:
+            raise OSError(code, os.strerror(code))
+        return map_file(path)
+
+    monkeypatch.setattr(storage, "_map_file", full)
+    assert second.view("2.tar", 0, 2) == bytes([1, 2])
+    assert held == [2, 0]
+    assert first.view("0.tar", 0, 2) == bytes([0, 0])
+
+
+@pytest.mark.parametrize("name", ["ESTALE", "EIO", "EACCES", "ENOMEM", "EMFILE", "ENODEV", "ETIMEDOUT"])
+def test_a_fault_of_the_machine_is_none_of_the_shard(name, tmp_path, monkeypatch):
+    code = getattr(errno, name)
+
+    def fail(path: Path) -> memoryview:
+        raise OSError(code, os.strerror(code))
+
+    (folder,) = many(tmp_path, 1, 1)
+    monkeypatch.setattr(storage, "_map_file", fail)
+    with pytest.raises(UnreachableError, match=rf"0\.tar: cannot be mapped \({os.strerror(code)}\)$"):
+        folder.view("0.tar", 0, 1)
+    monkeypatch.setattr(Path, "stat", fail)
+    with pytest.raises(UnreachableError, match=rf"0\.tar: cannot be looked at \({os.strerror(code)}\)$"):
+        folder.sizes(["0.tar"])
+
+
+def test_a_missing_shard_is_none_of_the_machine_and_a_missing_folder_is(tmp_path):
+    (folder,) = many(tmp_path, 1, 1)
+    (folder.path / "empty.tar").touch()
+    for name, fault in (("none.tar", "the shard is missing"), ("empty.tar", "the shard is empty")):
+        with pytest.raises(ShardError, match=fault) as caught:
+            folder.view(name, 0, 1)
+        assert not isinstance(caught.value, UnreachableError)
+    assert folder.sizes(["0.tar", "none.tar"]) == {"0.tar": 2}
+    shutil.rmtree(folder.path)
+    with pytest.raises(UnreachableError, match=r"0\.tar: the whole folder is gone"):
+        folder.view("0.tar", 0, 1)
+    folder.path.mkdir()  # a mount point without its file system
+    with pytest.raises(UnreachableError, match=r"0\.tar: the whole folder is gone"):
+        folder.view("0.tar", 0, 1)

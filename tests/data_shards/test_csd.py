@@ -260,6 +260,8 @@ def bad_file(folder: Path, case: str) -> None:
         elif case == "words are numbers":
             del one["features"]
             one["features"] = np.zeros((60, 1))
+        elif case == "labels of an endless segment":
+            root["data"].move(first, f"{first}[{'9' * 5000}]")
 
 
 @pytest.mark.parametrize(
@@ -282,6 +284,7 @@ def bad_file(folder: Path, case: str) -> None:
         "label out of range": "'-NFrJFQijFE', segment 1: value 3.5 is outside the range",
         "labels are text": r"segment 0: labels are \|S1 \[4, 7\]",
         "words are numbers": "holds float; words are needed",
+        "labels of an endless segment": "a segment's number has at most 9 digits",
     }.items(),
 )
 def test_bad_files(case, reason, tmp_path):

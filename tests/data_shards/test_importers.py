@@ -206,6 +206,20 @@ def test_label_csv_features(sims, tmp_path, pattern):
     assert manifest["source"]["features"]["vision"]["clips_without_file"] == 2
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["{'descr': '<f4', 'fortran_order': False, 'shape': (100000000000, 74), }", "(((", "-" * 9000 + "1", ""],
+    ids=["huge", "open", "deep", "none"],
+)
+def test_a_hostile_feature_file_counts_as_lacking(sims, tmp_path, text):
+    (tmp_path / "vision").mkdir()
+    file = tmp_path / "vision" / "video_0001_0004.npy"
+    file.write_bytes(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode() + bytes(100))
+    manifest = import_label_csv(sims, tmp_path / "out", "simsv2", "zh", vision=tmp_path / "vision")
+    assert manifest["source"]["features"]["vision"]["clips_unreadable"] == 1
+    assert by_id(tmp_path / "out")["simsv2-video_0001-0004"].vision is None
+
+
 def test_a_table_cannot_reach_out_of_the_feature_folder(tmp_path):
     np.save(tmp_path / "secret.npy", np.zeros((2, 2)))
     (tmp_path / "audio").mkdir()

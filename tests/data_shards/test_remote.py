@@ -9,6 +9,7 @@ import pickle
 import random
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
@@ -148,6 +149,82 @@ def test_bad_options_and_urls_are_refused_in_one_line(options, tmp_path):
         RemoteStorage("http://host/folder?key=1", options())
 
 
+NO_FOLDER = "a folder's URL is needed, such as https://host/folder or s3://bucket/folder$"
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("http://", f"^http://: names no folder; {NO_FOLDER}"),
+        ("https:///x", f"^https:///x: names no server; {NO_FOLDER}"),
+        ("s3://", f"^s3://: names no folder; {NO_FOLDER}"),
+        ("://x", f"^://x: names no folder; {NO_FOLDER}"),
+        ("http://u:secret@[::1/x", rf"^http://\[::1/x: not a URL \(.*\); {NO_FOLDER}"),
+        ("http://u:secret@host:port/x", rf"^http://host:port/x: not a URL \(.*\); {NO_FOLDER}"),
+        ("memory://a\nb", rf"^'memory://a\\nb': holds a character that cannot be printed; {NO_FOLDER}"),
+        ("simplecache::http://u:secret@host/x", rf"^simplecache::http://host/x: chained URLs .* not read; {NO_FOLDER}"),
+        ("zip://*.tar::file:///none.zip", r"^zip://\*\.tar::file:///none\.zip: chained URLs"),
+        ("zip://nothing.zip", r"^zip://nothing\.zip: cannot be reached \(IsADirectoryError: "),
+        ("tar://x", r"^tar://x: cannot be reached \(IsADirectoryError: "),
+        ("ftp://u:secret@127.0.0.1:1/x", r"^ftp://127\.0\.0\.1:1/x: cannot be reached \(ConnectionRefusedError: "),
+        ("hdfs://x/y", r"^hdfs://x/y: cannot be re"),  # what is wrong differs with what is installed
+        ("reference://x", rf"^reference://x: cannot be read \(TypeError: .*\); {NO_FOLDER}"),
+        ("dir://x", rf"^dir://x: cannot be read \(AttributeError: .*\); {NO_FOLDER}"),
+        ("generic://x", rf"^generic://x: cannot be read \(TypeError: .*\); {NO_FOLDER}"),
+    ],
+)
+def test_a_url_of_no_folder_is_refused_in_one_line(url, message, options):
+    with pytest.raises(ShardError, match=message) as caught:
+        RemoteStorage(url, options())
+    assert "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+@needs_http
+def test_the_colons_of_an_address_are_no_chain(options):
+    with pytest.raises(UnreachableError, match=r"^http://\[::1\]:1/x/manifest\.json, its size: .* host ::1:1 "):
+        RemoteStorage("http://[::1]:1/x", options(retries=0)).is_folder()
+
+
+class OwnError(Exception):
+    """As aiohttp's: no OSError."""
+
+
+OwnError.__module__ = "aiohttp.client_exceptions"
+
+
+@pytest.mark.parametrize(
+    ("causes", "lost"),
+    [
+        ([], False),
+        ([KeyError("none")], False),
+        ([FileNotFoundError("none")], False),
+        ([ConnectionResetError(104, "reset")], True),
+        ([TimeoutError()], True),
+        ([OwnError("cut")], True),
+        ([FileNotFoundError("none"), ConnectionResetError(104, "reset")], True),
+    ],
+)
+def test_a_lost_store_that_is_called_a_missing_file_is_no_missing_shard(causes, lost, options, monkeypatch):
+    import fsspec
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    class Store(MemoryFileSystem):
+        protocol = "store"
+
+        def info(self, path: str, **_: object) -> dict:
+            error = raised = FileNotFoundError(path)
+            for cause in causes:
+                error.__cause__ = cause
+                error = cause
+            raise raised
+
+    fsspec.register_implementation("store", Store, clobber=True)
+    with pytest.raises(ShardError, match="cannot be read, tried 4 times" if lost else "the shard is missing") as caught:
+        RemoteStorage("store://folder", options()).view("a.tar", 0, 1)
+    assert isinstance(caught.value, UnreachableError) is lost
+
+
 def test_a_missing_package_is_named(options, monkeypatch):
     monkeypatch.setitem(sys.modules, "aiohttp", None)
     monkeypatch.delitem(sys.modules, "fsspec.implementations.http", raising=False)
@@ -174,9 +251,14 @@ def test_http_reads_each_chunk_once(http, shards, options):
     ("kind", "reason"),
     [
         ("cut", "ClientPayloadError"),
-        ("short", f"{CHUNK - 1} bytes came instead of {CHUNK}"),
+        ("short", f"the server sends {CHUNK - 1} bytes instead of {CHUNK}"),
         ("shift", f"the server sends 'bytes {CHUNK + 1}-{2 * CHUNK}/"),
         ("whole", "the server ignores ranges"),
+        ("bare", "the server sends None instead of"),
+        ("gzip", r"the server sends its bytes encoded (gzip)"),
+        ("endless", "does not say how many bytes it sends"),
+        ("chunked", "does not say how many bytes it sends"),
+        ("failing", "Internal Server Error"),
         ("503", "Service Unavailable"),
         ("hang", "Timeout"),
     ],
@@ -198,6 +280,49 @@ def test_http_faults_are_tried_again_and_logged(kind, reason, http, shards, opti
     with pytest.raises(UnreachableError, match=rf"{name}, bytes 0 to {CHUNK - 1}: cannot be read, tried 4 times"):
         storage.view(name, 0, 1)
     expect(storage, shards, [(name, 0, size)])  # nothing of the faults was kept
+    assert http.flooded() < 6 * servers.FLOOD // 4  # sockets hold some
+
+
+@needs_http
+def test_what_is_sent_behind_the_end_is_not_read(http, shards, options, caplog):
+    """Whether the answer counts depends on what aiohttp has seen of the rest by then."""
+    name = first_shard(shards)
+    storage = RemoteStorage(http.url, options(retries=0, cache_bytes=0))
+    storage.size(name)
+    http.fault("long", times=8, name=name)
+    messages = [""]
+    for number in range(8):
+        try:
+            expect(storage, shards, [(name, number * CHUNK, CHUNK)])
+        except UnreachableError as error:
+            messages.append(str(error))
+    assert max(map(len, messages)) < 600  # aiohttp's own quotes what came
+    assert http.flooded() < 8 * servers.FLOOD // 4
+    expect(RemoteStorage(http.url, options()), shards, [(name, 0, 8 * CHUNK)])
+
+
+@needs_http
+@pytest.mark.parametrize("name", ["manifest.json", "index.npz"])
+def test_small_files_have_a_largest_size(name, http, options):
+    http.fault("huge", times=10**6, name=name)
+    with pytest.raises(ShardError, match=rf"/{name}: {10**12} bytes; at most {remote._LARGEST[name]} are read$"):
+        ShardSet.open([http.url], "train", storage=options())
+    assert not [entry for entry in http.ranges() if entry[1] == name]
+
+
+@needs_http
+@pytest.mark.parametrize(("kind", "tried"), [("hang", "1 times in"), ("503", r"\d\d? times in")])
+@pytest.mark.parametrize("what", ["size", "bytes"])
+def test_one_read_ends_in_time_with_all_its_tries(kind, tried, what, http, shards, options, monkeypatch):
+    storage, name = RemoteStorage(http.url, options(retries=10**6, first_wait=0.05)), first_shard(shards)
+    if what == "bytes":
+        storage.size(name)
+    http.fault(kind, times=10**6, name=name)
+    monkeypatch.setattr(remote, "LONGEST_READ", 0.4)
+    begun = time.monotonic()
+    with pytest.raises(UnreachableError, match=rf"(its size|bytes 0 to .*): cannot be read, tried {tried}"):
+        storage.view(name, 0, 1)
+    assert time.monotonic() - begun < 5  # the default is 300
 
 
 @needs_http
