@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from itertools import chain
-from operator import itemgetter
+from types import NoneType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,26 +29,48 @@ class Turn(NamedTuple):
     text: str
 
 
-# As Turn(*pair), but done in C; lengths are checked together.
-_make_turn = partial(tuple.__new__, Turn)
+_make_turn = partial(tuple.__new__, Turn)  # as Turn(*pair), without a Python call
 
-_NEEDED = frozenset({"id", "text", "language", "task", "dataset", "split", "modalities", "context"})
+_TYPES: dict[str, tuple[type, ...]] = {
+    "id": (str,), "text": (str,), "language": (str,), "task": (str,), "dataset": (str,), "split": (str,),
+    "modalities": (list,), "context": (list,), "speaker": (str,), "dialogue": (str,), "turn": (int,),
+    "label": (str, NoneType), "value": (int, float, NoneType),
+}  # fmt: skip
 _OPTIONAL: dict[str, Any] = {"label": None, "value": None, "speaker": "", "dialogue": "", "turn": 0}
-_KNOWN = _NEEDED | _OPTIONAL.keys()
-_STRINGS = itemgetter("id", "text", "language", "task", "dataset", "split", "speaker", "dialogue")
 _NO_FEATURES = dict.fromkeys(FEATURE_MODALITIES)
-
-
-_NUMBERS = (float, int)
 
 
 # Samples have the same fields and few sets of modalities: what was looked at once is not looked at again.
 @lru_cache(maxsize=256)
-def _fields_fault(names: tuple[str, ...]) -> str:
-    lacking, odd = sorted(_NEEDED.difference(names)), sorted(set(names) - _KNOWN)
+def _fields_fault(names: tuple[str, ...], types: tuple[type, ...]) -> str:
+    """What is wrong with the fields of a sample's JSON, by their names and types; empty where nothing is."""
+    lacking = sorted(_TYPES.keys() - _OPTIONAL.keys() - set(names))
     if lacking:
         return f"lacks {', '.join(lacking)}"
-    return f"has unknown {', '.join(map(repr, odd))}" if odd else ""
+    found = dict(zip(names, types, strict=True))
+    odd = sorted(found.keys() - _TYPES.keys())
+    if odd:
+        return f"has unknown {', '.join(map(repr, odd))}"
+    for name, kind in found.items():
+        if kind not in _TYPES[name]:
+            return f"{name} has the wrong type, {kind.__name__}"
+    if (found.get("label", NoneType) is NoneType) is (found.get("value", NoneType) is NoneType):
+        return "there is not one target: a label or a value"
+    return ""
+
+
+def _lists(data: Mapping[str, Any]) -> tuple[str, tuple[str, ...], tuple[Turn, ...]]:
+    """What is wrong with the lists of a sample's JSON, its modalities and its context."""
+    turns: list[Turn] = []
+    for pair in data["context"]:
+        if type(pair) is not list or len(pair) != 2 or type(pair[0]) is not str or type(pair[1]) is not str:
+            return "context is a list of [speaker, text]", (), ()
+        turns.append(_make_turn(pair))
+    modalities = tuple(data["modalities"])
+    try:
+        return _modalities_fault(modalities), modalities, tuple(turns)
+    except TypeError:
+        return "modalities is a list of names", (), ()
 
 
 @lru_cache(maxsize=256)
@@ -122,29 +143,9 @@ class Sample:
             ShardError: a field is missing, or the declared modalities and the arrays disagree (``where`` names the
                 sample).
         """
-        values = {**_OPTIONAL, **data, **_NO_FEATURES, **arrays}
-        try:
-            fault = _fields_fault(tuple(data))
-            values["modalities"] = modalities = tuple(data["modalities"])
-            values["context"] = context = tuple(map(_make_turn, data["context"]))
-            lists = {*map(type, data["context"])} <= {list}
-            types = {*map(type, _STRINGS(values)), *map(type, chain.from_iterable(context))}
-            fault = fault or _modalities_fault(modalities)
-        except KeyError:
-            pass  # a field is missing, and said to be
-        except (TypeError, ValueError) as error:
-            fault = repr(error)
-        else:
-            label, value = values["label"], values["value"]
-            if not fault and (
-                types != {str}
-                or not lists
-                or type(data["context"]) is not list
-                or set(map(len, context)) - {2}
-                or type(values["turn"]) is not int
-                or (type(label) is not str if value is None else label is not None or type(value) not in _NUMBERS)
-            ):
-                fault = "a field has the wrong type, or there is not one target"
+        fault = _fields_fault(tuple(data), tuple(map(type, data.values())))
+        if not fault:
+            fault, modalities, context = _lists(data)
         if fault:
             raise ShardError(f"{where}: the sample's JSON is malformed ({fault})")
         if len(arrays) != len(modalities) - ("text" in modalities) or not arrays.keys() <= set(modalities):
@@ -152,5 +153,6 @@ class Sample:
             raise ShardError(f"{where}: declares {declared} but carries {sorted(arrays)}")
         # A frozen dataclass sets its fields one by one through object.__setattr__, which costs more than the JSON.
         sample = object.__new__(cls)
-        sample.__dict__.update(values)
+        values = {**_OPTIONAL, **data, **_NO_FEATURES, **arrays, "modalities": modalities, "context": context}
+        object.__setattr__(sample, "__dict__", values)
         return sample
