@@ -203,9 +203,8 @@ class _BatchReader:
         self.bounds = [0, *ends.tolist()]
         self.shards = table.shard[members[ends - counts]].tolist()
         self.starts, self.lengths = starts.tolist(), stops[ends - 1].tolist()
-        self.kinds = table.kind[members].tolist()
-        self.begins, self.stops = begins.tolist(), stops.tolist()
-        self.crcs = table.crc[members].tolist()
+        columns = (table.kind[members], begins, stops, table.crc[members])
+        self.members = list(zip(*(column.tolist() for column in columns), strict=True))
         self.folders = table.folder[at].tolist()
         self.places = {
             _KINDS_OF[m]: (
@@ -241,11 +240,11 @@ class _BatchReader:
         where = _Where(self, b)
         text: memoryview | None = None
         arrays: dict[str, np.ndarray] = {}
-        for m in range(self.bounds[b], self.bounds[b + 1]):
-            kind, member = self.kinds[m], span[self.begins[m] : self.stops[m]]
+        for kind, begin, stop, crc in self.members[self.bounds[b] : self.bounds[b + 1]]:
+            member = span[begin:stop]
             if kind != _JSON:
-                modality, arrays[modality] = self._features(b, kind, member, self.crcs[m])
-            elif crc32(member) != self.crcs[m]:
+                modality, arrays[modality] = self._features(b, kind, member, crc)
+            elif crc32(member) != crc:
                 raise _ChangedError(codec.JSON_MEMBER)
             else:
                 text = member
