@@ -107,6 +107,9 @@ class Table:
         self.size, self.crc = joined["size"], joined["crc"]
         self.columns = {name: joined[name] for name in ("text_chars", "audio_frames", "vision_frames")}
         self.folder = np.repeat(np.arange(len(parts), dtype=np.int32), self.counts)
+        # Samples that were found sound once. Their checksums say that the bytes are still the same, so what depends on
+        # the bytes alone (finite numbers, agreement with index and manifest) is not looked at again.
+        self.proven = np.zeros(len(self.key), dtype=bool)
 
     def __len__(self) -> int:
         return len(self.first)
@@ -118,7 +121,8 @@ class Table:
             raise IndexError(f"samples {int(at.min())} to {int(at.max())} of {len(self)}")
         frames = {m: self.columns[f"{m}_frames"][at] for m in FEATURE_MODALITIES}
         packed = {m: np.empty((int(frames[m].sum()), self.dims.get(m, 0)), np.float32) for m in FEATURE_MODALITIES}
-        reader = _BatchReader(self, at, frames, packed)
+        proven = self.proven[at]
+        reader = _BatchReader(self, at, frames, packed, proven.tolist())
         samples: list[Sample] = []
         bad: list[BadSample] = []
         for b in range(len(at)):
@@ -129,6 +133,8 @@ class Table:
                     raise
                 bad.append(BadSample(b, int(at[b]), reader.keys[b], str(error)))
                 samples.append(self.placeholder(int(at[b])))
+        if proven.all() and not bad:
+            return Packed(samples, packed["audio"], packed["vision"], frames["audio"], frames["vision"], [])
         for b, modality in _not_finite(samples, packed, bad):
             reason = f"{reader.where(b)}, member {modality}.npy: holds a number that is not finite"
             if not tolerate:
@@ -136,6 +142,9 @@ class Table:
             if all(known.place != b for known in bad):
                 bad.append(BadSample(b, int(at[b]), reader.keys[b], reason))
                 samples[b] = self.placeholder(int(at[b]))
+        sound = np.ones(len(at), dtype=bool)
+        sound[[known.place for known in bad]] = False
+        self.proven[at[sound]] = True
         if bad:
             _close_gaps(samples, frames, packed)
         return Packed(
@@ -188,7 +197,12 @@ class _BatchReader:
     """One call of :meth:`Table.read`: the looked-up columns as plain lists."""
 
     def __init__(
-        self, table: Table, at: np.ndarray, frames: Mapping[str, np.ndarray], packed: Mapping[str, np.ndarray]
+        self,
+        table: Table,
+        at: np.ndarray,
+        frames: Mapping[str, np.ndarray],
+        packed: Mapping[str, np.ndarray],
+        proven: list[bool],
     ) -> None:
         first, last = table.first[at], table.last[at]
         counts = last - first
@@ -198,7 +212,7 @@ class _BatchReader:
         starts = offsets[ends - counts]
         begins = offsets - np.repeat(starts, counts)
         stops = begins + table.size[members]
-        self.table = table
+        self.table, self.proven = table, proven
         self.keys: list[str] = table.key[at].tolist()
         self.bounds = [0, *ends.tolist()]
         self.shards = table.shard[members[ends - counts]].tolist()
@@ -251,7 +265,8 @@ class _BatchReader:
         if text is None:
             raise ShardError(f"{where}: has no .json member")
         sample = Sample.from_json(codec.decode_json(text, where), arrays, where)
-        self._check(b, sample)
+        if not self.proven[b]:
+            self._check(b, sample)
         return sample
 
     def _features(self, b: int, kind: int, member: memoryview, crc: int) -> tuple[str, np.ndarray]:

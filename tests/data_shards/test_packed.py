@@ -130,3 +130,26 @@ def test_a_bad_sample_hides_no_other_and_leaves_no_gap(good, sample, equal):
         for one in packed.samples:
             own = getattr(one, modality)
             assert own is None or np.shares_memory(own, getattr(packed, modality))
+
+
+def test_what_was_sound_once_is_still_checksummed_and_what_was_bad_stays_bad(good, sample):
+    """Later reads of a sample leave out what its bytes have settled, and nothing else."""
+    array = sample(3).vision.copy()
+    array[0, 0] = np.inf
+    replace_member(good, "toy-3.vision.npy", codec.encode_array(array))
+    edit(good, sample, language="xx")
+    shards = ShardSet.open([good], "train")
+    for _ in range(3):
+        packed = shards.read(range(6), tolerate=True)
+        assert [bad.key for bad in packed.bad] == ["toy-1", "toy-3"]
+    assert shards.table.proven.tolist() == [True, False, True, False, True, True]
+    index = load_index(good)
+    place = int(index.member_offset[0]) + int(index.member_size[0]) - 1
+    with (good / SHARD).open("r+b") as file:  # in place: the map sees it
+        file.seek(place)
+        byte = file.read(1)[0]
+        file.seek(place)
+        file.write(bytes([byte ^ 1]))
+    assert [bad.key for bad in shards.read(range(6), tolerate=True).bad] == ["toy-0", "toy-1", "toy-3"]
+    with pytest.raises(ShardError, match=r"toy-0.*CRC32"):
+        shards.read([0])
