@@ -31,12 +31,14 @@ class Turn(NamedTuple):
 
 _make_turn = partial(tuple.__new__, Turn)  # as Turn(*pair), without a Python call
 
-_TYPES: dict[str, tuple[type, ...]] = {
+FIELDS: dict[str, tuple[type, ...]] = {
     "id": (str,), "text": (str,), "language": (str,), "task": (str,), "dataset": (str,), "split": (str,),
     "modalities": (list,), "context": (list,), "speaker": (str,), "dialogue": (str,), "turn": (int,),
-    "label": (str, NoneType), "value": (int, float, NoneType),
+    "label": (str,), "value": (int, float),
 }  # fmt: skip
+"""The fields of a sample's JSON and their types."""
 _OPTIONAL: dict[str, Any] = {"label": None, "value": None, "speaker": "", "dialogue": "", "turn": 0}
+NEEDED = tuple(name for name in FIELDS if name not in _OPTIONAL)
 _NO_FEATURES = dict.fromkeys(FEATURE_MODALITIES)
 
 
@@ -44,15 +46,16 @@ _NO_FEATURES = dict.fromkeys(FEATURE_MODALITIES)
 @lru_cache(maxsize=256)
 def _fields_fault(names: tuple[str, ...], types: tuple[type, ...]) -> str:
     """What is wrong with the fields of a sample's JSON, by their names and types; empty where nothing is."""
-    lacking = sorted(_TYPES.keys() - _OPTIONAL.keys() - set(names))
+    lacking = sorted(set(NEEDED) - set(names))
     if lacking:
         return f"lacks {', '.join(lacking)}"
     found = dict(zip(names, types, strict=True))
-    odd = sorted(found.keys() - _TYPES.keys())
+    odd = sorted(found.keys() - FIELDS.keys())
     if odd:
         return f"has unknown {', '.join(map(repr, odd))}"
     for name, kind in found.items():
-        if kind not in _TYPES[name]:
+        empty = kind is NoneType and name in ("label", "value")
+        if kind not in FIELDS[name] and not empty:
             return f"{name} has the wrong type, {kind.__name__}"
     if (found.get("label", NoneType) is NoneType) is (found.get("value", NoneType) is NoneType):
         return "there is not one target: a label or a value"

@@ -20,20 +20,13 @@ from egmf_shards import codec
 from egmf_shards.accelerated import crc32
 from egmf_shards.errors import ShardError
 from egmf_shards.index import SHARD_NAME, Index
-from egmf_shards.sample import FEATURE_MODALITIES, SPLITS, Sample
+from egmf_shards.sample import FEATURE_MODALITIES, FIELDS, NEEDED, SPLITS, Sample
 from egmf_shards.tarcheck import Member, walk_tar
 from egmf_shards.writer import ShardWriter
 
 CAP = 1000
 """Problems of one kind that are kept; the rest is only counted."""
 _KEY = re.compile(r"[A-Za-z0-9_-]+")
-FIELDS: dict[str, tuple[type, ...]] = {
-    "id": (str,), "text": (str,), "language": (str,), "task": (str,), "dataset": (str,), "split": (str,),
-    "modalities": (list,), "context": (list,), "speaker": (str,), "dialogue": (str,), "turn": (int,),
-    "label": (str,), "value": (int, float),
-}  # fmt: skip
-"""The fields of a sample's JSON and their types."""
-_NEEDED = ("id", "text", "language", "task", "dataset", "split", "modalities", "context")
 
 
 @dataclass(frozen=True)
@@ -282,7 +275,7 @@ class Scan:
 
 def field_faults(data: dict[str, Any]) -> list[str]:
     """What is wrong with the fields of a sample's JSON, field by field; values are checked against the task later."""
-    faults = [f"the field {name!r} is missing" for name in _NEEDED if name not in data]
+    faults = [f"the field {name!r} is missing" for name in NEEDED if name not in data]
     for name, value in data.items():
         if name not in FIELDS:
             faults.append(f"the field {name!r} is unknown")

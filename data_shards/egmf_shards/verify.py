@@ -45,7 +45,7 @@ def verify(folder: str | os.PathLike[str], progress: Callable[[list[str], str], 
         raise ShardError(f"{path}: there is no such folder of shards")
     report = Report(path)
     manifest = _load(report, MANIFEST_NAME, partial(read_manifest, path))
-    index = _load(report, INDEX_NAME, partial(_sound_index, path))
+    index = _load(report, INDEX_NAME, partial(load_index, path, check_shards=False))
     ledger = None
     if manifest is not None:
         ledger = ShardWriter(path, manifest["dataset"], list(tasks_of(manifest, path).values()), manifest["dims"])
@@ -79,10 +79,6 @@ def _load(report: Report, name: str, load: Callable[[], T]) -> T | None:
     except ShardError as error:
         report.add(name.partition(".")[0], name, "", "", str(error).removeprefix(f"{report.folder / name}: "))
         return None
-
-
-def _sound_index(folder: Path) -> Index:
-    return load_index(folder, check_shards=False)
 
 
 def _told(index: Index | None, manifest: dict[str, Any] | None) -> dict[str, Told]:

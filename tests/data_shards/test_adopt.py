@@ -21,7 +21,7 @@ from egmf_shards import ShardError, ShardSet, Stream
 from egmf_shards.adopt import adopt
 from egmf_shards.index import load_index
 from egmf_shards.manifest import read_manifest
-from egmf_shards.scan import FIELDS
+from egmf_shards.sample import FIELDS
 from egmf_shards.verify import verify
 
 MOOD = {
