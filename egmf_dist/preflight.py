@@ -15,8 +15,9 @@ from typing import Any
 from egmf_dist.config import Config
 from egmf_dist.data.run_data import RunData, open_split, open_stream
 from egmf_dist.errors import EgmfError
-from egmf_dist.inference.score import check_selection
-from egmf_dist.model.backbone import backbone_identity, load_backbone_config, load_tokenizer
+from egmf_dist.inference.selection import check_definable, check_selection, chosen_for_validation
+from egmf_dist.model.backbone import backbone_identity
+from egmf_dist.model.build import read_backbone
 from egmf_dist.training.checkpoint import RECORD, find_checkpoint
 
 
@@ -36,12 +37,13 @@ def preflight(config: Config, ranks: int, run: Path, resume: str) -> None:
     """
     check_batch(config.training.global_batch, ranks)
     shards = open_split(config, "train")
-    open_split(config, "valid")
+    validation = open_split(config, "valid")
     open_stream(config, shards, 0, ranks)
-    run_data = RunData.of(shards)
+    run_data = RunData.of(shards, config.data)
     check_selection(config.training.select_by, run_data.tasks)
-    load_backbone_config(config.backbone)
-    run_data.collator(load_tokenizer(config.backbone), config.data)
+    chosen = chosen_for_validation(validation.task_numbers, config.training.validation_samples)
+    check_definable(config.training.select_by, validation, chosen)
+    read_backbone(config, run_data)
     checkpoint = find_checkpoint(run, resume)
     if checkpoint is not None:
         check_identity(checkpoint, ranks, shards.index_hash, backbone_identity(config.backbone))

@@ -160,6 +160,11 @@ class ShardSet(Sequence[Sample]):
         """The id of sample ``i``, without reading the shard."""
         return str(self.table.key[i])
 
+    @property
+    def task_numbers(self) -> np.ndarray:
+        """int32 ``[len(self)]``: which of :attr:`tasks`, in their order, each sample is of."""
+        return self.table.task
+
     def column(self, name: str) -> np.ndarray:
         """int32 ``[len(self)]``: the index's ``text_chars``, ``audio_frames`` or ``vision_frames``."""
         if name not in self.table.columns:

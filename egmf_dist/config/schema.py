@@ -52,9 +52,15 @@ class DataConfig:
     """How many preceding turns of the dialogue enter the prompt; 0 for none, at most 12."""
     max_text_tokens: int = 128
     """An utterance longer than this many tokens keeps its end; a context turn likewise."""
+    max_prompt_tokens: int = 1024
+    """The most tokens of a whole prompt, beside what the backbone's positions allow: the oldest turns go first, then
+    the utterance keeps its end; question and answer are never cut."""
     max_frames: int = 1024
     """An audio or vision sequence longer than this many frames is averaged down to it: one mis-cut clip must not
     cost the whole batch its memory, which grows with the square of the longest joint sequence."""
+    standardise: bool = True
+    """Audio and vision features as deviations from the training split's mean, per dimension, at most 10; constant
+    dimensions become 0. Off: the features as they are."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +170,10 @@ class EvaluationConfig:
     """How answers are scored."""
 
     batch_size: int = 32
-    """Samples scored at once on one rank."""
+    """Samples scored at once on one rank; in the sequence way, sequences."""
+    scoring: Literal["auto", "tree", "sequence"] = "auto"
+    """How legal answers are scored: `tree` all in one pass over their prefix tree, `sequence` each as a sequence of its
+    own (any model), `auto` the tree where the backbone can and both ways agree on a real sample."""
 
 
 @dataclass(frozen=True)

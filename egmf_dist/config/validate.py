@@ -54,6 +54,7 @@ def validate(config: Config) -> None:
             "0 to 12 (shards hold 12)",
         ),
         (data.max_text_tokens >= 1, "data.max_text_tokens", data.max_text_tokens, "1 or more"),
+        (data.max_prompt_tokens >= 1, "data.max_prompt_tokens", data.max_prompt_tokens, "1 or more"),
         (data.max_frames >= 1, "data.max_frames", data.max_frames, "1 or more"),
         *data_rules(data),
         (config.backbone.lora_rank >= 0, "backbone.lora_rank", config.backbone.lora_rank, "0 or more"),

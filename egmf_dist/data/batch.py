@@ -1,7 +1,7 @@
 """One micro-batch: packed modality tokens, the LLM's prompt and answer columns, targets and weights.
 
 Shape legend: B samples, M = 3 modalities (text, audio, vision), T packed tokens of all modalities, L prompt columns,
-A answer columns, N answer-tree nodes, C legal answers.
+A answer columns, C legal answers.
 
 Invariants: modalities are packed without padding, sample-major and modality-minor; a batch's structure (which tensors
 exist, their dtypes) never depends on its samples; a filler sample has weight 0 and is otherwise an ordinary sample.
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 import egmf_kernels
-from egmf_dist.tasks.answers import TreeBatch
+from egmf_dist.tasks.answers import AnswerRows, TreePasses
 
 
 class RaggedBatch(NamedTuple):
@@ -50,15 +50,17 @@ class RaggedBatch(NamedTuple):
     joint_length: int
     """The most tokens of one sample over all its modalities."""
     prompt_BL: torch.Tensor
-    """int64: prompt ids, padded on the left, so that every answer begins in the same column."""
+    """int64: prompt ids, padded on the left."""
     prompt_mask_BL: torch.Tensor
     """bool."""
     target_BA: torch.Tensor
-    """int64: the right answer's ids and end-of-sequence, padded on the right."""
+    """int64: the right answer's ids and end-of-sequence, padded on the left."""
     target_mask_BA: torch.Tensor
     """bool."""
-    tree: TreeBatch | None = None
-    """The prefix trees of all legal answers; only when answers are to be scored."""
+    cut: list[int]
+    """Per sample, how many tokens of its prompt were left out to keep within the budget."""
+    answers: TreePasses | AnswerRows | None = None
+    """All legal answers, laid out by a scorer; only when answers are to be scored."""
 
     def to(self, device: torch.device) -> RaggedBatch:
         """The same batch on ``device``."""
@@ -70,8 +72,8 @@ class RaggedBatch(NamedTuple):
         # The boundaries are checked here, where looking at them costs nothing, and not again on the GPU.
         egmf_kernels.boundary_values(self.cu_segments, self.order_T.numel())
         egmf_kernels.mark_checked(moved["cu_segments"], self.order_T.numel())
-        if self.tree is not None:
-            moved["tree"] = self.tree.to(device)
+        if self.answers is not None:
+            moved["answers"] = self.answers.to(device)
         return self._replace(**moved)
 
     @property

@@ -1,13 +1,11 @@
-"""Samples to a :class:`RaggedBatch`: tokenise, pack, pad the prompt's columns.
+"""Samples to a :class:`RaggedBatch`: tokenise, standardise, pack, pad the prompt's columns.
 
-A pure function of samples and settings.
+A pure function of samples and settings; it can be sent to another process.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
-from typing import cast
 
 import numpy as np
 import torch
@@ -15,25 +13,35 @@ from transformers import PreTrainedTokenizerBase
 
 from egmf_dist.config import DataConfig
 from egmf_dist.data.batch import RaggedBatch
+from egmf_dist.data.prompt_ids import Limits, PromptEncoder
+from egmf_dist.data.standardise import Standardisation
 from egmf_dist.errors import EgmfError
-from egmf_dist.tasks.answers import AnswerTree, TreeBatch
-from egmf_dist.tasks.prompts import answer_index, render_answer, render_prompt
-from egmf_shards.sample import FEATURE_MODALITIES, Sample, Turn
+from egmf_dist.tasks.answers import AnswerTree
+from egmf_dist.tasks.prompts import answer_index, prompt_pieces, render_answer
+from egmf_shards.sample import FEATURE_MODALITIES, Sample
 from egmf_shards.task import REGRESSION, Task
+
+MIN_ROOM = 8
+"""A prompt must have room for its question and this many more tokens."""
 
 
 class Collator:
     """Turns a list of samples into one packed batch.
 
     Args:
-        tokenizer: the backbone's; it must have an end-of-sequence token.
+        tokenizer: the backbone's.
         tasks: the run's tasks by name; their order numbers them.
         languages: the run's languages; their order numbers them.
         dims: feature width of ``audio`` and ``vision``; 0 where the run has none.
         config: what enters the prompt and how long sequences may be.
+        limits: the backbone's.
+        standardisations: for each feature modality how it is standardised; none where it is missing.
+
+    Attributes:
+        answers: per task and language every legal answer's token ids, in order.
 
     Raises:
-        EgmfError: the tokenizer has no end-of-sequence token, or two legal answers tokenise alike.
+        EgmfError: two legal answers tokenise alike, or a question does not fit the prompt's limit.
     """
 
     def __init__(
@@ -43,55 +51,53 @@ class Collator:
         languages: Sequence[str],
         dims: Mapping[str, int],
         config: DataConfig,
+        limits: Limits,
+        standardisations: Mapping[str, Standardisation] | None = None,
     ) -> None:
-        if tokenizer.eos_token_id is None:
-            raise EgmfError(
-                "the backbone's tokenizer has no end-of-sequence token; EGMF trains the answer's end with it"
-            )
         self.tokenizer = tokenizer
         self.tasks = dict(tasks)
         self.languages = list(languages)
         self.dims = dict(dims)
         self.config = config
-        self.eos = int(tokenizer.eos_token_id)
+        self.limits = limits
+        self.standardisations = dict(standardisations or {})
         self._task_number = {name: i for i, name in enumerate(self.tasks)}
-        self._encode = lru_cache(maxsize=65536)(self._encode_uncached)
-        self._answers = {
-            (name, language): [
-                self._encode(render_answer(task, language, i)) for i in range(len(task.legal_answers(language)))
-            ]
-            for name, task in self.tasks.items()
-            for language in task.languages
-        }
-        self._trees: dict[tuple[str, str], AnswerTree] = {}
-        for (name, language), answers in self._answers.items():
-            try:
-                self._trees[name, language] = AnswerTree.build(answers)
-            except ValueError as error:
-                raise EgmfError(
-                    f"task {name!r} in {language!r}: {error}; this backbone's tokenizer cannot tell them apart"
-                ) from error
+        encoder = PromptEncoder(tokenizer, limits.vocabulary, config.max_text_tokens, 0)
+        self.answers: dict[tuple[str, str], list[list[int]]] = {}
+        for name, task in self.tasks.items():
+            for language in task.languages:
+                count = len(task.legal_answers(language))
+                self.answers[name, language] = [encoder.plain(render_answer(task, language, i)) for i in range(count)]
+                try:
+                    AnswerTree.build(self.answers[name, language])
+                except ValueError as error:
+                    raise EgmfError(
+                        f"task {name!r} in {language!r}: {error}; this backbone's tokenizer cannot tell them apart"
+                    ) from error
+        self._encoder = PromptEncoder(tokenizer, limits.vocabulary, config.max_text_tokens, self._prompt_limit(encoder))
 
-    def _encode_uncached(self, text: str) -> tuple[int, ...]:
-        return (
-            tuple(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
-            if text
-            else ()
-        )
+    def _prompt_limit(self, encoder: PromptEncoder) -> int:
+        """The most tokens of a prompt, by the setting and by the positions that the longest answer leaves."""
+        longest = max(len(ids) for answers in self.answers.values() for ids in answers)
+        limit, reason = self.config.max_prompt_tokens, "data.max_prompt_tokens"
+        if self.limits.columns is not None and self.limits.columns - longest < limit:
+            limit, reason = self.limits.columns - longest, "the backbone's longest position"
+        for name, task in self.tasks.items():
+            for language in task.languages:
+                empty = Sample("", "", language, name, "", "", ())
+                question = len(encoder.plain("".join(piece.text for piece in prompt_pieces(empty, task, 0))))
+                if question + MIN_ROOM > limit:
+                    raise EgmfError(
+                        f"task {name!r} in {language!r}: its question takes {question} tokens, {reason} leaves "
+                        f"{max(limit, 0)} for a prompt; at least {question + MIN_ROOM} are needed: raise it, shorten "
+                        "the question, or take a backbone with more positions"
+                    )
+        return limit
 
-    def _clip(self, text: str) -> str:
-        ids = self._encode(text)
-        limit = self.config.max_text_tokens
-        if len(ids) <= limit:
-            return text
-        # decode gives a list of texts for a list of sequences only; this is one sequence.
-        return cast(str, self.tokenizer.decode(list(ids[-limit:])))
-
-    def _clipped(self, sample: Sample) -> Sample:
-        values = dict(sample.__dict__)
-        values["text"] = self._clip(sample.text)
-        values["context"] = tuple(Turn(t.speaker, self._clip(t.text)) for t in sample.context)
-        return Sample(**values)
+    @property
+    def prompt_limit(self) -> int:
+        """The most tokens of a prompt."""
+        return self._encoder.limit
 
     def _features(self, samples: Sequence[Sample], modality: str) -> list[np.ndarray]:
         dim = self.dims.get(modality, 0)
@@ -102,37 +108,38 @@ class Collator:
                 frames = np.zeros((0, dim), np.float32)
             elif frames.shape[1] != dim:
                 raise EgmfError(f"sample {sample.id}: {modality} is {frames.shape[1]} wide; this run's is {dim}")
-            out.append(average_down(frames, self.config.max_frames))
+            frames = average_down(frames, self.config.max_frames)
+            known = self.standardisations.get(modality)
+            out.append(frames if known is None else known.apply(frames))
         return out
 
-    def __call__(self, samples: Sequence[Sample], weights: Sequence[float], score: bool = False) -> RaggedBatch:
-        """Pack ``samples``; with ``score`` the prefix trees of their legal answers come along.
+    def __call__(self, samples: Sequence[Sample], weights: Sequence[float]) -> RaggedBatch:
+        """Pack ``samples``.
 
         Raises:
             EgmfError: a sample's task, language or feature width is not the run's; names the sample.
         """
         for sample in samples:
-            if sample.task not in self.tasks or (sample.task, sample.language) not in self._trees:
+            if sample.task not in self.tasks or (sample.task, sample.language) not in self.answers:
                 raise EgmfError(
                     f"sample {sample.id}: task {sample.task!r} in {sample.language!r} is not one of this run's tasks"
                 )
-        samples = [self._clipped(s) for s in samples]
         tasks = [self.tasks[s.task] for s in samples]
         right = [answer_index(s, t) for s, t in zip(samples, tasks, strict=True)]
 
-        text = [self._encode(s.text) for s in samples]
+        text = self._encoder.texts([s.text for s in samples])
         features = {m: self._features(samples, m) for m in FEATURE_MODALITIES}
         lengths_BM = np.array(
             [[len(text[b]), *(len(features[m][b]) for m in FEATURE_MODALITIES)] for b in range(len(samples))]
         )
         order, position = sample_major(lengths_BM)
 
-        prompts = [
-            self._encode(render_prompt(s, t, self.config.context_turns)) for s, t in zip(samples, tasks, strict=True)
-        ]
-        targets = [(*self._answers[s.task, s.language][i], self.eos) for s, i in zip(samples, right, strict=True)]
-        prompt_BL, prompt_mask_BL = pad(prompts, left=True)
-        target_BA, target_mask_BA = pad(targets, left=False)
+        prompts = self._encoder.prompts(
+            [prompt_pieces(s, t, self.config.context_turns) for s, t in zip(samples, tasks, strict=True)]
+        )
+        targets = [[*self.answers[s.task, s.language][i], self.limits.eos] for s, i in zip(samples, right, strict=True)]
+        prompt_BL, prompt_mask_BL = pad_left([prompt.ids for prompt in prompts])
+        target_BA, target_mask_BA = pad_left(targets)
         return RaggedBatch(
             ids=[s.id for s in samples],
             weight_B=torch.tensor(weights, dtype=torch.float32),
@@ -153,7 +160,7 @@ class Collator:
             prompt_mask_BL=prompt_mask_BL,
             target_BA=target_BA,
             target_mask_BA=target_mask_BA,
-            tree=TreeBatch.stack([self._trees[s.task, s.language] for s in samples]) if score else None,
+            cut=[prompt.cut for prompt in prompts],
         )
 
 
@@ -183,13 +190,12 @@ def sample_major(lengths_BM: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(rows).astype(np.int64), np.concatenate(places).astype(np.int64)
 
 
-def pad(rows: Sequence[Sequence[int]], left: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Stack id rows of different length, padded with 0: ids int64 and a bool mask, both ``[B, longest]``."""
+def pad_left(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Stack id rows of different length, 0 on their left: ids int64 and a bool mask, both ``[B, longest]``."""
     longest = max(len(r) for r in rows)
     ids = torch.zeros(len(rows), longest, dtype=torch.long)
     mask = torch.zeros(len(rows), longest, dtype=torch.bool)
     for b, row in enumerate(rows):
-        columns = slice(longest - len(row), longest) if left else slice(0, len(row))
-        ids[b, columns] = torch.tensor(row, dtype=torch.long)
-        mask[b, columns] = True
+        ids[b, longest - len(row) :] = torch.tensor(row, dtype=torch.long)
+        mask[b, longest - len(row) :] = True
     return ids, mask

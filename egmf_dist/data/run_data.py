@@ -10,6 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 from egmf_dist.config import Config, DataConfig
 from egmf_dist.data.collate import Collator
+from egmf_dist.data.prompt_ids import Limits
+from egmf_dist.data.standardise import Standardisation, standardisations
 from egmf_dist.errors import EgmfError
 from egmf_shards import ShardSet, StorageOptions, Stream, Task
 
@@ -21,15 +23,26 @@ class RunData:
     tasks: Mapping[str, Task]
     languages: Sequence[str]
     dims: Mapping[str, int]
+    standardisations: Mapping[str, Standardisation]
+    """By feature modality; empty where features are taken as they are."""
 
     @classmethod
-    def of(cls, shards: ShardSet) -> RunData:
-        """From the training split."""
-        return cls(dict(shards.tasks), list(shards.languages), dict(shards.dims))
+    def of(cls, shards: ShardSet, config: DataConfig) -> RunData:
+        """From the training split.
 
-    def collator(self, tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> Collator:
-        """The collator that packs this run's samples."""
-        return Collator(tokenizer, self.tasks, self.languages, self.dims, config)
+        Raises:
+            EgmfError: features are to be standardised and a folder has no statistics.
+        """
+        known = standardisations(shards.manifests, shards.folders, shards.dims) if config.standardise else {}
+        return cls(dict(shards.tasks), list(shards.languages), dict(shards.dims), known)
+
+    def collator(self, tokenizer: PreTrainedTokenizerBase, config: DataConfig, limits: Limits) -> Collator:
+        """The collator that packs this run's samples.
+
+        Raises:
+            EgmfError: two legal answers tokenise alike, or a question does not fit.
+        """
+        return Collator(tokenizer, self.tasks, self.languages, self.dims, config, limits, self.standardisations)
 
     def to_json(self) -> dict[str, Any]:
         """For the adapter's description."""
@@ -37,17 +50,22 @@ class RunData:
             "tasks": [task.to_json() for task in self.tasks.values()],
             "languages": list(self.languages),
             "dims": dict(self.dims),
+            "standardisations": {name: s.to_json() for name, s in self.standardisations.items()},
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> RunData:
         """The inverse of :meth:`to_json`."""
         tasks = [Task.from_json(t, "adapter.json") for t in data["tasks"]]
-        return cls({t.name: t for t in tasks}, data["languages"], data["dims"])
+        # An adapter of before has no statistics: it was trained on features as they are.
+        known = {name: Standardisation.from_json(s) for name, s in data.get("standardisations", {}).items()}
+        return cls({t.name: t for t in tasks}, data["languages"], data["dims"], known)
 
 
 def open_split(config: Config, split: str) -> ShardSet:
     """The samples of one split over all of the run's shard folders.
+
+    A missing shard is tolerated in the training split alone, by ``data.bad_samples``: scoring is always strict.
 
     Raises:
         EgmfError: no folder is configured.
@@ -57,7 +75,8 @@ def open_split(config: Config, split: str) -> ShardSet:
         raise EgmfError("config: data.shards is empty; name at least one folder of shards, such as [data/demo]")
     data = config.data
     storage = StorageOptions(cache_dir=data.cache_dir, cache_bytes=int(data.cache_gib * 2**30), retries=data.retries)
-    return ShardSet.open(data.shards, split, storage=storage, tolerate=data.bad_samples != "strict")
+    tolerate = split == "train" and data.bad_samples != "strict"
+    return ShardSet.open(data.shards, split, storage=storage, tolerate=tolerate)
 
 
 def open_stream(config: Config, shards: ShardSet, rank: int, world: int) -> Stream:

@@ -14,9 +14,10 @@ from egmf_dist.config import config_from_dict
 from egmf_dist.data.run_data import RunData, open_split
 from egmf_dist.errors import EgmfError
 from egmf_dist.files import write_json, write_json_lines
-from egmf_dist.inference.score import Prediction, evaluate_predictions, score_samples
-from egmf_dist.model.backbone import backbone_identity, load_tokenizer
-from egmf_dist.model.build import build_egmf, load_trained
+from egmf_dist.inference.score import Prediction, evaluate_predictions, score_samples, written
+from egmf_dist.inference.scorer import choose_scorer, longest_sample
+from egmf_dist.model.backbone import backbone_identity
+from egmf_dist.model.build import build_egmf, load_trained, read_backbone
 from egmf_dist.training.checkpoint import find_best
 from egmf_dist.training.engine import deepspeed_settings, initialise_for_scoring, partitioned_loading
 from egmf_shards import ShardSet
@@ -53,16 +54,21 @@ def evaluate(run: Path, split: str, remove: Sequence[str], remove_each: bool, co
             "put that one back, or train again"
         )
     shards = open_split(config, split)
-    tokenizer = load_tokenizer(config.backbone)
-    collator = run_data.collator(tokenizer, config.data)
+    capabilities, collator = read_backbone(config, run_data)
     settings = deepspeed_settings(config, 1)
     with partitioned_loading(config, settings):
-        model = build_egmf(config, tokenizer, run_data.tasks, run_data.languages, run_data.dims)
+        model = build_egmf(config, capabilities, run_data)
     load_trained(model, folder)
     kernels = model.describe_kernels(distributed.device())
     if console and distributed.rank() == 0:
         print(kernels, flush=True)
     module = initialise_for_scoring(config, model, settings)
+    everything = range(len(shards))
+    scorer, scoring = choose_scorer(
+        config.evaluation, module, capabilities, collator, longest_sample(shards, everything)
+    )
+    if console and distributed.rank() == 0:
+        print(scoring, flush=True)
 
     def score(without: Sequence[str]) -> list[Prediction]:
         what = f"{split} without {', '.join(without)}" if without else split
@@ -74,9 +80,7 @@ def evaluate(run: Path, split: str, remove: Sequence[str], remove_each: bool, co
             def advance(done: int, total: int) -> None:
                 bar.update(task, completed=done, total=total)
 
-            return score_samples(
-                module, shards, collator, config.evaluation.batch_size, remove=without, progress=advance
-            )
+            return score_samples(module, shards, scorer, config.evaluation.batch_size, remove=without, progress=advance)
 
     rows = score(remove)
     without_each: dict[str, list[Prediction]] = {}
@@ -94,6 +98,8 @@ def evaluate(run: Path, split: str, remove: Sequence[str], remove_each: bool, co
             "checkpoint": f"{folder.parent.name}/{folder.name}",
             "split": split,
             "samples": len(rows),
+            "scoring": scorer.way,
+            "prompts_cut": sum("prompt_tokens_cut" in row for row in rows),
         }
         if remove:
             result["without"] = list(remove)
@@ -105,7 +111,7 @@ def evaluate(run: Path, split: str, remove: Sequence[str], remove_each: bool, co
         name = "-without-".join([split, "-".join(remove)]) if remove else split
         (run / "evaluation").mkdir(exist_ok=True)
         # The predictions first, so that a result never stands without them.
-        write_json_lines(run / "evaluation" / f"predictions-{name}.jsonl", rows)
+        write_json_lines(run / "evaluation" / f"predictions-{name}.jsonl", [written(row) for row in rows])
         write_json(run / "evaluation" / f"{name}.json", result)
         return result
 

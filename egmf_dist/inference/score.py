@@ -10,25 +10,27 @@ from operator import itemgetter
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from egmf_dist import distributed
-from egmf_dist.data.collate import Collator
 from egmf_dist.errors import EgmfError
+from egmf_dist.inference.scorer import Scorer, score
 from egmf_dist.model.egmf import Scores
-from egmf_dist.tasks.metrics import HEADLINE, LOWER_IS_BETTER, evaluate_task, metric_names
+from egmf_dist.tasks.metrics import evaluate_task
 from egmf_shards import Sample, ShardSet, Task, sequential
 from egmf_shards.sample import MODALITIES
 from egmf_shards.task import CLASSIFICATION
 
 Prediction = dict[str, Any]
+"""One sample's answer, its ``probabilities`` as a float64 array over the legal answers; :func:`written` rounds them."""
+DECIMALS = 6
+"""Of the numbers in written predictions."""
 
 
 def score_samples(
     model: nn.Module,
     shards: ShardSet,
-    collator: Collator,
+    scorer: Scorer,
     batch_size: int,
     indices: Sequence[int] | None = None,
     remove: Sequence[str] = (),
@@ -42,7 +44,7 @@ def score_samples(
     Args:
         model: EGMF, or the module inside a DeepSpeed engine, in evaluation mode.
         shards: where the samples are.
-        collator: the run's.
+        scorer: the run's.
         batch_size: samples per forward on one rank.
         indices: which samples; all by default.
         remove: modalities to take away from every sample.
@@ -53,18 +55,14 @@ def score_samples(
     """
     chosen = range(len(shards)) if indices is None else indices
     plan = sequential(len(chosen), distributed.rank(), distributed.world_size(), batch_size)
-    device = distributed.device()
     mine: list[tuple[int, Prediction]] = []
     for done, batch_plan in enumerate(plan, start=1):
         with distributed.failing_together():
             samples = shards.read([chosen[place] for place in batch_plan.indices]).samples
             for modality in remove:
                 samples = [s.without(modality) for s in samples]
-            batch = collator(samples, batch_plan.weights, score=True)
-        batch = batch.to(device)
-        with torch.no_grad():
-            scores = model(batch, mode="score")
-        rows = predictions(samples, collator.tasks, scores, model_experts(model))
+        scores, cut = score(scorer, model, samples, batch_plan.weights)
+        rows = predictions(samples, scorer.collator.tasks, scores, model_experts(model), cut)
         mine.extend(
             (place, row) for place, row, w in zip(batch_plan.indices, rows, batch_plan.weights, strict=True) if w > 0
         )
@@ -84,14 +82,27 @@ def model_experts(model: nn.Module) -> list[str]:
 
 
 def predictions(
-    samples: Sequence[Sample], tasks: Mapping[str, Task], scores: Scores, experts: Sequence[str]
+    samples: Sequence[Sample],
+    tasks: Mapping[str, Task],
+    scores: Scores,
+    experts: Sequence[str],
+    cut: Sequence[int],
 ) -> list[Prediction]:
-    """One JSON-able prediction per sample.
+    """One prediction per sample.
 
     A classification answers with the likeliest legal answer; a regression with the expected value over the legal
     numbers under their renormalised probabilities.
+
+    Args:
+        samples: what was scored.
+        tasks: the run's.
+        scores: of the samples.
+        experts: names of the enabled experts.
+        cut: per sample, how many tokens its prompt lost to the budget.
     """
     probability_BC = scores.log_p_BC.double().softmax(-1).cpu().numpy()
+    expert_BE = None if scores.expert_weight_BE is None else scores.expert_weight_BE.double().cpu().numpy()
+    modality_BM = None if scores.modality_weight_BM is None else scores.modality_weight_BM.double().cpu().numpy()
     rows = []
     for b, sample in enumerate(samples):
         task = tasks[sample.task]
@@ -105,20 +116,28 @@ def predictions(
             "truth": sample.label if task.kind == CLASSIFICATION else sample.value,
             "predicted": task.labels[likeliest] if task.kind == CLASSIFICATION else float(p @ np.array(task.values)),
             "answer": answers[likeliest],
-            "probabilities": [round(float(v), 6) for v in p],
+            "probabilities": p,
         }
-        if scores.expert_weight_BE is not None and scores.modality_weight_BM is not None:
+        if cut[b]:
+            row["prompt_tokens_cut"] = cut[b]
+        if expert_BE is not None and modality_BM is not None:
             row["gates"] = {
-                "experts": dict(zip(experts, rounded(scores.expert_weight_BE[b]), strict=True)),
-                "modalities": dict(zip(MODALITIES, rounded(scores.modality_weight_BM[b]), strict=True)),
+                "experts": dict(zip(experts, expert_BE[b].tolist(), strict=True)),
+                "modalities": dict(zip(MODALITIES, modality_BM[b].tolist(), strict=True)),
             }
         rows.append(row)
     return rows
 
 
-def rounded(row: torch.Tensor) -> list[float]:
-    """Weights as JSON holds them."""
-    return [round(float(v), 6) for v in row]
+def written(row: Prediction) -> dict[str, Any]:
+    """A prediction as its JSON line: metrics are computed from the numbers themselves, and only this rounds them."""
+    out = row | {"probabilities": np.round(row["probabilities"], DECIMALS).tolist()}
+    if "gates" in row:
+        out["gates"] = {
+            level: {name: round(weight, DECIMALS) for name, weight in weights.items()}
+            for level, weights in row["gates"].items()
+        }
+    return out
 
 
 def evaluate_predictions(rows: Sequence[Prediction], tasks: Mapping[str, Task]) -> dict[str, Any]:
@@ -148,36 +167,3 @@ def evaluate_predictions(rows: Sequence[Prediction], tasks: Mapping[str, Task]) 
             predicted = [r["predicted"] for r in own]
         results[name] = evaluate_task(task, truth, predicted, probabilities)
     return results
-
-
-def check_selection(select_by: str, tasks: Mapping[str, Task]) -> None:
-    """Refuse a selection metric that the run does not have.
-
-    Raises:
-        EgmfError: names the task or the metric, and those there are.
-    """
-    if not select_by:
-        return
-    name, metric = select_by.split(".")
-    where = f"config: training.select_by is {select_by!r}"
-    if name not in tasks:
-        raise EgmfError(f"{where}; this run's tasks are {', '.join(tasks)}")
-    if metric not in metric_names(tasks[name]):
-        raise EgmfError(f"{where}; the metrics of {name} are {', '.join(metric_names(tasks[name]))}")
-
-
-def selection_score(results: Mapping[str, Any], select_by: str) -> float:
-    """The number a validation is judged by, higher is better; an undefined metric counts as the worst.
-
-    Args:
-        results: of :func:`evaluate_predictions`.
-        select_by: ``TASK.METRIC``, or empty for the mean of weighted F1 and Corr over tasks.
-    """
-    if select_by:
-        name, metric = select_by.split(".")
-        value = results[name]["metrics"][metric] if name in results else None
-        if value is None:
-            return -1e9
-        return -float(value) if metric in LOWER_IS_BETTER else float(value)
-    main = [result["metrics"][HEADLINE[result["kind"]]] for result in results.values()]
-    return float(np.mean([-1.0 if value is None else value for value in main]))

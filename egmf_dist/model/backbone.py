@@ -1,17 +1,82 @@
-"""The large language model: any Hugging Face causal LM, its tokenizer, and a PEFT LoRA adapter."""
+"""The large language model: what it can do, its tokenizer, its weights, and a PEFT LoRA adapter."""
 
 from __future__ import annotations
 
 import hashlib
+import inspect
+import re
+import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils.logging import disable_progress_bar
 
 from egmf_dist.config import BackboneConfig
+from egmf_dist.data.prompt_ids import Limits
 from egmf_dist.errors import EgmfError
+
+# Where configurations of different families keep the number of positions.
+_LONGEST = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
+_RMS_TOKENS = 4096
+
+
+class LayerKind(NamedTuple):
+    """One kind of attention layer of a backbone."""
+
+    name: str
+    """transformers' name: ``full_attention``, ``sliding_attention`` or ``chunked_attention``."""
+    window: int | None = None
+    """How many positions back it sees, its own included."""
+    chunk: int | None = None
+    """It sees its own chunk of so many positions only."""
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a backbone can do, read once from its configuration and its tokenizer before any weight is loaded."""
+
+    architecture: str
+    """transformers' name of the family, such as ``qwen2``."""
+    width: int
+    """H, the width of its input embeddings."""
+    vocabulary: int
+    """Rows of its input embedding."""
+    longest: int | None
+    """The most positions; None where nothing limits them."""
+    kinds: tuple[LayerKind, ...]
+    """Its kinds of attention layers; empty where one of them is not known here."""
+    recurrent: bool
+    """Some layers carry a state along the sequence."""
+    sequence_only: str
+    """Why the answers' tree cannot be scored in one pass; empty where a 4-D mask is honoured, a mapping of them where
+    there are several kinds of layers."""
+    tied: bool
+    """Input and output embeddings are one table."""
+    start: tuple[int, ...]
+    """Every id that the tokenizer puts before a text."""
+    eos: int
+    """End of sequence."""
+    beyond: int
+    """How many special tokens of the tokenizer have no row in the embedding; they cannot occur in a prompt."""
+
+    def limits(self, pseudo_tokens: int) -> Limits:
+        """What it can read beside its start and ``pseudo_tokens``."""
+        columns = None if self.longest is None else self.longest - len(self.start) - pseudo_tokens
+        return Limits(self.vocabulary, self.eos, columns)
+
+    def describe(self) -> str:
+        """One line: architecture and what limits it."""
+        layers = [
+            f"{k.name.split('_')[0]}{f' {k.window or k.chunk}' if k.window or k.chunk else ''}" for k in self.kinds
+        ]
+        layers += ["recurrent"] if self.recurrent else []
+        reach = f"{self.longest} positions" if self.longest else "no limit of positions"
+        return f"backbone: {self.architecture}, width {self.width}, {reach}, layers {' + '.join(layers) or 'unknown'}"
 
 
 def _check_path(config: BackboneConfig) -> None:
@@ -53,6 +118,129 @@ def load_backbone_config(config: BackboneConfig) -> Any:
     return _load("configuration", AutoConfig, config)
 
 
+def read_capabilities(config: BackboneConfig, tokenizer: PreTrainedTokenizerBase) -> Capabilities:
+    """What the backbone can do; loads no weights.
+
+    Raises:
+        EgmfError: the model is no causal language model, or its tokenizer does not fit it.
+    """
+    whole = load_backbone_config(config)
+    text = whole.get_text_config()
+    where = f"backbone {config.path!r} ({text.model_type})"
+    source = _modelling_source(whole, where, config.trust_remote_code)
+    width = getattr(text, "word_embed_proj_dim", None) or getattr(text, "hidden_size", None)
+    vocabulary = getattr(text, "vocab_size", None)
+    if not width or not vocabulary:
+        raise EgmfError(
+            f"{where}: its config.json gives no hidden_size or vocab_size; a causal language model is needed"
+        )
+    bidirectional = (
+        getattr(text, "use_bidirectional_attention", False) is True or getattr(text, "is_causal", True) is False
+    )
+    # Encoders can be loaded as causal models, too; they are causal only where the configuration says is_decoder.
+    if bidirectional or (getattr(text, "is_decoder", None) is False and "config.is_decoder" in source):
+        raise EgmfError(f"{where}: it reads in both directions; a causal (decoder) language model is needed")
+    kinds, recurrent = _layers(text, source)
+    longest = next((int(n) for n in (getattr(text, name, None) for name in _LONGEST) if n), None)
+    if tokenizer.eos_token_id is None:
+        raise EgmfError(
+            f"{where}: its tokenizer has no end-of-sequence token; EGMF trains the answer's end with it: "
+            "set eos_token in tokenizer_config.json"
+        )
+    eos = int(tokenizer.eos_token_id)
+    if eos >= vocabulary:
+        raise EgmfError(
+            f"{where}: the end-of-sequence token {tokenizer.eos_token!r} is number {eos}, its embedding has "
+            f"{vocabulary} rows; set the eos_token it was trained with, or resize its embedding"
+        )
+    start = _start(tokenizer)
+    if start and max(start) >= vocabulary:
+        raise EgmfError(
+            f"{where}: its tokenizer begins a text with token {max(start)}, its embedding has {vocabulary} rows"
+        )
+    beyond = {token: i for token, i in tokenizer.get_vocab().items() if i >= vocabulary}
+    plain = sorted(beyond.keys() - set(tokenizer.all_special_tokens), key=beyond.__getitem__)
+    plain = [token for token in plain if not _is_special(tokenizer, beyond[token])]
+    if plain:
+        raise EgmfError(
+            f"{where}: its tokenizer has the token {plain[0]!r} (number {beyond[plain[0]]}), its embedding has "
+            f"{vocabulary} rows; resize its embedding, or take the token out of its tokenizer"
+        )
+    return Capabilities(
+        architecture=str(text.model_type),
+        width=int(width),
+        vocabulary=int(vocabulary),
+        longest=longest,
+        kinds=kinds,
+        recurrent=recurrent,
+        sequence_only=_sequence_only(text, kinds, recurrent, source),
+        tied=bool(getattr(text, "tie_word_embeddings", False)),
+        start=tuple(start),
+        eos=eos,
+        beyond=len(beyond),
+    )
+
+
+def _modelling_source(config: Any, where: str, remote_code: bool) -> str:
+    """The source of the model's own module: what it does with masks stands nowhere else."""
+    model: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if isinstance(model, tuple):
+        model = model[0]
+    if model is None:
+        if remote_code:
+            return ""
+        raise EgmfError(f"{where}: transformers has no causal language model of this kind")
+    return inspect.getsource(sys.modules[model.__module__])
+
+
+def _layers(text: Any, source: str) -> tuple[tuple[LayerKind, ...], bool]:
+    """The kinds of attention layers (empty: one is unknown), and whether some layers are recurrent."""
+    window, chunk = getattr(text, "sliding_window", None), getattr(text, "attention_chunk_size", None)
+    known = {
+        "full_attention": LayerKind("full_attention"),
+        "sliding_attention": LayerKind("sliding_attention", window=window),
+        "chunked_attention": LayerKind("chunked_attention", chunk=chunk),
+    }
+    recurrent = "create_recurrent_attention_mask" in source or (source != "" and "create_causal_mask" not in source)
+    names = sorted(set(getattr(text, "layer_types", None) or ()))
+    if names:
+        attending = [name for name in names if name in known]
+        return tuple(known[name] for name in attending), recurrent or len(attending) < len(names)
+    # Without a list of layers all are alike.
+    alike = "sliding_attention" if window else "chunked_attention" if chunk else "full_attention"
+    return (() if recurrent else (known[alike],)), recurrent
+
+
+def _sequence_only(text: Any, kinds: tuple[LayerKind, ...], recurrent: bool, source: str) -> str:
+    attention = getattr(text, "attn_config", None)
+    alibi = "alibi" in source and getattr(text, "alibi", getattr(attention, "alibi", True))
+    if not source:
+        return "its code is its own"
+    if recurrent or not kinds:
+        return "recurrent layers"
+    if alibi:
+        return "ALiBi"
+    if len(kinds) > 1 and not re.search(r"isinstance\([^)]*mask[^)]*, dict\)", source):
+        return "several kinds of layers and no mapping of masks"
+    return ""
+
+
+def _is_special(tokenizer: PreTrainedTokenizerBase, number: int) -> bool:
+    added = getattr(tokenizer, "added_tokens_decoder", {}).get(number)
+    return bool(getattr(added, "special", False))
+
+
+def _start(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every id that the tokenizer puts before a text (GLM's are two)."""
+    plain: list[int] = list(tokenizer("a", add_special_tokens=False)["input_ids"])
+    whole: list[int] = list(tokenizer("a", add_special_tokens=True)["input_ids"])
+    for first in range(len(whole) - len(plain) + 1):
+        if whole[first : first + len(plain)] == plain:
+            return whole[:first]
+    special = set(tokenizer.all_special_ids)
+    return whole[: next((i for i, number in enumerate(whole) if number not in special), 0)]
+
+
 def load_backbone(config: BackboneConfig, dtype: torch.dtype) -> PreTrainedModel:
     """The frozen causal LM with the LoRA adapter around it.
 
@@ -82,6 +270,7 @@ def load_backbone(config: BackboneConfig, dtype: torch.dtype) -> PreTrainedModel
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
         target_modules=targets,
+        exclude_modules=_other_than_text(model),
     )
     try:
         adapted: Any = get_peft_model(model, settings, autocast_adapter_dtype=False)
@@ -90,6 +279,36 @@ def load_backbone(config: BackboneConfig, dtype: torch.dtype) -> PreTrainedModel
             f"config: backbone.lora_targets {config.lora_targets!r}: {str(error).splitlines()[0]}"
         ) from error
     return adapted
+
+
+def _other_than_text(model: PreTrainedModel) -> str | None:
+    """A pattern of the modules beside the language model (a vision tower), which no prompt reaches; None for none."""
+    if model.config is model.config.get_text_config():
+        return None
+    decoder = model.get_decoder()
+    name = next((name for name, module in model.named_modules() if module is decoder and name), None)
+    return None if name is None else rf"(?!{re.escape(name)}\.).*"
+
+
+def embedding_rms(embedding: nn.Module, vocabulary: int) -> float:
+    """Root mean square of what the embedding module gives for tokens spread over the vocabulary.
+
+    The module's output and not its table: Gemma multiplies it by the square root of the width. Where ZeRO-3 has
+    partitioned the table it is gathered for the moment.
+    """
+    weight: torch.Tensor = embedding.weight  # type: ignore[assignment]
+    ids = torch.linspace(0, vocabulary - 1, min(vocabulary, _RMS_TOKENS), device=weight.device).long()
+
+    def measure() -> float:
+        with torch.no_grad():
+            return float(embedding(ids[None]).float().pow(2).mean().sqrt())
+
+    if not hasattr(weight, "ds_id"):
+        return measure()
+    from deepspeed.runtime.zero import GatheredParameters
+
+    with GatheredParameters([weight]):
+        return measure()
 
 
 def backbone_identity(config: BackboneConfig) -> dict[str, Any]:
@@ -109,10 +328,3 @@ def backbone_identity(config: BackboneConfig) -> dict[str, Any]:
             content = opened.read(2**20 if size > 2**26 else size)
         digest.update(f"{file.name} {size} ".encode() + hashlib.sha256(content).digest())
     return {"path": config.path, "revision": config.revision, "sha256": digest.hexdigest()}
-
-
-def sequence_start(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids that the tokenizer puts before any text (a beginning-of-sequence token), or none."""
-    bos = tokenizer.bos_token_id
-    with_special = tokenizer("a", add_special_tokens=True)["input_ids"]
-    return [int(bos)] if bos is not None and with_special and with_special[0] == bos else []

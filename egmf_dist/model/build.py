@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import PreTrainedTokenizerBase
 
 from egmf_dist.config import Config
+from egmf_dist.data.collate import Collator
+from egmf_dist.data.run_data import RunData
 from egmf_dist.errors import EgmfError
-from egmf_dist.model.backbone import load_backbone, sequence_start
+from egmf_dist.model.backbone import Capabilities, embedding_rms, load_backbone, load_tokenizer, read_capabilities
 from egmf_dist.model.egmf import EGMF
-from egmf_shards.task import Task
 
 TRAINED_FILE = "trained.safetensors"
 
 
-def build_egmf(
-    config: Config,
-    tokenizer: PreTrainedTokenizerBase,
-    tasks: Mapping[str, Task],
-    languages: Sequence[str],
-    dims: Mapping[str, int],
-) -> EGMF:
+def read_backbone(config: Config, data: RunData) -> tuple[Capabilities, Collator]:
+    """What the backbone can do, and the collator that writes for it; no weights are loaded.
+
+    Raises:
+        EgmfError: the backbone is none, or cannot read this data's tasks.
+    """
+    tokenizer = load_tokenizer(config.backbone)
+    capabilities = read_capabilities(config.backbone, tokenizer)
+    return capabilities, data.collator(tokenizer, config.data, capabilities.limits(config.model.pseudo_tokens))
+
+
+def build_egmf(config: Config, capabilities: Capabilities, data: RunData) -> EGMF:
     """The model with fresh fusion and adapter weights.
 
     Raises:
@@ -35,33 +40,26 @@ def build_egmf(
     dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
     backbone = load_backbone(config.backbone, dtype)
     embedding = backbone.get_input_embeddings()
+    weight: Any = embedding.weight
+    shape = getattr(weight, "ds_shape", weight.shape)
+    if shape[-1] != capabilities.width:
+        raise EgmfError(
+            f"backbone {config.backbone.path!r}: its embeddings are {shape[-1]} wide, its config.json says "
+            f"{capabilities.width}; the folder mixes two models"
+        )
     model = EGMF(
         config.model,
         backbone,
-        hidden=backbone.config.hidden_size,
-        vocabulary=backbone.config.vocab_size,
-        embedding_rms=embedding_rms(embedding) if config.model.pseudo_tokens else 1.0,
-        tasks=tasks,
-        languages=languages,
-        dims=dims,
-        eos=int(tokenizer.eos_token_id),
-        start=sequence_start(tokenizer),
+        capabilities,
+        embedding_rms=embedding_rms(embedding, capabilities.vocabulary) if config.model.pseudo_tokens else 1.0,
+        tasks=data.tasks,
+        languages=data.languages,
+        dims=data.dims,
     )
     # ZeRO-3 flattens parameters together and wants one dtype; DeepSpeed keeps fp32 copies for its optimiser.
     for parameter in trained_parameters(model).values():
         parameter.data = parameter.data.to(dtype)
     return model
-
-
-def embedding_rms(embedding: nn.Module) -> float:
-    """Root mean square of an embedding table, gathered for the moment where ZeRO-3 has partitioned it."""
-    weight: torch.Tensor = embedding.weight  # type: ignore[assignment]
-    if hasattr(weight, "ds_id"):
-        from deepspeed.runtime.zero import GatheredParameters
-
-        with GatheredParameters([weight]):
-            return float(weight.float().pow(2).mean().sqrt())
-    return float(weight.float().pow(2).mean().sqrt())
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

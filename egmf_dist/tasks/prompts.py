@@ -14,7 +14,9 @@ context without words of either language. Text absent means an empty utterance h
 
 from __future__ import annotations
 
-from egmf_shards.sample import Sample, Turn
+from typing import NamedTuple
+
+from egmf_shards.sample import Sample
 from egmf_shards.task import CLASSIFICATION, Task
 
 # Written Chinese has no space between words, so an answer there follows the colon directly; elsewhere a space belongs
@@ -23,24 +25,40 @@ _SPACE = {"zh": ""}
 _ANSWER_MARK = {"en": "Answer:", "zh": "答："}
 
 
-def render_context(turns: tuple[Turn, ...]) -> list[str]:
-    """One line for each preceding turn."""
-    return [f"{turn.speaker}: {turn.text}" if turn.speaker else turn.text for turn in turns]
+class Piece(NamedTuple):
+    """A part of a prompt; the pieces' texts end to end are the prompt."""
+
+    kind: str
+    """``turn`` (a preceding turn with its line break), ``speaker``, ``text`` (the utterance) or ``question``."""
+    text: str
+    spoken: int
+    """The last ``spoken`` characters before a closing line break are what was said; the rest is the speaker's name."""
 
 
-def render_prompt(sample: Sample, task: Task, context_turns: int) -> str:
-    """The prompt of one sample, up to where the answer begins.
+def prompt_pieces(sample: Sample, task: Task, context_turns: int) -> list[Piece]:
+    """The prompt of one sample, up to where the answer begins, in parts that may be cut one by one.
 
     Args:
         sample: the utterance; its language chooses the question's.
         task: the sample's task.
         context_turns: how many of the preceding turns to show, the most recent ones.
     """
-    turns = sample.context[-context_turns:] if context_turns else ()
-    question = task.questions[sample.language]
+    pieces = []
+    for turn in sample.context[-context_turns:] if context_turns else ():
+        line = f"{turn.speaker}: {turn.text}" if turn.speaker else turn.text
+        pieces.append(Piece("turn", line + "\n", len(turn.text)))
     mark = _ANSWER_MARK.get(sample.language, _ANSWER_MARK["en"])
-    lines = [*render_context(turns), f"[{sample.speaker}] {sample.text}", f"{question} {mark}"]
-    return "\n".join(lines)
+    return [
+        *pieces,
+        Piece("speaker", f"[{sample.speaker}] ", 0),
+        Piece("text", sample.text, len(sample.text)),
+        Piece("question", f"\n{task.questions[sample.language]} {mark}", 0),
+    ]
+
+
+def render_prompt(sample: Sample, task: Task, context_turns: int) -> str:
+    """The whole prompt of one sample as text; see :func:`prompt_pieces`."""
+    return "".join(piece.text for piece in prompt_pieces(sample, task, context_turns))
 
 
 def render_answer(task: Task, language: str, index: int) -> str:

@@ -28,13 +28,15 @@ from egmf_dist.data.loader import load
 from egmf_dist.data.run_data import RunData, open_split, open_stream
 from egmf_dist.errors import EgmfError
 from egmf_dist.files import write_json
-from egmf_dist.inference.score import check_selection, evaluate_predictions, score_samples, selection_score
-from egmf_dist.model.backbone import backbone_identity, load_tokenizer
-from egmf_dist.model.build import build_egmf, trained_parameters
+from egmf_dist.inference.score import evaluate_predictions, score_samples
+from egmf_dist.inference.scorer import Choice, Scorer, choose_scorer, longest_sample
+from egmf_dist.inference.selection import check_selection, chosen_for_validation, selection_score
+from egmf_dist.model.backbone import Capabilities, backbone_identity
+from egmf_dist.model.build import build_egmf, read_backbone, trained_parameters
 from egmf_dist.training.checkpoint import Progress, load_checkpoint, save_best, save_checkpoint
 from egmf_dist.training.engine import deepspeed_settings, initialise, learning_rate_factor, partitioned_loading
 from egmf_dist.training.records import Records
-from egmf_shards import BadSlot, Order, ShardSet
+from egmf_shards import BadSlot, ShardSet
 
 MOST_NAMED = 10
 """Bad samples of one step that get a warning each."""
@@ -59,14 +61,13 @@ def train(config: Config, run: Path, resume: str, console: bool) -> dict[str, An
     training = config.training
     ranks, rank, device = distributed.world_size(), distributed.rank(), distributed.device()
     shards, validation = open_split(config, "train"), open_split(config, "valid")
-    run_data = RunData.of(shards)
+    run_data = RunData.of(shards, config.data)
     check_selection(training.select_by, run_data.tasks)
     stream = open_stream(config, shards, rank, ranks)
-    tokenizer = load_tokenizer(config.backbone)
-    collator = run_data.collator(tokenizer, config.data)
+    capabilities, collator = read_backbone(config, run_data)
     settings = deepspeed_settings(config, stream.micro_batches)
     with partitioned_loading(config, settings):
-        model = build_egmf(config, tokenizer, run_data.tasks, run_data.languages, run_data.dims)
+        model = build_egmf(config, capabilities, run_data)
     kernels = model.describe_kernels(device)
     engine, peaks = initialise(config, model, settings)
     # Dropout masks differ between ranks from here on; each rank's random state is part of the checkpoint.
@@ -81,7 +82,8 @@ def train(config: Config, run: Path, resume: str, console: bool) -> dict[str, An
     progress = load_checkpoint(engine, run, resume, identity) or Progress()
     records = Records(run, rank == 0, console, progress.step)
     write_manifest(run, config, identity)
-    records.write(start_record(config, progress, ranks, model, kernels))
+    scorer, scoring = check_scoring(engine, validation, collator, capabilities, config)
+    records.write(start_record(config, progress, ranks, model, kernels) | {"scoring": scoring})
     for fault in shards.faults:
         records.write({"kind": "warning", "step": progress.step, "message": fault})
     reason = "all steps done"
@@ -107,7 +109,7 @@ def train(config: Config, run: Path, resume: str, console: bool) -> dict[str, An
             if progress.step % training.log_every == 0 or progress.step == training.steps:
                 records.write(train_record(progress, sums, grad_norm, factor * peaks[0], len(shards), config, clock))
             if progress.step % training.validate_every == 0 or progress.step == training.steps:
-                improved = validate(engine, validation, collator, config, run_data, progress, run, records)
+                improved = validate(engine, validation, scorer, config, run_data, progress, run, records)
                 clock.restart()
                 progress.without_improvement = 0 if improved else progress.without_improvement + 1
             if progress.step % training.checkpoint_every == 0 or finished(progress, training):
@@ -125,6 +127,25 @@ def train(config: Config, run: Path, resume: str, console: bool) -> dict[str, An
         "best_score": progress.best_score,
         "reason": reason,
     }
+
+
+def check_scoring(
+    engine: Any, validation: ShardSet, collator: Collator, capabilities: Capabilities, config: Config
+) -> Choice:
+    """Choose how answers are scored and score two batches: what would fail at the first validation fails before step 1.
+
+    Raises:
+        EgmfError: the backbone cannot be scored as asked, or its scores are not finite.
+    """
+    engine.eval()
+    chosen = chosen_for_validation(validation.task_numbers, config.training.validation_samples)
+    sample = longest_sample(validation, chosen)
+    choice = choose_scorer(config.evaluation, engine.module, capabilities, collator, sample)
+    batch_size = config.evaluation.batch_size
+    first = chosen[: 2 * batch_size * distributed.world_size()]
+    rows = score_samples(engine.module, validation, choice.scorer, batch_size, first)
+    distributed.on_rank_zero(lambda: evaluate_predictions(rows, collator.tasks))
+    return choice
 
 
 def finished(progress: Progress, training: TrainingConfig) -> bool:
@@ -207,7 +228,7 @@ def note_non_finite(
 def validate(
     engine: Any,
     validation: ShardSet,
-    collator: Collator,
+    scorer: Scorer,
     config: Config,
     run_data: RunData,
     progress: Progress,
@@ -216,8 +237,8 @@ def validate(
 ) -> bool:
     """Score the validation split, keep the adapter if it is the best so far, say if answers have collapsed."""
     engine.eval()
-    chosen = chosen_for_validation(len(validation), config.training.validation_samples)
-    rows = score_samples(engine.module, validation, collator, config.evaluation.batch_size, chosen)
+    chosen = chosen_for_validation(validation.task_numbers, config.training.validation_samples)
+    rows = score_samples(engine.module, validation, scorer, config.evaluation.batch_size, chosen)
 
     def judge() -> dict[str, Any]:
         return evaluate_predictions(rows, run_data.tasks)
@@ -252,17 +273,6 @@ def validate(
         if result["collapsed"]:
             records.write({"kind": "warning", "step": progress.step, "message": result["collapsed"]})
     return improved
-
-
-def chosen_for_validation(count: int, wanted: int) -> list[int]:
-    """Which of ``count`` validation samples are scored.
-
-    The same random ones every time (a fixed stride would meet only one task where tasks alternate); all of them where
-    ``wanted`` is 0 or too many.
-    """
-    if not 0 < wanted < count:
-        return list(range(count))
-    return sorted(Order(count, 0, "validation").indices(0, wanted).tolist())
 
 
 class Clock:

@@ -13,10 +13,9 @@ import torch
 from torch import nn
 
 from egmf_dist import distributed
-from egmf_dist.data import Collator
+from egmf_dist.data.run_data import RunData
 from egmf_dist.distributed import process_group
-from egmf_dist.model.backbone import load_tokenizer
-from egmf_dist.model.build import build_egmf, trained_parameters
+from egmf_dist.model.build import build_egmf, read_backbone, trained_parameters
 from egmf_dist.training.engine import deepspeed_settings, initialise, partitioned_loading
 from egmf_dist.training.loop import train_step
 from egmf_shards import MicroBatch, share
@@ -60,9 +59,10 @@ def measure(job):
     # Small parameters stay whole by default; partition every one, or nothing is tested.
     settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     settings["gradient_clipping"] = 0.0
-    tokenizer = load_tokenizer(config.backbone)
+    data = RunData(tasks, ["en", "zh"], job["dims"], {})
+    capabilities, collator = read_backbone(config, data)
     with partitioned_loading(config, settings):
-        model = build_egmf(config, tokenizer, tasks, ["en", "zh"], job["dims"])
+        model = build_egmf(config, capabilities, data)
     if job["branch"]:
         torch.manual_seed(1)
         model.encoders = BranchingEncoder(model.encoders)
@@ -81,7 +81,6 @@ def measure(job):
             gradients[name] = safe_get_full_grad(parameter).clone()
 
     engine.optimizer.step = capture
-    collator = Collator(tokenizer, tasks, ["en", "zh"], job["dims"], config.data)
     sums = train_step(engine, [collator(m.samples, m.weights) for m in micro], distributed.device(), world)
     engine.destroy()
     return {"gradients": gradients, "sums": sums}

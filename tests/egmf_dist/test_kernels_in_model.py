@@ -13,10 +13,9 @@ import torch
 
 from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, TrainingConfig
 from egmf_dist.config.validate import validate
-from egmf_dist.data import Collator
+from egmf_dist.data.run_data import RunData
 from egmf_dist.errors import EgmfError
-from egmf_dist.model.backbone import load_tokenizer
-from egmf_dist.model.build import build_egmf
+from egmf_dist.model.build import build_egmf, read_backbone
 from egmf_kernels.triton.launch import watching
 
 DIMS = {"audio": 6, "vision": 5}
@@ -49,9 +48,9 @@ def build(random_backbone, tasks):
             model=replace(ModelConfig(width=32, heads=2, pseudo_tokens=2), **settings),
             training=TrainingConfig(precision="fp32"),
         )
-        tokenizer = load_tokenizer(config.backbone)
-        model = build_egmf(config, tokenizer, tasks, ["en", "zh"], DIMS)
-        return model, Collator(tokenizer, tasks, ["en", "zh"], DIMS, config.data)
+        data = RunData(tasks, ["en", "zh"], DIMS, {})
+        capabilities, collator = read_backbone(config, data)
+        return build_egmf(config, capabilities, data), collator
 
     return make
 

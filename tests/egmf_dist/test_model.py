@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, TrainingConfig
-from egmf_dist.data import Collator
-from egmf_dist.model.backbone import load_tokenizer
-from egmf_dist.model.build import build_egmf
+from egmf_dist.data.run_data import RunData
+from egmf_dist.inference.scorer import TreeScorer
+from egmf_dist.model.build import build_egmf, read_backbone
 from egmf_dist.tasks.prompts import render_answer, render_prompt
 
 DIMS = {"audio": 6, "vision": 5}
@@ -28,13 +28,14 @@ def build(random_backbone, tasks):
             model=replace(ModelConfig(width=32, heads=2), **settings),
             training=TrainingConfig(precision="fp32"),
         )
-        tokenizer = load_tokenizer(config.backbone)
-        model = build_egmf(config, tokenizer, tasks, ["en", "zh"], DIMS)
+        data = RunData(tasks, ["en", "zh"], DIMS, {})
+        capabilities, collator = read_backbone(config, data)
+        model = build_egmf(config, capabilities, data)
         # A fresh adapter changes nothing (B is zero); give it weights so that tests see it.
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.1)
-        return model.eval(), Collator(tokenizer, tasks, ["en", "zh"], DIMS, config.data)
+        return model.eval(), collator
 
     return make
 
@@ -42,6 +43,12 @@ def build(random_backbone, tasks):
 def each_alone(model, collator, samples):
     """Loss of every sample, one batch each."""
     return torch.stack([model(collator([s], [1.0])).total for s in samples])
+
+
+def scores(model, collator, samples):
+    """Log-probabilities of all legal answers, by the tree."""
+    scorer = TreeScorer(collator, model.capabilities, 8, model.config.pseudo_tokens)
+    return model(scorer.prepare(samples, [1.0] * len(samples)), mode="score").log_p_BC
 
 
 PATTERNS = [(1, 1, 1), (0, 1, 1), (1, 0, 1), (1, 1, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 0)]
@@ -55,9 +62,9 @@ def test_a_batch_is_the_sum_of_its_samples_in_any_presence_pattern(build, make_s
     alone = each_alone(model, collator, samples)
     assert torch.isfinite(alone).all()
     torch.testing.assert_close(together.total, alone.sum(), rtol=1e-5, atol=1e-4)
-    scored = model(collator(samples, [1.0] * 8, score=True), mode="score").log_p_BC
+    scored = scores(model, collator, samples)
     for b, sample in enumerate(samples):
-        single = model(collator([sample], [1.0], score=True), mode="score").log_p_BC[0]
+        single = scores(model, collator, [sample])[0]
         torch.testing.assert_close(scored[b, : len(single)], single, rtol=1e-4, atol=1e-4)
 
 
@@ -80,7 +87,7 @@ def test_tree_scores_are_those_of_every_answer_fed_alone(build, make_samples, ta
     model, collator = build()
     for sample in make_samples(6):
         task = tasks[sample.task]
-        scored = model(collator([sample], [1.0], score=True), mode="score").log_p_BC[0]
+        scored = scores(model, collator, [sample])[0]
         for index in range(len(task.legal_answers(sample.language))):
             target = {"label": task.labels[index]} if task.labels else {"value": task.values[index]}
             batch = collator([type(sample)(**(sample.__dict__ | target))], [1.0])
@@ -201,7 +208,7 @@ def test_it_learns_eight_samples_by_heart(build, make_samples):
     """The adapter and the fusion alone bring the right answers up, on a random frozen backbone."""
     model, collator = build()
     samples = make_samples(8)
-    batch = collator(samples, [1.0] * 8, score=True)
+    batch = collator(samples, [1.0] * 8)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     first = model(batch).total
     for _ in range(120):
@@ -209,5 +216,5 @@ def test_it_learns_eight_samples_by_heart(build, make_samples):
         model(batch).total.backward()
         optimizer.step()
     assert model(batch).total < 0.3 * first
-    right = model(batch, mode="score").log_p_BC.argmax(1) == batch.answer_B
+    right = scores(model, collator, samples).argmax(1) == batch.answer_B
     assert right.float().mean() >= 0.75

@@ -37,11 +37,11 @@ def test_a_tree_shares_prefixes_and_keeps_every_path():
 
 
 def test_stacked_trees_see_their_ancestors_only():
-    batch = TreeBatch.stack([AnswerTree.build([(5, 6), (5, 7)]), AnswerTree.build([(1,), (2,), (3,)])])
+    batch = TreeBatch.stack([AnswerTree.build([(5, 6), (5, 7)]), AnswerTree.build([(1,), (2,), (3,)])], [0, 4])
     assert batch.tokens_BN.shape == (2, 3)
     assert batch.sees_BNN[0].int().tolist() == [[1, 0, 0], [1, 1, 0], [1, 0, 1]]
     assert batch.sees_BNN[1].int().tolist() == torch.eye(3).int().tolist()
-    assert batch.legal_BC.tolist() == [[True, True, False], [True, True, True]]
+    assert batch.place_BC.tolist() == [[0, 1, -1], [4, 5, 6]]
 
 
 @pytest.mark.parametrize("answers", [[(5,), (5,)], [(5,), ()]], ids=["equal", "empty"])

@@ -74,9 +74,14 @@ FREE = {
 
 
 def test_the_table_of_changes_is_whole():
-    assert CHANGES.keys() | {"shards", "context_turns", "max_text_tokens", "max_frames"} == set(
-        DataConfig.__dataclass_fields__
-    )
+    assert CHANGES.keys() | {
+        "shards",
+        "context_turns",
+        "max_text_tokens",
+        "max_prompt_tokens",
+        "max_frames",
+        "standardise",
+    } == set(DataConfig.__dataclass_fields__)
 
 
 @pytest.mark.parametrize("key", CHANGES)

@@ -1,0 +1,171 @@
+"""Prompts as token ids within a budget: what is cut, is cut on ids.
+
+Rules, in this order: an utterance or preceding turn longer than ``max_text_tokens`` keeps its end; while the prompt is
+longer than its limit the oldest turn goes; then the utterance keeps its end; then the speaker's name goes. Question and
+answer are never cut. A character of several tokens (Chinese, emoji) goes whole. Nothing is decoded and encoded again,
+because that may change the text and the number of its tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from egmf_dist.errors import EgmfError
+from egmf_dist.tasks.prompts import Piece
+
+
+class Limits(NamedTuple):
+    """What a backbone can read."""
+
+    vocabulary: int
+    """Rows of its embedding."""
+    eos: int
+    """Its end-of-sequence id."""
+    columns: int | None
+    """The most tokens of prompt and answer together; None where nothing limits them."""
+
+
+class PromptIds(NamedTuple):
+    """One prompt."""
+
+    ids: list[int]
+    cut: int
+    """How many tokens were left out."""
+
+
+class _Encoded(NamedTuple):
+    """A text's tokens: id, the piece each begins in, and the characters it covers (of the whole text)."""
+
+    ids: np.ndarray
+    piece: np.ndarray
+    begin: np.ndarray
+    end: np.ndarray
+
+
+class PromptEncoder:
+    """Texts and prompts to token ids. Special tokens that a text spells out are plain text.
+
+    Args:
+        tokenizer: the backbone's.
+        vocabulary: rows of its embedding; an id beyond them is refused.
+        max_text_tokens: the most tokens of an utterance or a preceding turn.
+        limit: the most tokens of a prompt.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocabulary: int, max_text_tokens: int, limit: int) -> None:
+        self.tokenizer, self.vocabulary = tokenizer, vocabulary
+        self.max_text_tokens, self.limit = max_text_tokens, limit
+
+    def plain(self, text: str) -> list[int]:
+        """All ids of a text, nothing cut.
+
+        Raises:
+            EgmfError: the text holds a token that the backbone's embedding has no row for.
+        """
+        return self._checked(self._tokenize([text])["input_ids"][0], text)
+
+    def texts(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of utterances, each at most ``max_text_tokens``: its end."""
+        out = []
+        for text, encoded in zip(texts, self._encode([[text] for text in texts]), strict=True):
+            keep = np.ones(len(encoded.ids), dtype=bool)
+            _keep_end(encoded, keep, np.arange(len(keep)), self.max_text_tokens)
+            out.append(self._checked(encoded.ids[keep].tolist(), text))
+        return out
+
+    def prompts(self, prompts: Sequence[Sequence[Piece]]) -> list[PromptIds]:
+        """The ids of prompts, each at most ``limit``.
+
+        Raises:
+            EgmfError: a question alone is longer, or a token has no row in the backbone's embedding.
+        """
+        encoded = self._encode([[piece.text for piece in pieces] for pieces in prompts])
+        return [self._fit(pieces, tokens) for pieces, tokens in zip(prompts, encoded, strict=True)]
+
+    def _fit(self, pieces: Sequence[Piece], tokens: _Encoded) -> PromptIds:
+        keep = np.ones(len(tokens.ids), dtype=bool)
+        ends = np.cumsum([len(piece.text) for piece in pieces])
+        members = [np.flatnonzero(tokens.piece == number) for number in range(len(pieces))]
+        for number, piece in enumerate(pieces):
+            if len(members[number]) > self.max_text_tokens and piece.kind in ("turn", "text"):
+                # A turn's own words stand before its line break; its speaker's name does not count as them.
+                last = ends[number] - (piece.kind == "turn")
+                begin = tokens.begin[members[number]]
+                said = members[number][(begin >= last - piece.spoken) & (begin < last)]
+                _keep_end(tokens, keep, said, self.max_text_tokens)
+        for number, piece in enumerate(pieces):
+            over = int(keep.sum()) - self.limit
+            if over <= 0:
+                break
+            if piece.kind == "turn":
+                keep[members[number]] = False
+        for kind in ("text", "speaker"):
+            over = int(keep.sum()) - self.limit
+            if over > 0:
+                number = next(i for i, piece in enumerate(pieces) if piece.kind == kind)
+                left = members[number][keep[members[number]]]
+                _keep_end(tokens, keep, left, len(left) - over)
+        kept = tokens.ids[keep]
+        if len(kept) > self.limit:
+            raise EgmfError(
+                f"a question takes {len(kept)} tokens and a prompt may have {self.limit}; "
+                "raise data.max_prompt_tokens, or take a backbone with more positions"
+            )
+        return PromptIds(self._checked(kept.tolist(), pieces[-2].text), int(len(keep) - len(kept)))
+
+    def _checked(self, ids: list[int], text: str) -> list[int]:
+        if ids and max(ids) >= self.vocabulary:
+            token = self.tokenizer.convert_ids_to_tokens(max(ids))
+            raise EgmfError(
+                f"the text {text[:40]!r} holds the token {token!r}, for which the backbone's embedding of "
+                f"{self.vocabulary} rows has none; resize its embedding, or take the token out of its tokenizer"
+            )
+        return ids
+
+    def _tokenize(self, texts: list[str], offsets: bool = False) -> Any:
+        return self.tokenizer(
+            texts, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=offsets
+        )
+
+    def _encode(self, pieces: Sequence[Sequence[str]]) -> list[_Encoded]:
+        if not self.tokenizer.is_fast:
+            # A tokenizer written in Python knows no offsets: pieces are tokenized apart.
+            return [self._encode_apart(parts) for parts in pieces]
+        found = self._tokenize(["".join(parts) for parts in pieces], offsets=True)
+        out = []
+        for parts, ids, offsets in zip(pieces, found["input_ids"], found["offset_mapping"], strict=True):
+            places = np.array(offsets, dtype=np.int64).reshape(-1, 2)
+            ends = np.cumsum([len(part) for part in parts])
+            piece = np.minimum(np.searchsorted(ends, places[:, 0], side="right"), len(parts) - 1)
+            out.append(_Encoded(np.array(ids, dtype=np.int64), piece, places[:, 0], places[:, 1]))
+        return out
+
+    def _encode_apart(self, parts: Sequence[str]) -> _Encoded:
+        ids: list[int] = []
+        piece: list[int] = []
+        for number, part in enumerate(parts):
+            own = self._tokenize([part])["input_ids"][0] if part else []
+            ids += own
+            piece += [number] * len(own)
+        # Without offsets every token of a piece counts as its last words (before a turn's line break), no character
+        # as shared.
+        last = np.array(
+            [end - min(2, len(part)) for end, part in zip(np.cumsum([*map(len, parts)]), parts, strict=True)]
+        )
+        number_of = np.array(piece, dtype=np.int64)
+        return _Encoded(np.array(ids, dtype=np.int64), number_of, last[number_of], last[number_of])
+
+
+def _keep_end(tokens: _Encoded, keep: np.ndarray, places: np.ndarray, most: int) -> None:
+    """Of the tokens at ``places`` leave out the first ones, so that at most ``most`` stay and none is half a character;
+    ``keep`` is changed in place."""
+    first = len(places) - max(most, 0)
+    if first <= 0:
+        return
+    while first < len(places) and tokens.begin[places[first]] < tokens.end[places[first - 1]]:
+        first += 1
+    keep[places[:first]] = False

@@ -1,0 +1,324 @@
+"""One tiny random model of each of a dozen families, with LoRA: is every one trained and scored as it reads?
+
+Windows are 8 positions, prompts several times as long, so a mask without its window shows.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, TrainingConfig
+from egmf_dist.data import Collator
+from egmf_dist.data.run_data import RunData
+from egmf_dist.errors import EgmfError
+from egmf_dist.inference.scorer import SequenceScorer, TreeScorer, choose_scorer
+from egmf_dist.model.build import build_egmf, read_backbone
+from egmf_shards.sample import Turn
+
+DIMS = {"audio": 6, "vision": 5}
+MIXED = ["sliding_attention", "full_attention"]
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    # Random weights of the usual 0.02 give logits near 0, and every fault is lost in them.
+    "initializer_range": 0.3,
+}
+# Name: model type, what the tokenizer puts before a text, settings, the way of scoring.
+FAMILIES = {
+    "qwen2": ("qwen2", (), SMALL, "tree"),
+    "qwen3": ("qwen3", (), SMALL | {"head_dim": 8}, "tree"),
+    "llama": ("llama", ("<bos>",), SMALL, "tree"),
+    "mistral": ("mistral", ("<bos>",), SMALL | {"head_dim": 8, "sliding_window": 8}, "tree"),
+    "gemma2": ("gemma2", ("<bos>",), SMALL | {"head_dim": 8, "sliding_window": 8, "layer_types": MIXED}, "tree"),
+    "gemma3": ("gemma3_text", ("<bos>",), SMALL | {"head_dim": 8, "sliding_window": 8, "layer_types": MIXED}, "tree"),
+    "phi3": ("phi3", ("<bos>",), SMALL, "tree"),
+    "glm4": ("glm4", ("[gMASK]", "<sop>"), SMALL | {"head_dim": 8}, "tree"),
+    "gpt2": (
+        "gpt2", (),
+        {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256, "initializer_range": 0.3}, "tree",
+    ),
+    "bloom": ("bloom", (), {"hidden_size": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.3}, "sequence"),
+    "lfm2": (
+        "lfm2", ("<bos>",),
+        SMALL | {"num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"]}, "sequence",
+    ),
+    "qwen3_next": (
+        "qwen3_next", (),
+        SMALL | {
+            "head_dim": 8, "layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8, "num_experts": 4,
+            "num_experts_per_tok": 2, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32,
+        },
+        "sequence",
+    ),
+}  # fmt: skip
+
+
+def make_tokenizer(start: tuple[str, ...]):
+    from tokenizers import ByteLevelBPETokenizer, processors
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = ByteLevelBPETokenizer()
+    text = ["i am glad no wait Emotion? Answer: neutral joy anger -0.5 1.0"] * 4
+    bpe.train_from_iterator(text, vocab_size=300, special_tokens=["<pad>", "<eos>", *start])
+    if start:
+        bpe._tokenizer.post_processor = processors.TemplateProcessing(
+            single=" ".join([*start, "$A"]), special_tokens=[(s, bpe.token_to_id(s)) for s in start]
+        )
+    bos = start[0] if len(start) == 1 else None
+    return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, pad_token="<pad>", eos_token="<eos>", bos_token=bos)
+
+
+def save_model(folder: Path, kind: str, start: tuple[str, ...], settings: dict) -> Path:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    tokenizer = make_tokenizer(start)
+    tokenizer.save_pretrained(folder)
+    config = AutoConfig.for_model(
+        kind, vocab_size=len(tokenizer), pad_token_id=0, eos_token_id=1, bos_token_id=None, **settings
+    )
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def families(tmp_path_factory) -> dict[str, Path]:
+    """A folder for each family."""
+    root = tmp_path_factory.mktemp("families")
+    return {
+        name: save_model(root / name, kind, start, settings) for name, (kind, start, settings, _) in FAMILIES.items()
+    }
+
+
+@pytest.fixture(scope="session")
+def load(families, tasks):
+    """``load(family, **data settings)``: model in fp32 without dropout, collator and capabilities; made once each."""
+    made = {}
+
+    def get(name: str, **data):
+        key = (name, *sorted(data.items()))
+        if key not in made:
+            config = Config(
+                data=DataConfig(shards=["unused"], **data),
+                backbone=BackboneConfig(path=str(families[name]), lora_rank=4, lora_alpha=8, lora_dropout=0.0),
+                model=ModelConfig(width=32, heads=2),
+                training=TrainingConfig(precision="fp32"),
+            )
+            data_of_run = RunData(tasks, ["en", "zh"], DIMS, {})
+            capabilities, collator = read_backbone(config, data_of_run)
+            model = build_egmf(config, capabilities, data_of_run)
+            for parameter_name, parameter in model.named_parameters():
+                if "lora_B" in parameter_name:
+                    torch.nn.init.normal_(parameter, std=0.1)
+            made[key] = model.eval(), collator, capabilities
+        return made[key]
+
+    return get
+
+
+def spoken(make_samples, count):
+    """Samples whose prompts differ in length by many times a window."""
+    samples = make_samples(count)
+    longer = ["no wait " * n for n in (0, 1, 3, 6, 10, 15)]
+    return [
+        replace(s, text=s.text + " " + longer[i % 6], context=(Turn("B", "wait"),) * (i % 3))
+        for i, s in enumerate(samples)
+    ]
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """Collectives of a single process."""
+    from contextlib import nullcontext
+
+    from egmf_dist import distributed
+
+    monkeypatch.setattr(distributed, "failing_together", nullcontext)
+    monkeypatch.setattr(distributed, "share_objects", lambda values: values)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_batch_is_the_sum_of_its_samples(load, make_samples, name):
+    """Whatever shares its batch, a sample's loss is the same: no padding is seen by any kind of layer."""
+    model, collator, _ = load(name)
+    samples = spoken(make_samples, 6)
+    with torch.no_grad():
+        together = model(collator(samples, [1.0] * 6))
+        alone = [model(collator([s], [1.0])) for s in samples]
+    one_by_one = torch.stack([sums.answer for sums in alone])
+    torch.testing.assert_close(together.answer, one_by_one.sum(), rtol=1e-5, atol=1e-5)
+    assert torch.isfinite(one_by_one).all()
+    assert one_by_one.std() > 1e-2
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_scores_are_those_of_one_forward_an_answer(load, make_samples, tasks, alone, name):
+    """The way that is chosen gives, in a batch, the loss of every legal answer fed alone."""
+    model, collator, capabilities = load(name)
+    samples = spoken(make_samples, 6)
+    choice = choose_scorer(Config().evaluation, model, capabilities, collator, samples[5])
+    assert choice.scorer.way == FAMILIES[name][3], choice.line
+    with torch.no_grad():
+        scored = model(choice.scorer.prepare(samples, [1.0] * 6), mode="score").log_p_BC
+        for b, sample in enumerate(samples):
+            task = tasks[sample.task]
+            count = len(task.legal_answers(sample.language))
+            assert torch.isneginf(scored[b, count:]).all()
+            for index in range(count):
+                target = {"label": task.labels[index]} if task.labels else {"value": task.values[index]}
+                fed = model(collator([replace(sample, **target)], [1.0])).answer
+                torch.testing.assert_close(scored[b, index], -fed, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_pseudo_tokens_begin_at_the_size_of_words(load, make_samples, name):
+    model, collator, _ = load(name)
+    batch = collator(make_samples(4), [1.0] * 4)
+
+    def rms(x):
+        return float(x.detach().pow(2).mean().sqrt())
+
+    words = rms(model.backbone.get_input_embeddings()(batch.prompt_BL[batch.prompt_mask_BL]))
+    pseudo = rms(model.pseudo_tokens(model.fuse(batch).pooled_BKD))
+    assert words / 2 < pseudo < words * 2
+
+
+def test_every_id_before_a_text_is_read(load, families):
+    for name, (_, start, _, _) in FAMILIES.items():
+        _, collator, capabilities = load(name)
+        assert collator.tokenizer.convert_ids_to_tokens(list(capabilities.start)) == list(start), name
+
+
+def test_a_tree_without_the_window_would_be_found_out(load, make_samples, alone):
+    """The check before step 1: a backbone whose window is not in its configuration is scored answer by answer."""
+    model, collator, capabilities = load("mistral")
+    hidden = replace(capabilities, kinds=(capabilities.kinds[0]._replace(window=None),))
+    model.capabilities = hidden
+    try:
+        choice = choose_scorer(Config().evaluation, model, hidden, collator, spoken(make_samples, 6)[5])
+        assert choice.scorer.way == "sequence"
+        assert "differ by" in choice.line
+        asked = replace(Config().evaluation, scoring="tree")
+        with pytest.raises(EgmfError, match="differs from the sequence way"):
+            choose_scorer(asked, model, hidden, collator, spoken(make_samples, 6)[5])
+    finally:
+        model.capabilities = capabilities
+
+
+def test_a_tree_in_several_passes_scores_the_same(load, make_samples):
+    """A tree cut into passes, and samples scored a few at a time, give what one pass gives."""
+    model, collator, capabilities = load("gemma3")
+    samples = spoken(make_samples, 6)
+    whole, cut = (TreeScorer(collator, capabilities, 6, 4) for _ in range(2))
+    from egmf_dist.tasks.answers import AnswerTree
+
+    cut.trees = {key: AnswerTree.build_passes(ids, 4) for key, ids in collator.answers.items()}
+    cut.passes, cut.samples_at_once = max(map(len, cut.trees.values())), 4
+    assert cut.passes > 2
+    with torch.no_grad():
+        expected = model(whole.prepare(samples, [1.0] * 6), mode="score").log_p_BC
+        found = model(cut.prepare(samples, [1.0] * 6), mode="score").log_p_BC
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_a_prompt_past_the_longest_position_loses_its_oldest_turns_then_its_beginning(
+    load, families, make_samples, tmp_path, tasks, name
+):
+    """Twelve turns and a long utterance on 256 positions (GPT-2's are a table: one more would be an index error)."""
+    model, collator, capabilities = load(name, max_text_tokens=128, context_turns=12)
+    if name == "llama":  # its positions are no table: past the trained length it would go on silently
+        capabilities = replace(capabilities, longest=256)
+        collator = Collator(collator.tokenizer, tasks, ["en", "zh"], DIMS, collator.config, capabilities.limits(4))
+    longest_answer = max(len(ids) for answers in collator.answers.values() for ids in answers)
+    assert collator.prompt_limit == 256 - len(capabilities.start) - 4 - longest_answer
+    sample = make_samples(1)[0]
+    turns = tuple(Turn("B", f"turn {chr(97 + i)} " + "no wait " * 20) for i in range(12))
+    text = "begin " + "glad no wait " * 60 + "the very end"
+    batch = collator([replace(sample, text=text, context=turns)], [1.0])
+    words = collator.tokenizer.decode(batch.prompt_BL[0])
+    assert batch.prompt_BL.shape[1] <= collator.prompt_limit
+    assert batch.cut[0] > 0
+    assert words.endswith("the very end\nEmotion? Answer:")
+    assert "turn l" in words
+    assert "turn a" not in words
+    assert torch.isfinite(model(batch).answer)
+
+
+def test_a_question_that_does_not_fit_is_refused(load, tasks):
+    _, collator, capabilities = load("gpt2")
+    limits = replace(capabilities, longest=24).limits(4)
+    with pytest.raises(EgmfError, match=r"its question takes \d+ tokens, the backbone's longest position leaves"):
+        Collator(collator.tokenizer, tasks, ["en", "zh"], DIMS, collator.config, limits)
+
+
+def test_train_resume_evaluate(families, tmp_path, run_ranks):
+    """The whole way through DeepSpeed for every family, in one process: 4 steps, the last 2 once more, evaluation."""
+    from egmf_shards.synthetic import synthesize
+
+    data = tmp_path / "data"
+    synthesize(data, 0, 64, 0.1, 0.01)
+    job = {
+        "families": {name: str(folder) for name, folder in families.items()},
+        "data": str(data),
+        "runs": str(tmp_path),
+    }
+    results = run_ranks("architectures.py", 1, job)
+    assert results.keys() == FAMILIES.keys()
+    for name, result in results.items():
+        records = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        assert [r["step"] for r in records if r["kind"] == "train"] == [1, 2, 3, 4], name
+        assert all(np.isfinite(r["loss"]) for r in records if r["kind"] == "train"), name
+        start = next(r for r in records if r["kind"] == "start")
+        way = "tree" if "in one pass" in start["scoring"] else "sequence"
+        assert way == FAMILIES[name][3], start["scoring"]
+        assert sum(task["n"] for task in result["tasks"].values()) == result["samples"] > 0, name
+
+
+def test_a_collator_can_be_sent_to_another_process(load, make_samples):
+    _, collator, _ = load("qwen2")
+    samples = make_samples(3)
+    again = pickle.loads(pickle.dumps(collator))(samples, [1.0] * 3)
+    assert torch.equal(again.prompt_BL, collator(samples, [1.0] * 3).prompt_BL)
+
+
+class TestMemory:
+    """What scoring holds at once, whatever the number of answers."""
+
+    def test_sixty_one_numbers_on_sixty_four_samples_by_sequences(self, families, make_samples, tasks, alone):
+        numbers = replace(tasks["sentiment"], low=-3.0, high=3.0, step=0.1)
+        folder = families["bloom"]
+        config = Config(
+            backbone=BackboneConfig(path=str(folder), lora_rank=4, lora_dropout=0.0),
+            model=ModelConfig(width=32, heads=2),
+            training=TrainingConfig(precision="fp32"),
+        )
+        data = RunData({"sentiment": numbers}, ["en", "zh"], DIMS, {})
+        capabilities, collator = read_backbone(config, data)
+        model = build_egmf(config, capabilities, data).eval()
+        scorer = SequenceScorer(collator, capabilities, batch_size=64)
+        samples = [replace(s, task="sentiment", label=None, value=0.3) for s in make_samples(64)]
+        seen = []
+        model.backbone.register_forward_pre_hook(
+            lambda module, args, kwargs: seen.append(len(kwargs["inputs_embeds"])), with_kwargs=True
+        )
+        with torch.no_grad():
+            log_p_BC = model(scorer.prepare(samples, [1.0] * 64), mode="score").log_p_BC
+        assert log_p_BC.shape == (64, 61)
+        assert torch.isfinite(log_p_BC).all()
+        assert max(seen) <= 64
+        assert sum(seen) == 64 * 61
+        fed = model(collator([replace(samples[7], value=numbers.values[60])], [1.0])).answer
+        torch.testing.assert_close(log_p_BC[7, 60], -fed.detach(), rtol=1e-5, atol=1e-4)
