@@ -38,7 +38,10 @@ class PromptIds(NamedTuple):
 
 
 class _Encoded(NamedTuple):
-    """A text's tokens: id, the piece each begins in, and the characters it covers (of the whole text)."""
+    """A text's tokens: id, the piece each ends in, and the characters it covers (of the whole text).
+
+    A word's token may hold the space before it, which belongs to the piece before; the token is the word's.
+    """
 
     ids: np.ndarray
     piece: np.ndarray
@@ -94,8 +97,8 @@ class PromptEncoder:
             if len(members[number]) > self.max_text_tokens and piece.kind in ("turn", "text"):
                 # A turn's own words stand before its line break; its speaker's name does not count as them.
                 last = ends[number] - (piece.kind == "turn")
-                begin = tokens.begin[members[number]]
-                said = members[number][(begin >= last - piece.spoken) & (begin < last)]
+                at = np.maximum(tokens.end[members[number]] - 1, tokens.begin[members[number]])
+                said = members[number][(at >= last - piece.spoken) & (at < last)]
                 _keep_end(tokens, keep, said, self.max_text_tokens)
         for number, piece in enumerate(pieces):
             over = int(keep.sum()) - self.limit
@@ -140,7 +143,8 @@ class PromptEncoder:
         for parts, ids, offsets in zip(pieces, found["input_ids"], found["offset_mapping"], strict=True):
             places = np.array(offsets, dtype=np.int64).reshape(-1, 2)
             ends = np.cumsum([len(part) for part in parts])
-            piece = np.minimum(np.searchsorted(ends, places[:, 0], side="right"), len(parts) - 1)
+            at = np.maximum(places[:, 1] - 1, places[:, 0])
+            piece = np.minimum(np.searchsorted(ends, at, side="right"), len(parts) - 1)
             out.append(_Encoded(np.array(ids, dtype=np.int64), piece, places[:, 0], places[:, 1]))
         return out
 

@@ -8,9 +8,10 @@ ways: they must agree to :data:`AGREEMENT`. In bf16 rounding alone moves a score
 seen on the same sample, which is scored once more behind other padding. That second scoring also shows a model that
 ignores its padding mask; such a model is refused, because a sample's loss would depend on its batch.
 
-Memory is bounded whatever the number of answers: at most :data:`LOGITS` logits and :data:`MASK` numbers of a mask at
-once. How many passes that takes depends on the run's tasks and settings and never on a sample, so every rank makes as
-many; only the rows of the sequence way depend on the batch, so the ranks agree on their number.
+Memory is bounded whatever the number of answers (a task has at most 10,000): at most :data:`LOGITS` logits and
+:data:`MASK` numbers of a mask at once. How many passes that takes depends on the run's tasks and settings and never on a
+sample, so every rank makes as many; only the rows of the sequence way depend on the batch, so the ranks agree on their
+number.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ LOGITS = 2**28
 """The most logits of one forward: 1 GiB in fp32."""
 MASK = 2**28
 """The most numbers of one 4-D mask: 1 GiB in fp32."""
+NODES = 512
+"""The most nodes of one tree; a task with more answers takes several passes."""
 AGREEMENT = 1e-4
 """Nats by which the two ways may differ on one answer in fp32."""
 _NOISE = 4.0
@@ -97,7 +100,7 @@ class TreeScorer:
     def __init__(self, collator: Collator, capabilities: Capabilities, batch_size: int, pseudo_tokens: int) -> None:
         self.collator = collator
         vocabulary = capabilities.vocabulary
-        most_nodes = max(1, LOGITS // vocabulary - 1)
+        most_nodes = max(1, min(NODES, LOGITS // vocabulary - 1))
         self.trees = {key: AnswerTree.build_passes(ids, most_nodes) for key, ids in collator.answers.items()}
         self.passes = max(len(trees) for trees in self.trees.values())
         self.answers = max(len(ids) for ids in collator.answers.values())

@@ -80,13 +80,13 @@ def make_tokenizer(start: tuple[str, ...]):
     return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, pad_token="<pad>", eos_token="<eos>", bos_token=bos)
 
 
-def save_model(folder: Path, kind: str, start: tuple[str, ...], settings: dict) -> Path:
+def save_model(folder: Path, kind: str, start: tuple[str, ...], settings: dict, vocabulary: int = 0) -> Path:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     tokenizer = make_tokenizer(start)
     tokenizer.save_pretrained(folder)
     config = AutoConfig.for_model(
-        kind, vocab_size=len(tokenizer), pad_token_id=0, eos_token_id=1, bos_token_id=None, **settings
+        kind, vocab_size=vocabulary or len(tokenizer), pad_token_id=0, eos_token_id=1, bos_token_id=None, **settings
     )
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
@@ -322,3 +322,13 @@ class TestMemory:
         assert sum(seen) == 64 * 61
         fed = model(collator([replace(samples[7], value=numbers.values[60])], [1.0])).answer
         torch.testing.assert_close(log_p_BC[7, 60], -fed.detach(), rtol=1e-5, atol=1e-4)
+
+    def test_five_hundred_answers_at_a_vocabulary_of_152k_by_the_tree(self, tasks, run_ranks, tmp_path):
+        """A process of its own, because its peak is what counts: everything, torch too, within 2 GiB."""
+        wide = SMALL | {"hidden_size": 16, "tie_word_embeddings": True}
+        folder = save_model(tmp_path / "wide", "qwen2", (), wide, vocabulary=152_000)
+        numbers = replace(tasks["sentiment"], low=-2.5, high=2.5, step=0.01)
+        found = run_ranks("many_answers.py", 1, {"backbone": str(folder), "task": numbers})
+        assert found["answers"] == 501
+        assert found["apart"] < 1e-4
+        assert found["peak_gib"] < 2.0, found
