@@ -9,9 +9,9 @@ seen on the same sample, which is scored once more behind other padding. That se
 ignores its padding mask; such a model is refused, because a sample's loss would depend on its batch.
 
 Memory is bounded whatever the number of answers (a task has at most 10,000): at most :data:`LOGITS` logits and
-:data:`MASK` numbers of a mask at once. How many passes that takes depends on the run's tasks and settings and never on a
-sample, so every rank makes as many; only the rows of the sequence way depend on the batch, so the ranks agree on their
-number.
+:data:`MASK` numbers of a mask at once. How many passes that takes depends on the run's tasks and settings and never on
+a sample, so every rank makes as many; only the rows of the sequence way depend on the batch, so the ranks agree on
+their number.
 """
 
 from __future__ import annotations

@@ -138,7 +138,7 @@ def read_capabilities(config: BackboneConfig, tokenizer: PreTrainedTokenizerBase
         getattr(text, "use_bidirectional_attention", False) is True or getattr(text, "is_causal", True) is False
     )
     # Encoders can be loaded as causal models, too; they are causal only where the configuration says is_decoder.
-    if bidirectional or (getattr(text, "is_decoder", None) is False and "config.is_decoder" in source):
+    if bidirectional or (getattr(text, "is_decoder", None) is False and "create_bidirectional_mask" in source):
         raise EgmfError(f"{where}: it reads in both directions; a causal (decoder) language model is needed")
     kinds, recurrent = _layers(text, source)
     longest = next((int(n) for n in (getattr(text, name, None) for name in _LONGEST) if n), None)

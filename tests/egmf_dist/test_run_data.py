@@ -105,6 +105,19 @@ def test_a_url_with_a_password_is_refused():
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("policy", ["strict", "skip", "quarantine"])
+@pytest.mark.parametrize("split", ["train", "valid", "test"])
+def test_a_missing_shard_is_tolerated_where_training_reads_and_nowhere_else(tmp_path, policy, split):
+    synthesize(tmp_path / "demo", seed=0, samples=60, missing=0.1)
+    (tmp_path / "demo" / f"{split}-000000.tar").unlink()
+    config = config_for(str(tmp_path / "demo"), bad_samples=policy)
+    if split == "train" and policy != "strict":
+        assert f"{split}-000000.tar" in open_split(config, split).faults[0]
+    else:
+        with pytest.raises(ShardError, match=f"{split}-000000.tar"):
+            open_split(config, split)
+
+
 def test_scoring_takes_no_bad_sample_for_a_sample(monkeypatch):
     """Whatever the policy: a metric over fewer samples than it claims would be wrong."""
 

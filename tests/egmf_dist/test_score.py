@@ -1,52 +1,18 @@
-"""Selection of the best adapter, and what identifies a backbone."""
+"""Predictions and their metrics, and what identifies a backbone."""
 
 from __future__ import annotations
 
+import json
 import shutil
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from egmf_dist.config import BackboneConfig
 from egmf_dist.errors import EgmfError
-from egmf_dist.inference.score import evaluate_predictions
-from egmf_dist.inference.selection import check_selection, selection_score
+from egmf_dist.inference.score import evaluate_predictions, written
 from egmf_dist.model.backbone import backbone_identity, load_tokenizer
-from egmf_dist.tasks.metrics import metric_names
-
-
-def results(weighted_f1, corr, mae=0.5, ece=0.1):
-    return {
-        "emotion": {"kind": "classification", "metrics": {"weighted_f1": weighted_f1, "ece": ece}},
-        "sentiment": {"kind": "regression", "metrics": {"corr": corr, "mae": mae}},
-    }
-
-
-def test_the_default_is_the_mean_of_the_headlines_and_undefined_is_worst():
-    assert selection_score(results(0.6, 0.4), "") == pytest.approx(0.5)
-    assert selection_score(results(0.6, None), "") == pytest.approx(-0.2)
-
-
-@pytest.mark.parametrize("select_by", ["sentiment.mae", "emotion.ece"])
-def test_errors_are_better_when_lower(select_by):
-    low, high = results(0, 0, mae=0.2, ece=0.2), results(0, 0, mae=0.3, ece=0.3)
-    assert selection_score(low, select_by) > selection_score(high, select_by)
-
-
-def test_a_score_is_better_when_higher_and_a_missing_task_is_worst():
-    scores = [selection_score(r, "emotion.weighted_f1") for r in ({}, results(0.5, 0), results(0.6, 0))]
-    assert scores == sorted(scores)
-    assert scores[0] < -1
-
-
-def test_an_unknown_task_or_metric_is_named(tasks):
-    check_selection("", tasks)
-    check_selection("emotion.weighted_f1", tasks)
-    check_selection("sentiment.mae", tasks)
-    with pytest.raises(EgmfError, match="this run's tasks are emotion, sentiment"):
-        check_selection("meld.weighted_f1", tasks)
-    with pytest.raises(EgmfError, match="the metrics of emotion are accuracy, weighted_f1"):
-        check_selection("emotion.f1", tasks)
-    assert "corr" in metric_names(tasks["sentiment"])
 
 
 def test_scores_that_are_not_finite_are_an_error_that_names_the_sample(tasks):
@@ -59,6 +25,22 @@ def test_scores_that_are_not_finite_are_an_error_that_names_the_sample(tasks):
     }
     with pytest.raises(EgmfError, match="sample s-3: its scores are not finite"):
         evaluate_predictions([row], tasks)
+
+
+def test_metrics_come_from_the_numbers_and_only_what_is_written_is_rounded(tasks):
+    """With 3,000 labels, six decimals of each probability would sum to 0.999 or 1.001."""
+    labels = tuple(f"label {i}" for i in range(3000))
+    many = {
+        "many": replace(tasks["emotion"], name="many", labels=labels, questions={"en": "?"}, answers={"en": labels})
+    }
+    p = np.full(3000, 1 / 3000)
+    p[7] += 4e-7
+    row = {"id": "a", "task": "many", "truth": "label 7", "predicted": "label 7", "probabilities": p / p.sum()}
+    confident = 1 - evaluate_predictions([row], many)["many"]["metrics"]["ece"]
+    assert confident == pytest.approx((1 / 3000 + 4e-7) / p.sum(), rel=1e-12)
+    line = written(row | {"gates": {"experts": {"local": 0.12345678}}})
+    assert json.loads(json.dumps(line))["probabilities"][:8] == [0.000333] * 7 + [0.000334]
+    assert line["gates"]["experts"]["local"] == 0.123457
 
 
 def test_a_remade_backbone_is_another_one(random_backbone, tmp_path):
