@@ -73,12 +73,14 @@ class PromptEncoder:
 
     def texts(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of utterances, each at most ``max_text_tokens``: its end."""
-        out = []
-        for text, encoded in zip(texts, self._encode([[text] for text in texts]), strict=True):
-            keep = np.ones(len(encoded.ids), dtype=bool)
-            _keep_end(encoded, keep, np.arange(len(keep)), self.max_text_tokens)
-            out.append(self._checked(encoded.ids[keep].tolist(), text))
-        return out
+        whole: list[list[int]] = self._tokenize(list(texts))["input_ids"]
+        for number, ids in enumerate(whole):
+            if len(ids) > self.max_text_tokens:
+                encoded = self._encode([texts[number]])
+                keep = np.ones(len(encoded.ids), dtype=bool)
+                _keep_end(encoded, keep, np.arange(len(keep)), self.max_text_tokens)
+                whole[number] = encoded.ids[keep].tolist()
+        return [self._checked(ids, text) for ids, text in zip(whole, texts, strict=True)]
 
     def prompts(self, prompts: Sequence[Sequence[Piece]]) -> list[PromptIds]:
         """The ids of prompts, each at most ``limit``.
@@ -86,10 +88,22 @@ class PromptEncoder:
         Raises:
             EgmfError: a question alone is longer, or a token has no row in the backbone's embedding.
         """
-        encoded = self._encode([[piece.text for piece in pieces] for pieces in prompts])
-        return [self._fit(pieces, tokens) for pieces, tokens in zip(prompts, encoded, strict=True)]
+        whole = self._tokenize(["".join(piece.text for piece in pieces) for pieces in prompts])["input_ids"]
+        return [
+            PromptIds(self._checked(ids, pieces[-2].text), 0) if self._fits(pieces, len(ids)) else self._fit(pieces)
+            for pieces, ids in zip(prompts, whole, strict=True)
+        ]
 
-    def _fit(self, pieces: Sequence[Piece], tokens: _Encoded) -> PromptIds:
+    def _fits(self, pieces: Sequence[Piece], tokens: int) -> bool:
+        """Whether nothing can have to be cut; most prompts, found without looking for the places of their tokens."""
+        if tokens > self.limit or not self.tokenizer.is_fast:
+            return False
+        # A text has no more tokens than bytes (and one for a tokenizer's own mark before it).
+        longest = max((len(piece.text[-piece.spoken - 1 :].encode()) for piece in pieces if piece.spoken), default=0)
+        return tokens <= self.max_text_tokens or longest < self.max_text_tokens
+
+    def _fit(self, pieces: Sequence[Piece]) -> PromptIds:
+        tokens = self._encode([piece.text for piece in pieces])
         keep = np.ones(len(tokens.ids), dtype=bool)
         ends = np.cumsum([len(piece.text) for piece in pieces])
         members = [np.flatnonzero(tokens.piece == number) for number in range(len(pieces))]
@@ -134,19 +148,16 @@ class PromptEncoder:
             texts, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=offsets
         )
 
-    def _encode(self, pieces: Sequence[Sequence[str]]) -> list[_Encoded]:
+    def _encode(self, parts: Sequence[str]) -> _Encoded:
         if not self.tokenizer.is_fast:
             # A tokenizer written in Python knows no offsets: pieces are tokenized apart.
-            return [self._encode_apart(parts) for parts in pieces]
-        found = self._tokenize(["".join(parts) for parts in pieces], offsets=True)
-        out = []
-        for parts, ids, offsets in zip(pieces, found["input_ids"], found["offset_mapping"], strict=True):
-            places = np.array(offsets, dtype=np.int64).reshape(-1, 2)
-            ends = np.cumsum([len(part) for part in parts])
-            at = np.maximum(places[:, 1] - 1, places[:, 0])
-            piece = np.minimum(np.searchsorted(ends, at, side="right"), len(parts) - 1)
-            out.append(_Encoded(np.array(ids, dtype=np.int64), piece, places[:, 0], places[:, 1]))
-        return out
+            return self._encode_apart(parts)
+        found = self._tokenize(["".join(parts)], offsets=True)
+        places = np.array(found["offset_mapping"][0], dtype=np.int64).reshape(-1, 2)
+        ends = np.cumsum([len(part) for part in parts])
+        at = np.maximum(places[:, 1] - 1, places[:, 0])
+        piece = np.minimum(np.searchsorted(ends, at, side="right"), len(parts) - 1)
+        return _Encoded(np.array(found["input_ids"][0], dtype=np.int64), piece, places[:, 0], places[:, 1])
 
     def _encode_apart(self, parts: Sequence[str]) -> _Encoded:
         ids: list[int] = []
