@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from egmf_dist import worker
+from egmf_dist import distributed, worker
 from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, TrainingConfig
 from egmf_dist.distributed import process_group
 
@@ -48,7 +48,7 @@ def run_all(job):
 def train(config: Config, run: Path, resume: str) -> None:
     from egmf_dist.run_folder import open_run
 
-    open_run(config, run, resume)
+    distributed.on_rank_zero(lambda: open_run(config, run, resume) and None)
     worker.run({"verb": "train", "config": asdict(config), "run": str(run), "resume": resume, "console": False})
 
 

@@ -285,6 +285,21 @@ def test_train_resume_evaluate(families, tmp_path, run_ranks):
         way = "tree" if "in one pass" in start["scoring"] else "sequence"
         assert way == FAMILIES[name][3], start["scoring"]
         assert sum(task["n"] for task in result["tasks"].values()) == result["samples"] > 0, name
+    # On two ranks, whose batches hold different numbers of answers, both ways give what one rank gives.
+    two = tmp_path / "two"
+    both = {name: job["families"][name] for name in ("bloom", "gemma3")}
+    run_ranks("architectures.py", 2, job | {"families": both, "runs": str(two)})
+    for name in both:
+        ours, theirs = (
+            [
+                json.loads(line)
+                for line in (runs / name / "evaluation" / "predictions-test.jsonl").read_text().splitlines()
+            ]
+            for runs in (tmp_path, two)
+        )
+        assert [p["id"] for p in ours] == [p["id"] for p in theirs]
+        for one, other in zip(ours, theirs, strict=True):
+            assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-4), name
 
 
 def test_a_collator_can_be_sent_to_another_process(load, make_samples):
