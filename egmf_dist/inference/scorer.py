@@ -217,8 +217,15 @@ def choose_scorer(
     if reason:
         return Choice(sequence, f"scoring: every answer as a sequence ({capabilities.architecture}: {reason})")
     tree = TreeScorer(collator, capabilities, batch_size, pseudo_tokens)
-    gap = _distance(plain, scored(tree))
     allowed = max(AGREEMENT, _NOISE * noise if dtype != torch.float32 else 0.0)
+    try:
+        gap = _distance(plain, scored(tree))
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
+        # Model code that stumbles over a mask of four dimensions does so on every rank alike.
+        if config.scoring == "tree":
+            raise
+        why = f"the tree's mask made it fail: {' '.join(str(error).split())[:120]}"
+        return Choice(sequence, f"scoring: every answer as a sequence ({why})")
     if gap <= allowed:
         return Choice(tree, f"scoring: all answers in one pass over their tree (both ways agree to {gap:.0e})")
     if config.scoring == "tree":

@@ -217,6 +217,27 @@ def test_a_tree_without_the_window_would_be_found_out(load, make_samples, alone)
         model.capabilities = capabilities
 
 
+def test_a_model_that_fails_under_the_trees_mask_is_scored_by_sequences(load, make_samples, alone):
+    """Bloom unpacks a mask of two dimensions; what says so here is the check, not its configuration."""
+    model, collator, capabilities = load("bloom")
+    sample = spoken(make_samples, 6)[5]
+    choice = choose_scorer(Config().evaluation, model, replace(capabilities, sequence_only=""), collator, sample)
+    assert choice.scorer.way == "sequence"
+    assert "made it fail: too many values to unpack" in choice.line
+
+
+def test_a_model_that_ignores_its_padding_is_refused(load, make_samples, alone, monkeypatch):
+    model, collator, capabilities = load("qwen2")
+    plain = model._logits
+
+    def deaf(embedded, mask, position, keep):
+        return plain(embedded, torch.ones_like(mask) if mask.dim() == 2 else mask, position, keep)
+
+    monkeypatch.setattr(model, "_logits", deaf)
+    with pytest.raises(EgmfError, match="ignores its padding mask"):
+        choose_scorer(Config().evaluation, model, capabilities, collator, spoken(make_samples, 6)[5])
+
+
 def test_a_tree_in_several_passes_scores_the_same(load, make_samples):
     """A tree cut into passes, and samples scored a few at a time, give what one pass gives."""
     model, collator, capabilities = load("gemma3")
