@@ -24,7 +24,7 @@ from typing import IO
 
 import numpy as np
 
-from egmf_shards import codec
+from egmf_shards import codec, rules
 from egmf_shards.accelerated import crc32
 from egmf_shards.errors import ShardError
 from egmf_shards.messages import one_line
@@ -119,6 +119,8 @@ def build_index(folder: Path, shards: Sequence[str]) -> Index:
             if key in seen:
                 raise ShardError(f"{where}: the id occurs twice (or its members are interleaved with another sample's)")
             seen.add(key)
+            if rules.key_fault(key):
+                raise ShardError(f"{where}: {rules.key_fault(key)}")
             if codec.JSON_MEMBER not in members:
                 raise ShardError(f"{where}: has no .json member")
             sample = codec.decode({kind: data for kind, (_, data) in members.items()}, where)
@@ -311,6 +313,10 @@ def _structure_fault(index: Index) -> str | None:
         codes = getattr(index, name).view("<u4")
         if len(codes) and (codes.max() > 0x10FFFF or np.any((codes >= 0xD800) & (codes < 0xE000))):
             return f"the array {name} holds something other than characters"
+    if samples:
+        wrong = rules.keys_fault(index.key.view("<u4").reshape(samples, -1))
+        if wrong is not None:
+            return f"key {str(index.key[wrong])!r}: {rules.key_fault(str(index.key[wrong]))}"
     if len(set(index.shard_names.tolist())) != shards:
         return "a shard's name occurs twice"
     for name in index.shard_names.tolist():
