@@ -322,7 +322,7 @@ def test_one_read_ends_in_time_with_all_its_tries(kind, tried, what, http, shard
     begun = time.monotonic()
     with pytest.raises(UnreachableError, match=rf"(its size|bytes 0 to .*): cannot be read, tried {tried}"):
         storage.view(name, 0, 1)
-    assert time.monotonic() - begun < 5  # the default is 300
+    assert time.monotonic() - begun < 100  # 0.4 s and what a busy machine adds; the default is 300
 
 
 @needs_http
