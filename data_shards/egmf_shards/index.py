@@ -17,6 +17,7 @@ import re
 import tarfile
 import zipfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +28,7 @@ import numpy as np
 from egmf_shards import codec, rules
 from egmf_shards.accelerated import crc32
 from egmf_shards.errors import ShardError
+from egmf_shards.foreign import HEAD, foreign_file, foreign_kind
 from egmf_shards.messages import one_line
 from egmf_shards.progress import progress
 from egmf_shards.sample import FEATURE_MODALITIES, SPLITS
@@ -171,7 +173,8 @@ def _walk(shard: Path) -> Iterator[tuple[str, dict[str, tuple[int, bytes]]]]:
         raise
     # tarfile trusts the numbers of extended headers: it may run out of memory or stack, or fail to parse them.
     except (tarfile.TarError, OSError, EOFError, ValueError, ArithmeticError, MemoryError, RecursionError) as error:
-        raise ShardError(f"{shard}: not a complete, uncompressed tar file ({one_line(error)})") from error
+        reason = foreign_file(shard) or one_line(error)
+        raise ShardError(f"{shard}: not a complete, uncompressed tar file ({reason})") from error
     if key is not None:
         yield key, members
 
@@ -226,13 +229,21 @@ def load_index(folder: Path | Storage, check_shards: bool = True) -> Index:
         raise
     # zipfile and zlib raise whatever a damaged file makes of them: NotImplementedError, RuntimeError, struct.error, ...
     except Exception as error:
-        raise ShardError(f"{where}: not a readable index ({one_line(error)})") from error
+        raise ShardError(f"{where}: not a readable index ({_reason(storage, error)})") from error
     if fault:
         raise ShardError(f"{where}: {fault}: write the folder anew")
     if check_shards:
         for fault in shard_faults(storage, index):
             raise ShardError(fault)
     return index
+
+
+def _reason(storage: Storage, error: Exception) -> str:
+    """What the file is instead, as far as its first bytes say it; else what reading it ran into."""
+    with suppress(OSError, ShardError):
+        head = storage.read_file(INDEX_NAME)[:HEAD]
+        return (not head.startswith(b"PK") and foreign_kind(head)) or one_line(error)
+    return one_line(error)
 
 
 def _version(file: zipfile.ZipFile) -> int | None:

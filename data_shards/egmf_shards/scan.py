@@ -18,6 +18,7 @@ import numpy as np
 from egmf_shards import codec, rules
 from egmf_shards.accelerated import crc32
 from egmf_shards.errors import ShardError
+from egmf_shards.foreign import HEAD, foreign_kind
 from egmf_shards.index import SHARD_NAME, Index
 from egmf_shards.sample import FEATURE_MODALITIES, SPLITS, Sample
 from egmf_shards.tarcheck import Member, walk_tar
@@ -117,6 +118,10 @@ class Scan:
                 report.add(
                     "hash", name, "", "", "SHA-256 is not the manifest's: a byte has changed since it was written"
                 )
+            foreign = foreign_kind(data[:HEAD])
+            if foreign:
+                report.add("header", name, "", "", f"{foreign}; a shard is an uncompressed tar")
+                return
             members = walk_tar(data, lambda kind, member, what: report.add(kind, name, "", member, what))
             report.members += len(members)
             samples = self._group(name, members)

@@ -143,9 +143,17 @@ def test_mmsa_repairs_and_counts(tmp_path):
     assert samples["mosei-valid_vid-0-0"].modalities == ("audio", "vision")
     audio, vision = manifest["source"]["features"]["audio"], manifest["source"]["features"]["vision"]
     assert audio["numbers_not_finite_set_to_0"] == 1 + 5 * 74
-    assert (audio["clips_with_non_finite_set_to_0"], audio["clips_without_frames"]) == (2, 1)
+    assert (audio["clips_with_non_finite_set_to_0"], audio["clips_without_frames"], audio["clips_of_zeros"]) == (
+        2,
+        0,
+        1,
+    )
     assert (audio["clips_longer_than_the_array_cut"], audio["clips_beyond_fp16"]) == (1, 0)
-    assert (vision["numbers_not_finite_set_to_0"], vision["clips_without_frames"]) == (1, 2)
+    assert (vision["numbers_not_finite_set_to_0"], vision["clips_without_frames"], vision["clips_of_zeros"]) == (
+        1,
+        1,
+        1,
+    )
     assert (vision["numbers_beyond_fp16"], vision["clips_beyond_fp16"], vision["clips_found"]) == (2, 1, 7)
 
 
@@ -366,16 +374,16 @@ def spoil(data: dict[str, Any], case: str) -> Any:
         "other keys": r"its keys are \['2', 'a'\]",
         "split is no dict": "test: is a int",
         "no label": "train: has no regression_labels",
-        "label out of range": r"train, row 2, id 'train_vid-1\$_\$2': value 3.4 is outside the range",
+        "label out of range": r"train, row 2, id 'train_vid-1\$_\$2': .*value 3.4 is outside the range",
         "label is NaN": "row 2.*value nan is outside",
-        "label is a word": "row 0.*value nan is outside",
+        "label is a word": "row 0.*regression_labels is 'x'; a number is needed",
         "same id in two splits": r"test, row 1, id 'train_vid-0\$_\$0': the id occurs in train already",
         "same id twice": "train, row 1.* the id occurs in train already",
         "id without clip": r"row 1.*not of the form video_id\$_\$clip_id",
         "id is a number": "row 1 of id is not text",
         "too few texts": "raw_text has 3 rows; id has 4",
         "text is a number": "row 3 of raw_text is a int",
-        "flat features": r"audio is \[500, 5\]",
+        "flat features": r"audio is float32 \[500, 5\]",
         "fewer features": "vision has 3 rows; id has 4",
         "other width": "audio has width 4; this folder's is 5",
         "half a length": "row 1 of audio_lengths is 1.5",

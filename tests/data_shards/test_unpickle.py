@@ -213,7 +213,8 @@ CASES = {
     "a name as data": (b"]" + name("numpy", "ndarray") + b"a.", "stands where data should"),
     "a dtype as data": (F4 + b".", "stands where data should"),
     "structured dtype": (name("numpy", "dtype") + b"]\x89\x88\x87R.", "a call of 'numpy.dtype'"),
-    "void dtype": (name("numpy", "dtype") + text("V8") + b"\x89\x88\x87R.", "a call of 'numpy.dtype'"),
+    "void dtype": (name("numpy", "dtype") + text("V8") + b"\x89\x88\x87R.", "an array of numpy's type 'V8'"),
+    "complex numbers": (name("numpy", "dtype") + text("c8") + b"\x89\x88\x87R.", "an array of numpy's type 'c8'"),
     "dtype with hostile state": (
         F4 + b"(K\x03" + text("<") + b"NN}J\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb.",
         "a dtype",
