@@ -96,14 +96,12 @@ class _FeatureStatistics:
         self.frames = frames
 
     def to_json(self) -> dict[str, Any]:
-        columns = {
-            "mean": self._mean,
-            "std": np.sqrt(self._squares / self.frames),
-            "min": self._low,
-            "max": self._high,
-        }
-        # Six digits say what a person or a normalisation needs, and hide the last bits of a sum's order.
-        return {"frames": self.frames} | {name: [float(f"{v:.6g}") for v in x] for name, x in columns.items()}
+        # A constant's deviation is exactly 0, not what rounding left of it: whoever divides by it can tell.
+        std = np.where(self._low == self._high, 0.0, np.sqrt(self._squares / self.frames))
+        columns = {"mean": self._mean, "std": std, "min": self._low, "max": self._high}
+        # Nine digits write any float32, so a mean far from 0 is not moved by as much as a small deviation. More would
+        # show the last bits of a sum's order.
+        return {"frames": self.frames} | {name: [float(f"{v:.9g}") for v in x] for name, x in columns.items()}
 
 
 class ShardWriter:

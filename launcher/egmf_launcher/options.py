@@ -43,8 +43,8 @@ class CommandParser:
         importers = _branch(shards, "import", "a published data set to shards", "format")
         meld = "shards import meld --source DIR_OF_CSV --out data/meld"
         _leaf(importers, "meld", _meld, "MELD's official CSV files", meld)
-        label_csv = "shards import label-csv --source label.csv --dataset simsv2 --language zh --out data/simsv2"
-        _leaf(importers, "label-csv", _label_csv, "CH-SIMS label.csv", label_csv)
+        label_csv = "shards import label-csv --source label.csv --dataset simsv2 --out data/simsv2"
+        _leaf(importers, "label-csv", _label_csv, "a table of numbers: CH-SIMS's label.csv, and MOSI's", label_csv)
         mmsa = "shards import mmsa --source unaligned_50.pkl --dataset mosei --out data/mosei"
         _leaf(importers, "mmsa", _mmsa, "an MMSA feature pickle (MOSI, MOSEI, SIMS, SIMS-V2)", mmsa)
         adapter = "shards import mse-adapter --source DIR --dataset cherma --out data/cherma"
