@@ -324,10 +324,9 @@ def _structure_fault(index: Index) -> str | None:
         codes = getattr(index, name).view("<u4")
         if len(codes) and (codes.max() > 0x10FFFF or np.any((codes >= 0xD800) & (codes < 0xE000))):
             return f"the array {name} holds something other than characters"
-    if samples:
-        wrong = rules.keys_fault(index.key.view("<u4").reshape(samples, -1))
-        if wrong is not None:
-            return f"key {str(index.key[wrong])!r}: {rules.key_fault(str(index.key[wrong]))}"
+    wrong = rules.first_bad_key(index.key)
+    if wrong is not None:
+        return f"key {str(index.key[wrong])!r}: {rules.key_fault(str(index.key[wrong]))}"
     if len(set(index.shard_names.tolist())) != shards:
         return "a shard's name occurs twice"
     for name in index.shard_names.tolist():

@@ -191,7 +191,7 @@ def _csd(parser: jsonargparse.ArgumentParser) -> None:
 
 def _padding(parser: jsonargparse.ArgumentParser) -> None:
     side = "where the padding of every array is; null: the zeros say it"
-    parser.add_argument("--padding", choices=["front", "end", None], default=None, help=side)
+    parser.add_argument("--padding", choices=["front", "end"], default=None, help=side)
 
 
 def _modality_labels(parser: jsonargparse.ArgumentParser) -> None:

@@ -14,8 +14,8 @@ import pytest
 
 from egmf_shards import Sample, ShardError, ShardSet, ShardWriter, Task, Turn, codec
 from egmf_shards.adopt import adopt
-from egmf_shards.index import build_index, save_index
-from egmf_shards.rules import OPTIONAL
+from egmf_shards.index import build_index, load_index, save_index
+from egmf_shards.rules import OPTIONAL, first_bad_key
 from egmf_shards.verify import verify
 
 SCORE = Task(name="score", kind="regression", questions={"en": "?"}, convention="mosei", low=-1.2, high=1.2, step=0.4)
@@ -199,6 +199,25 @@ def test_a_task_is_refused_wherever_it_is_made(tmp_path):
     with pytest.raises(ShardError, match=message):
         ShardSet.open([tmp_path / "d"], "train")
     assert message in str(verify(tmp_path / "d").problems[0])
+
+
+@pytest.mark.parametrize("bad", ["a.b", "访", "", "a/b", "a b", "é"])
+@pytest.mark.parametrize("place", [0, 70_000, 70_001])
+def test_one_bad_key_among_many_is_found(bad, place):
+    keys = np.array([f"key-{i}_Z" for i in range(70_002)])
+    assert first_bad_key(keys) is None
+    keys[place] = bad
+    assert first_bad_key(keys) == place
+    assert first_bad_key(keys[:0]) is None
+
+
+def test_an_index_with_a_key_that_is_none_is_refused_as_verify_refuses_its_member(tmp_path):
+    by_the_writer(tmp_path / "d", GOOD)
+    index = load_index(tmp_path / "d")
+    index.key[0] = "."
+    save_index(tmp_path / "d", index)
+    with pytest.raises(ShardError, match=r"key '\.': an id may hold only letters"):
+        load_index(tmp_path / "d")
 
 
 def test_the_source_id_travels_with_the_sample(tmp_path):
