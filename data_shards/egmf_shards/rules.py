@@ -72,24 +72,20 @@ def field_faults(names: tuple[str, ...], types: tuple[type, ...]) -> tuple[str, 
     return tuple(faults)
 
 
-def context_fault(turns: Iterable[Any]) -> str:
-    """What is wrong with the list ``context`` of a sample's JSON."""
-    for pair in turns:
+def lists_fault(context: Iterable[Any], modalities: tuple[Any, ...]) -> str:
+    """What is wrong with the lists ``context`` and ``modalities`` of a sample's JSON."""
+    for pair in context:
         if type(pair) is not list or len(pair) != 2 or type(pair[0]) is not str or type(pair[1]) is not str:
             return "context is a list of [speaker, text]"
-    return ""
-
-
-def modalities_fault(names: tuple[Any, ...]) -> str:
-    """What is wrong with the list ``modalities`` of a sample's JSON."""
     try:
-        return _modalities_fault(names)
+        return modalities_fault(modalities)
     except TypeError:  # something that has no hash
         return "modalities is a list of names"
 
 
 @lru_cache(maxsize=256)
-def _modalities_fault(names: tuple[Any, ...]) -> str:
+def modalities_fault(names: tuple[Any, ...]) -> str:
+    """What is wrong with the names of modalities; TypeError where one has no hash."""
     if set(names) <= set(MODALITIES) and len(set(names)) == len(names):
         return ""
     return f"modalities are {list(names)}; each of {', '.join(MODALITIES)} at most once"
@@ -98,10 +94,9 @@ def _modalities_fault(names: tuple[Any, ...]) -> str:
 def json_faults(data: Mapping[str, Any]) -> list[str]:
     """Everything that is wrong with the fields of a sample's JSON; their values are :func:`sample_fault`'s."""
     faults = list(field_faults(tuple(data), tuple(map(type, data.values()))))
-    if isinstance(data.get("context"), list):
-        faults.append(context_fault(data["context"]))
-    if isinstance(data.get("modalities"), list):
-        faults.append(modalities_fault(tuple(data["modalities"])))
+    context, modalities = data.get("context"), data.get("modalities")
+    if isinstance(context, list) and isinstance(modalities, list):
+        faults.append(lists_fault(context, tuple(modalities)))
     return [fault for fault in faults if fault]
 
 

@@ -99,9 +99,8 @@ class Sample:
                 sample).
         """
         faults = rules.field_faults(tuple(data), tuple(map(type, data.values())))
-        fault = faults[0] if faults else rules.context_fault(data["context"])
-        modalities = () if fault else tuple(data["modalities"])
-        fault = fault or rules.modalities_fault(modalities)
+        modalities = () if faults else tuple(data["modalities"])
+        fault = faults[0] if faults else rules.lists_fault(data["context"], modalities)
         if fault:
             raise ShardError(f"{where}: the sample's JSON is malformed ({fault})")
         context = tuple(map(_make_turn, data["context"]))
