@@ -71,7 +71,7 @@ class Task:
     @property
     def decimals(self) -> int:
         """Decimals that write the grid's numbers, all different: 1 for steps of 0.2 or 0.5, 2 for 0.25 and thirds."""
-        return rules.decimals(self.low, self.high, self.step) or 1
+        return (self.kind == REGRESSION and rules.decimals(self.low, self.high, self.step)) or 1
 
     @property
     def values(self) -> tuple[float, ...]:

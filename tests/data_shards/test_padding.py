@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from egmf_launcher.cli import main
 from egmf_shards import Sample, ShardError, ShardSet, import_mmsa, import_mse_adapter
 from egmf_shards.importers.padding import PaddingSide
 from egmf_shards.importers.repairs import PaddedReport
@@ -159,3 +160,19 @@ def test_what_is_not_finite_is_no_frame_and_no_padding_of_another_side():
     asked.ask("nothing", np.zeros((0, 3)), None)
     asked.ask("zeros", np.zeros((4, 3)), 2)
     assert (asked.side(), asked.describe()) == ("end", None)
+
+
+def test_the_commands_take_the_side(tmp_path, capsys):
+    arrays = [clip(row, TOTAL) for row in range(3)]
+    with pytest.raises(ShardError):
+        mmsa(tmp_path, arrays, [5, 5, 5])
+    with pytest.raises(ShardError):
+        mse_adapter(tmp_path, arrays, [5, 5, 5])
+    for n, (name, source, dataset) in enumerate(
+        [("mmsa", tmp_path / "p.pkl", "simsv2"), ("mse-adapter", tmp_path, "meld")]
+    ):
+        arguments = ["shards", "import", name, "--source", str(source), "--dataset", dataset]
+        assert main([*arguments, "--out", str(tmp_path / "none")]) == 2
+        assert "--padding front or --padding end" in capsys.readouterr().err
+        assert main([*arguments, "--out", str(tmp_path / f"o{n}"), "--padding", "front"]) == 0
+        np.testing.assert_array_equal(samples_of(tmp_path / f"o{n}")[1].audio, arrays[1][3:])

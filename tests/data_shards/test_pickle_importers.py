@@ -251,19 +251,20 @@ def test_labels_of_one_modality_alone(tmp_path):
     for part in data.values():
         part |= {column: rng.integers(-5, 6, len(part["id"])) / 5 for column in columns.values()}
     data["train"]["regression_labels_T"][2] = np.nan
+    data["valid"]["regression_labels_A"] = [float(data["valid"]["regression_labels_A"][0]), None]
     data["test"]["vision_lengths"][0] = 0
     source = write(tmp_path / "x.pkl", data)
     assert len(import_mmsa(source, tmp_path / "plain", "simsv2")["tasks"]) == 1, "off unless asked for"
     manifest = import_mmsa(source, tmp_path / "out", "simsv2", modality_labels=True)
     plain, samples = by_id(tmp_path / "plain"), by_id(tmp_path / "out")
-    assert len(samples) == 4 * 9 - 2
+    assert len(samples) == 4 * 9 - 3
     for split, part in data.items():
         for row, clip in enumerate(part["id"]):
             key = f"simsv2-{clip.replace('$_$', '-')}"
             assert samples[key].to_json() == plain[key].to_json()
             for modality, column in columns.items():
                 sample = samples.pop(f"{key}-{modality}", None)
-                if (split, row, modality) in (("train", 2, "text"), ("test", 0, "vision")):
+                if (split, row, modality) in (("train", 2, "text"), ("valid", 1, "audio"), ("test", 0, "vision")):
                     assert sample is None
                     continue
                 assert (sample.task, sample.modalities) == (f"simsv2-sentiment-{modality}", (modality,))
@@ -280,7 +281,7 @@ def test_labels_of_one_modality_alone(tmp_path):
     assert manifest["splits"]["train"]["missing"]["text"] == 8
     assert manifest["source"]["modality_labels"] == {
         "text": {"samples": 8, "clips_without_the_modality": 0, "clips_without_the_label": 1},
-        "audio": {"samples": 9, "clips_without_the_modality": 0, "clips_without_the_label": 0},
+        "audio": {"samples": 8, "clips_without_the_modality": 0, "clips_without_the_label": 1},
         "vision": {"samples": 8, "clips_without_the_modality": 1, "clips_without_the_label": 0},
     }
     question = {t["name"]: t["questions"]["zh"] for t in manifest["tasks"]}

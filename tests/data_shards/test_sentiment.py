@@ -72,6 +72,11 @@ def test_what_does_not_fit_is_one_line(dataset, language, options: Any, message)
     assert "\n" not in str(caught.value)
 
 
+def test_a_misspelt_option_is_no_option(tmp_path):
+    with pytest.raises(TypeError, match="unknown options hihg"):
+        import_label_csv(write(tmp_path, "0.4"), tmp_path / "o", "mosi", hihg=2.0)
+
+
 def test_a_task_of_ones_own_is_taken_whole():
     assert sentiment_task("mine", "ja", {"task": MINE}) == (MINE, "ja")
     assert sentiment_task("mosi", None, {"task": MINE}) == (MINE, "en")

@@ -110,10 +110,12 @@ def import_mmsa(
                 writer.write(sample, where)
                 if alone:
                     for modality, labels in part.modality_labels.items():
-                        column = f"{where}, {modality_column(modality)}"
-                        one = alone.sample(sample, modality, column, value=_value(labels[row], where, column))
+                        column = modality_column(modality)
+                        # Clips without such a label hold NaN or nothing.
+                        value = None if labels[row] is None else _value(labels[row], where, column)
+                        one = alone.sample(sample, modality, f"{where}, {column}", value=value)
                         if one is not None:
-                            writer.write(one, column)
+                            writer.write(one, f"{where}, {column}")
         if alone:
             writer.source["modality_labels"] = alone.report
         writer.source |= features.to_json()

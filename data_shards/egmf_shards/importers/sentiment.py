@@ -55,6 +55,11 @@ def sentiment_task(
             built-in question, or the task breaks a rule.
     """
     check_dataset(dataset)
+    unknown = options.keys() - TaskOptions.__annotations__.keys()
+    if unknown:  # keywords that Python itself does not check
+        raise TypeError(
+            f"unknown options {', '.join(sorted(unknown))}; there are {', '.join(TaskOptions.__annotations__)}"
+        )
     said = {name: value for name, value in options.items() if value is not None}
     task = said.pop("task", None)
     if isinstance(task, Task):
