@@ -232,7 +232,7 @@ class ShardWriter:
         fault = (
             rules.key_fault(sample.id)
             or rules.sample_fault(sample, self.tasks, self.dataset, None)
-            or rules.modalities_fault(sample.modalities)
+            or rules.lists_fault((), tuple(sample.modalities))
         )
         if not fault and sample.id in self._keys:
             first = self._keys[sample.id]

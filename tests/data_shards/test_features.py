@@ -212,7 +212,7 @@ def test_an_unreadable_clip_among_others_is_named_with_the_reason(name, tmp_path
     assert (counts["clips_found"], counts["clips_unreadable"], counts["clips_without_file"]) == (2, 1, 1)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "unreadable, so absent" in line]
     assert line == f"audio: unreadable, so absent: {manifest['source']['unreadable']['audio'][0]}"
-    assert line.startswith(f"audio: unreadable, so absent: {tmp_path / 'audio' / 'v_2.npy'}: ")
+    assert line.startswith("audio: unreadable, so absent: v_2.npy: ")
     assert re.search(reason, line)
 
 

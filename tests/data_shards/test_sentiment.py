@@ -98,6 +98,10 @@ def test_label_csv_of_another_data_set_is_as_sims_unless_told_otherwise(tmp_path
     with pytest.raises(ShardError, match="give its language as well"):
         import_label_csv(source, tmp_path / "b", "mine")
     source = write(tmp_path, "2.4")
+    with pytest.raises(
+        ShardError, match=r"line 2: .*value 2.4 is outside .*; --low, --high and --step say another range"
+    ):
+        import_label_csv(source, tmp_path / "b", "mine", "en")
     manifest = import_label_csv(source, tmp_path / "c", "mosi")
     assert [manifest["tasks"][0][key] for key in ("low", "high", "step", "convention")] == [-3.0, 3.0, 0.2, "mosei"]
     assert values(tmp_path / "c") == [2.4]

@@ -34,7 +34,7 @@ from egmf_shards.importers.common import build_sample, done
 from egmf_shards.importers.keys import clip_name
 from egmf_shards.importers.provenance import provenance
 from egmf_shards.importers.repairs import Repairs, without_axes_of_1
-from egmf_shards.importers.sentiment import TaskOptions, sentiment_task
+from egmf_shards.importers.sentiment import TaskOptions, check_value, sentiment_task
 from egmf_shards.importers.table import clean_text
 from egmf_shards.messages import json_reason
 from egmf_shards.progress import progress
@@ -349,7 +349,7 @@ def _video(
         labelled.append((intervals[row], number, float(features[row, 0]), where))
     labelled.sort(key=lambda segment: (segment[0][0], segment[1]))
     for turn, (span, number, value, where) in enumerate(labelled):
-        corpus.task.check_target(None, value, where)
+        check_value(corpus.task, value, where)
         text = _text(files["words"], video, number, span, whole["words"]) if "words" in files else ""
         arrays = {name: m.take(video, number, span, whole[name]) for name, m in corpus.modalities.items()}
         sample = build_sample(

@@ -34,8 +34,9 @@ class FeatureFolder:
             raise ShardError(f"{self.path}: there is no such folder of {modality} features")
         self.found = 0
         self.absent = 0
-        self.unreadable: list[str] = []
-        """``file: reason``."""
+        self.unreadable = 0
+        self.named: list[str] = []
+        """``file: reason`` of the first :data:`NAMED` that are unreadable; files by their place in the folder."""
         self.frames = 0
         self.repairs = Repairs()
         self._example = ""
@@ -52,7 +53,9 @@ class FeatureFolder:
         self.found += 1
         read = _read(file)  # of any number type
         if isinstance(read, str):
-            self.unreadable.append(f"{file}: {read}")
+            self.unreadable += 1
+            if self.unreadable <= NAMED:
+                self.named.append(f"{file.relative_to(self.path)}: {read}")
             return None
         array = self.repairs.present(self.repairs.finite(np.atleast_2d(self.repairs.matrix(read))))
         self.frames += 0 if array is None else len(array)
@@ -68,15 +71,15 @@ class FeatureFolder:
             raise ShardError(
                 f"{self.path}: holds {self.modality} features of not one clip; the first looked for was {self._example}"
             )
-        if self.found == len(self.unreadable):
+        if self.found == self.unreadable:
             raise ShardError(
                 f"{self.path}: the {self.modality} features of not one clip can be read; the first of {self.found} is "
-                f"{self.unreadable[0]}"
+                f"{self.named[0]}"
             )
         return {
             "clips_found": self.found,
             "clips_without_file": self.absent,
-            "clips_unreadable": len(self.unreadable),
+            "clips_unreadable": self.unreadable,
             "frames_kept": self.frames,
             **self.repairs.__dict__,
         }
@@ -123,6 +126,6 @@ def feature_source(*folders: FeatureFolder) -> dict[str, dict[str, Mapping[str, 
     given = [folder for folder in folders if folder.path is not None]
     features: dict[str, Mapping[str, int] | list[str]] = {folder.modality: folder.report() for folder in given}
     unreadable: dict[str, Mapping[str, int] | list[str]] = {
-        folder.modality: folder.unreadable[:NAMED] for folder in given if folder.unreadable
+        folder.modality: folder.named for folder in given if folder.named
     }
     return {"features": features} | ({"unreadable": unreadable} if unreadable else {})

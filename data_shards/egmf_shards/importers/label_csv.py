@@ -16,10 +16,11 @@ from egmf_shards.importers.common import build_sample, done, not_a_number, numbe
 from egmf_shards.importers.features import FeatureFolder, feature_source
 from egmf_shards.importers.keys import clip_name
 from egmf_shards.importers.provenance import provenance
-from egmf_shards.importers.sentiment import KNOWN, TaskOptions, sentiment_task
+from egmf_shards.importers.sentiment import KNOWN, TaskOptions, check_value, sentiment_task
 from egmf_shards.importers.table import Row, clean_text, read_csv
 from egmf_shards.progress import progress
 from egmf_shards.sample import Sample
+from egmf_shards.task import Task
 from egmf_shards.writer import ShardWriter
 
 COLUMNS = ("video_id", "clip_id", "text", "label", "mode")
@@ -62,14 +63,14 @@ def import_label_csv(
     with ShardWriter(out, dataset, [task], provenance=about) as writer:
         for row in progress(rows, f"importing {dataset}"):
             video = row.cells["video_id"].strip()
-            fields = {"task": task.name, "language": language, "dataset": dataset, "turn": clips[video]}
-            writer.write(_sample(row, fields, folders), row.where)
+            fields = {"language": language, "dataset": dataset, "turn": clips[video]}
+            writer.write(_sample(row, task, fields, folders), row.where)
             clips[video] += 1
         writer.source |= feature_source(*folders)
     return done(writer)
 
 
-def _sample(row: Row, fields: dict[str, Any], folders: list[FeatureFolder]) -> Sample:
+def _sample(row: Row, task: Task, fields: dict[str, Any], folders: list[FeatureFolder]) -> Sample:
     video, clip = row.cells["video_id"].strip(), row.cells["clip_id"].strip()
     if not video or not clip:
         raise ShardError(f"{row.where}: video_id is {video!r} and clip_id is {clip!r}; both are needed")
@@ -79,9 +80,9 @@ def _sample(row: Row, fields: dict[str, Any], folders: list[FeatureFolder]) -> S
     value = number(row.cells["label"])
     if value is None:
         raise not_a_number(where, "label", row.cells["label"])
+    check_value(task, value, where)
     names = [f"{video}/{clip}.npy", f"{video}_{clip}.npy", f"{video}$_${clip}.npy"]
     features = {folder.modality: folder.load(names) for folder in folders}
     text = clean_text(row.cells["text"])
-    return build_sample(
-        name, text, features, **fields, split=split, value=value, dialogue=f"{fields['dataset']}-{video}"
-    )
+    fields |= {"task": task.name, "split": split, "value": value, "dialogue": f"{fields['dataset']}-{video}"}
+    return build_sample(name, text, features, **fields)

@@ -9,8 +9,8 @@ What becomes of a file, each rule counted in the manifest's ``source``:
   SIMS: vision beyond fp16) is said in ``repairs.py``.
 * ``train_mix`` of SIMS-V2 repeats ``train`` and adds unlabelled clips. Beside ``train`` it is left out; alone, its rows
   with ``mask`` 1 are the train split, without text where it has no ``raw_text``. Rows with ``mask`` 0 are never used.
-* An id may occur once in the whole file. The context is empty: see ``label_csv.py``, whose ids
-  these are.
+* An id may occur once in the whole file. The context is empty: see ``label_csv.py``, whose ids these
+  are.
 
 Labels per modality (``regression_labels_T``, ``_A``, ``_V``) are read where they are asked for: ``modality_labels.py``.
 Not read: ``text``, ``text_bert`` (features of another model), ``annotations`` and ``classification_labels``.
@@ -32,7 +32,7 @@ from egmf_shards.importers.modality_labels import ModalityLabels
 from egmf_shards.importers.padding import PaddingSide, ask_all, check_side
 from egmf_shards.importers.provenance import provenance
 from egmf_shards.importers.repairs import PaddedReport, without_axes_of_1
-from egmf_shards.importers.sentiment import TaskOptions, sentiment_task
+from egmf_shards.importers.sentiment import TaskOptions, check_value, sentiment_task
 from egmf_shards.importers.table import clean_text
 from egmf_shards.importers.unpickle import load_pickle
 from egmf_shards.progress import progress
@@ -105,6 +105,7 @@ def import_mmsa(
                     raise ShardError(f"{where}: the id occurs in {seen[clip]} already; each id may occur once")
                 seen[clip] = split
                 video = clip.rpartition("$_$")[0]
+                check_value(task, _value(part.labels[row], where, LABELS), where)
                 sample = _sample(part, row, where, features, fields | {"split": split, "turn": clips[video]})
                 clips[video] += 1
                 writer.write(sample, where)

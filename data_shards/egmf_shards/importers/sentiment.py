@@ -7,6 +7,7 @@ from typing import Any, TypedDict
 
 from egmf_shards.errors import ShardError
 from egmf_shards.importers.common import check_dataset
+from egmf_shards.rules import target_fault
 from egmf_shards.task import REGRESSION, Task
 
 KNOWN: dict[str, dict[str, Any]] = {
@@ -80,6 +81,13 @@ def sentiment_task(
         question = QUESTIONS[language].format(low=f"{chosen['low']:g}", high=f"{chosen['high']:g}")
     grid = {name: chosen[name] for name in ("low", "high", "step", "convention")}
     return Task(name=f"{dataset}-sentiment", kind=REGRESSION, questions={language: question}, **grid), language
+
+
+def check_value(task: Task, value: float, where: str) -> None:
+    """Refuse a number outside the range of a :func:`sentiment_task`, and say how another range is said."""
+    fault = target_fault(task, None, value)
+    if fault:
+        raise ShardError(f"{where}: {fault}; --low, --high and --step say another range")
 
 
 def _given(task: Task, dataset: str, language: str | None, said: Mapping[str, Any]) -> tuple[Task, str]:
