@@ -243,6 +243,7 @@ def _grid_fault(task: Task) -> str:
     return ""
 
 
+@lru_cache(maxsize=64, typed=True)
 def grid(low: float, high: float, step: float) -> tuple[float, ...]:
     """The legal numbers of a regression, ascending: ``low, low + step, ..., high``."""
     digits = max(EXACT_DECIMALS, 3 - _exponent(step))
