@@ -99,7 +99,7 @@ def test_without_lengths_the_majority_says_it(side, tmp_path):
     assert manifest["source"]["padding"]["audio"] == {
         "p.pkl": f"{side} (by the zeros of 2 clips; 1 have theirs on the other)"
     }
-    assert manifest["source"]["features"]["audio"]["clips_with_zeros_at_the_other_end_kept"] == 1
+    assert manifest["source"]["features"]["audio"]["clips_with_zeros_at_an_end_kept"] == 1
 
 
 def test_lengths_that_contradict_the_zeros_are_refused(tmp_path):
@@ -142,8 +142,16 @@ def test_one_length_that_is_too_short_is_counted_where_others_say_the_side(tmp_p
 def test_frames_of_zeros_inside_a_length_stay(tmp_path):
     array = padded(0, 5, "end")
     array[3:5] = 0  # no face in the last two frames
-    mmsa(tmp_path, [array, padded(1, 2, "end"), padded(2, 8, "end")], [5, 2, 8])
+    manifest = mmsa(tmp_path, [array, padded(1, 2, "end"), padded(2, 8, "end")], [5, 2, 8])
     np.testing.assert_array_equal(samples_of(tmp_path / "out")[0].audio, array[:5])
+    assert manifest["source"]["features"]["audio"]["clips_with_zeros_at_an_end_kept"] == 1
+
+
+def test_lengths_that_are_the_arrays_own_are_seen(tmp_path):
+    """As some word-aligned files have them: nothing is cut, and the count says that there is something to cut."""
+    manifest = mmsa(tmp_path, [padded(row, length, "front") for row, length in enumerate(LENGTHS)], [TOTAL] * 3)
+    assert manifest["source"]["features"]["audio"]["frames_kept"] == 3 * TOTAL
+    assert manifest["source"]["features"]["audio"]["clips_with_zeros_at_an_end_kept"] == 2
 
 
 def test_what_is_not_finite_is_no_frame_and_no_padding_of_another_side():

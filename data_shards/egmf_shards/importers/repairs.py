@@ -82,7 +82,7 @@ class PaddedReport(Repairs):
     clips_without_frames: int = 0
     clips_longer_than_the_array_cut: int = 0
     clips_with_frames_outside_their_length_cut: int = 0
-    clips_with_zeros_at_the_other_end_kept: int = 0
+    clips_with_zeros_at_an_end_kept: int = 0
     frames_kept: int = 0
     padding_frames_removed: int = 0
 
@@ -100,7 +100,7 @@ class PaddedReport(Repairs):
         if length is None:
             # A row of NaN among the padding is counted: it is a failed extraction all the same.
             padded = self.finite(padded)
-            first, last = self._without_zeros(used, side)
+            first, last = _without_zeros(used, side)
             array = padded[first:last].copy()
         else:
             self.clips_longer_than_the_array_cut += length > total
@@ -113,21 +113,23 @@ class PaddedReport(Repairs):
             found = None
         else:
             found = self.present(array)
+            # Nothing was found in these frames; or the length is the array's, and they are padding after all.
+            self.clips_with_zeros_at_an_end_kept += found is not None and not (used[first] and used[last - 1])
         kept = 0 if found is None else len(found)
         self.clips_found += found is not None
         self.frames_kept += kept
         self.padding_frames_removed += total - kept
         return found
 
-    def _without_zeros(self, used: np.ndarray, side: str) -> tuple[int, int]:
-        """First row and the one behind the last, without the rows of zeros on ``side``."""
-        rows = np.flatnonzero(used)
-        if not rows.size:
-            return 0, 0
-        self.clips_with_zeros_at_the_other_end_kept += not used[-1 if side == FRONT else 0]
-        return (int(rows[0]), len(used)) if side == FRONT else (0, int(rows[-1]) + 1)
-
     def to_json(self) -> dict[str, int]:
         """The counts as the manifest stores them."""
         first = ("clips_found", "clips_without_frames", "frames_kept", "padding_frames_removed")
         return {name: self.__dict__[name] for name in (*first, *(n for n in self.__dict__ if n not in first))}
+
+
+def _without_zeros(used: np.ndarray, side: str) -> tuple[int, int]:
+    """First row and the one behind the last, without the rows of zeros on ``side``."""
+    rows = np.flatnonzero(used)
+    if not rows.size:
+        return 0, 0
+    return (int(rows[0]), len(used)) if side == FRONT else (0, int(rows[-1]) + 1)
