@@ -187,16 +187,14 @@ def _target(line: Line, task: Task) -> tuple[str | None, float | None]:
     if wanted not in line.data or other in line.data:
         raise ShardError(f"{line.where}: a {task.kind} needs {wanted!r}, and no {other!r}")
     if wanted == "label":
-        label: str | None = line.text("label")
-        value: float | None = None
-    else:
-        given = line.data["value"]
-        if not isinstance(given, int | float) or isinstance(given, bool) or not abs(given) < math.inf:
-            raise ShardError(f"{line.where}: value is {shown(given)}; a number is needed")
-        task.check_target(None, given, line.where)  # before float(): it holds no number of 400 digits
-        label, value = None, float(given)
-    task.check_target(label, value, line.where)
-    return label, value
+        label = line.text("label")
+        task.check_target(label, None, line.where)
+        return label, None
+    given = line.data["value"]
+    if not isinstance(given, int | float) or isinstance(given, bool) or not abs(given) < math.inf:
+        raise ShardError(f"{line.where}: value is {shown(given)}; a number is needed")
+    task.check_target(None, given, line.where)  # before float(), which holds no number of 400 digits
+    return None, float(given)
 
 
 def _context(line: Line, before: tuple[Turn, ...]) -> tuple[Turn, ...]:
