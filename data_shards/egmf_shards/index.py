@@ -17,6 +17,7 @@ import re
 import tarfile
 import zipfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -24,9 +25,10 @@ from typing import IO
 
 import numpy as np
 
-from egmf_shards import codec
+from egmf_shards import codec, rules
 from egmf_shards.accelerated import crc32
 from egmf_shards.errors import ShardError
+from egmf_shards.foreign import HEAD, foreign_file, foreign_kind
 from egmf_shards.messages import one_line
 from egmf_shards.progress import progress
 from egmf_shards.sample import FEATURE_MODALITIES, SPLITS
@@ -119,6 +121,8 @@ def build_index(folder: Path, shards: Sequence[str]) -> Index:
             if key in seen:
                 raise ShardError(f"{where}: the id occurs twice (or its members are interleaved with another sample's)")
             seen.add(key)
+            if rules.key_fault(key):
+                raise ShardError(f"{where}: {rules.key_fault(key)}")
             if codec.JSON_MEMBER not in members:
                 raise ShardError(f"{where}: has no .json member")
             sample = codec.decode({kind: data for kind, (_, data) in members.items()}, where)
@@ -169,7 +173,8 @@ def _walk(shard: Path) -> Iterator[tuple[str, dict[str, tuple[int, bytes]]]]:
         raise
     # tarfile trusts the numbers of extended headers: it may run out of memory or stack, or fail to parse them.
     except (tarfile.TarError, OSError, EOFError, ValueError, ArithmeticError, MemoryError, RecursionError) as error:
-        raise ShardError(f"{shard}: not a complete, uncompressed tar file ({one_line(error)})") from error
+        reason = foreign_file(shard) or one_line(error)
+        raise ShardError(f"{shard}: not a complete, uncompressed tar file ({reason})") from error
     if key is not None:
         yield key, members
 
@@ -224,13 +229,21 @@ def load_index(folder: Path | Storage, check_shards: bool = True) -> Index:
         raise
     # zipfile and zlib raise whatever a damaged file makes of them: NotImplementedError, RuntimeError, struct.error, ...
     except Exception as error:
-        raise ShardError(f"{where}: not a readable index ({one_line(error)})") from error
+        raise ShardError(f"{where}: not a readable index ({_reason(storage, error)})") from error
     if fault:
         raise ShardError(f"{where}: {fault}: write the folder anew")
     if check_shards:
         for fault in shard_faults(storage, index):
             raise ShardError(fault)
     return index
+
+
+def _reason(storage: Storage, error: Exception) -> str:
+    """What the file is instead, as far as its first bytes say it; else what reading it ran into."""
+    with suppress(OSError, ShardError):
+        head = storage.read_file(INDEX_NAME)[:HEAD]
+        return (not head.startswith(b"PK") and foreign_kind(head)) or one_line(error)
+    return one_line(error)
 
 
 def _version(file: zipfile.ZipFile) -> int | None:
@@ -311,6 +324,9 @@ def _structure_fault(index: Index) -> str | None:
         codes = getattr(index, name).view("<u4")
         if len(codes) and (codes.max() > 0x10FFFF or np.any((codes >= 0xD800) & (codes < 0xE000))):
             return f"the array {name} holds something other than characters"
+    wrong = rules.first_bad_key(index.key)
+    if wrong is not None:
+        return f"key {str(index.key[wrong])!r}: {rules.key_fault(str(index.key[wrong]))}"
     if len(set(index.shard_names.tolist())) != shards:
         return "a shard's name occurs twice"
     for name in index.shard_names.tolist():

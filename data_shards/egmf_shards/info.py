@@ -98,7 +98,7 @@ def _summary(statistics: dict[str, Any]) -> dict[str, Any]:
         "frames": int(statistics["frames"]),
         "mean": [float(columns["mean"].min()), float(columns["mean"].max())],
         "std": [float(columns["std"].min()), float(columns["std"].max())],
-        # The manifest keeps six digits: a constant's std may be a rounding error, its least and largest are equal.
+        # By these and not by the std, which another program may have written as a rounding error.
         "constant": int((columns["min"] == columns["max"]).sum()),
         "beyond_fp16": int(beyond.sum()),
         "largest": float(max(abs(columns["min"]).max(), abs(columns["max"]).max())),

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from egmf_shards.errors import ShardError
-from egmf_shards.messages import one_line, shown
+from egmf_shards.foreign import HEAD, foreign_kind
+from egmf_shards.messages import json_reason, one_line, shown
 from egmf_shards.sample import FEATURE_MODALITIES, MODALITIES, SPLITS
 from egmf_shards.storage import Storage, open_storage
 from egmf_shards.task import Task
@@ -90,6 +91,8 @@ def parse_json(data: bytes) -> Any:
         value = json.loads(data)
     except (RecursionError, MemoryError) as error:
         raise ValueError(f"nested deeper than {MAX_DEPTH} levels") from error
+    except ValueError as error:
+        raise ValueError(foreign_kind(data[:HEAD]) or json_reason(error)) from error
     if levels(value) > MAX_DEPTH:
         raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
     return value

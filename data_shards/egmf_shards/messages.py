@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from types import NoneType
 from typing import Any
 
@@ -18,3 +20,20 @@ def shown(value: Any) -> str:
 def one_line(error: BaseException) -> str:
     """What a parser says about hostile input; its type where it says nothing."""
     return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def listed(items: Sequence[str], most: int = 10) -> str:
+    """Names of a file, in one line and at most ``most`` of them."""
+    return ", ".join(ascii(item)[:80] for item in items[:most]) + (", ..." if len(items) > most else "")
+
+
+def json_reason(error: BaseException) -> str:
+    """Why a text is no JSON, from what :func:`json.loads` or its like raised."""
+    if isinstance(error, json.JSONDecodeError):
+        place = f"line {error.lineno}, column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
+        return f"{error.msg}, {place}"
+    if isinstance(error, RecursionError | MemoryError):
+        return "nested too deeply"
+    if "integer string conversion" in str(error):  # Python's own limit, which its message tells how to lift
+        return "a whole number of more than 4300 digits"
+    return one_line(error)

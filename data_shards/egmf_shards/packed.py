@@ -11,15 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
-from egmf_shards import codec
+from egmf_shards import codec, rules
 from egmf_shards.accelerated import crc32
 from egmf_shards.errors import ShardError, UnreachableError
 from egmf_shards.index import Index
-from egmf_shards.sample import FEATURE_MODALITIES, MAX_CONTEXT_TURNS, SPLITS, Sample
+from egmf_shards.sample import FEATURE_MODALITIES, SPLITS, Sample
 from egmf_shards.storage import Storage
 from egmf_shards.task import CLASSIFICATION, Task
 
@@ -168,14 +167,6 @@ class Table:
             value=None if classes else task.low,
         )
 
-    @cached_property
-    def legal(self) -> dict[str, tuple[frozenset[str], float, float, frozenset[str]]]:
-        """Per task its labels (none for a regression), the least and largest value, and the languages of the run."""
-        return {
-            name: (frozenset(task.labels), task.low, task.high, frozenset(task.languages) & frozenset(self.languages))
-            for name, task in self.tasks.items()
-        }
-
 
 class _Where:
     """Formats a sample's place only when a message is made of it."""
@@ -300,23 +291,9 @@ class _BatchReader:
                 f"{self.where(b)}: its JSON says id {sample.id!r}, split {sample.split!r}, task {sample.task!r}; "
                 f"index and manifest say {self.keys[b]!r}, {table.split!r}, one of {', '.join(table.tasks)}"
             )
-        labels, low, high, languages = table.legal[sample.task]
-        if not (sample.label in labels if labels else sample.value is not None and low <= sample.value <= high):
-            target = sample.value if sample.label is None else sample.label
-            raise ShardError(f"{self.where(b)}: {target!r} is not a legal answer of task {sample.task!r}")
-        if sample.language not in languages or sample.dataset != table.datasets[self.folders[b]]:
-            raise ShardError(
-                f"{self.where(b)}: language {sample.language!r} and data set {sample.dataset!r}; task and manifest say "
-                f"{' or '.join(sorted(languages))} and {table.datasets[self.folders[b]]!r}"
-            )
-        if ("text" in sample.modalities) is not bool(sample.text.strip()):
-            declared = "present" if "text" in sample.modalities else "absent"
-            raise ShardError(f"{self.where(b)}: the text is declared {declared} but is {sample.text[:40]!r}")
-        if len(sample.context) > MAX_CONTEXT_TURNS or sample.turn < 0:
-            raise ShardError(
-                f"{self.where(b)}: {len(sample.context)} turns of context (at most {MAX_CONTEXT_TURNS}), "
-                f"turn {sample.turn} (from 0)"
-            )
+        fault = rules.sample_fault(sample, table.tasks, table.datasets[self.folders[b]], table.languages)
+        if fault:
+            raise ShardError(f"{self.where(b)}: {fault}")
 
 
 def _check_sizes(storage: Storage, part: Mapping[str, np.ndarray], dims: Mapping[str, int]) -> None:

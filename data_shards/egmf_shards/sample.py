@@ -8,18 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
-from types import NoneType
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from egmf_shards import rules
 from egmf_shards.errors import ShardError
+from egmf_shards.rules import FEATURE_MODALITIES, MAX_CONTEXT_TURNS, MODALITIES, SPLITS
 
-MODALITIES = ("text", "audio", "vision")
-FEATURE_MODALITIES = ("audio", "vision")
-SPLITS = ("train", "valid", "test")
-MAX_CONTEXT_TURNS = 12
+__all__ = ["FEATURE_MODALITIES", "MAX_CONTEXT_TURNS", "MODALITIES", "SPLITS", "Sample", "Turn"]
 
 
 class Turn(NamedTuple):
@@ -30,57 +28,7 @@ class Turn(NamedTuple):
 
 
 _make_turn = partial(tuple.__new__, Turn)  # as Turn(*pair), without a Python call
-
-FIELDS: dict[str, tuple[type, ...]] = {
-    "id": (str,), "text": (str,), "language": (str,), "task": (str,), "dataset": (str,), "split": (str,),
-    "modalities": (list,), "context": (list,), "speaker": (str,), "dialogue": (str,), "turn": (int,),
-    "label": (str,), "value": (int, float),
-}  # fmt: skip
-"""The fields of a sample's JSON and their types."""
-_OPTIONAL: dict[str, Any] = {"label": None, "value": None, "speaker": "", "dialogue": "", "turn": 0}
-NEEDED = tuple(name for name in FIELDS if name not in _OPTIONAL)
 _NO_FEATURES = dict.fromkeys(FEATURE_MODALITIES)
-
-
-# Samples have the same fields and few sets of modalities: what was looked at once is not looked at again.
-@lru_cache(maxsize=256)
-def _fields_fault(names: tuple[str, ...], types: tuple[type, ...]) -> str:
-    """What is wrong with the fields of a sample's JSON, by their names and types; empty where nothing is."""
-    lacking = sorted(set(NEEDED) - set(names))
-    if lacking:
-        return f"lacks {', '.join(lacking)}"
-    found = dict(zip(names, types, strict=True))
-    odd = sorted(found.keys() - FIELDS.keys())
-    if odd:
-        return f"has unknown {', '.join(map(repr, odd))}"
-    for name, kind in found.items():
-        empty = kind is NoneType and name in ("label", "value")
-        if kind not in FIELDS[name] and not empty:
-            return f"{name} has the wrong type, {kind.__name__}"
-    if (found.get("label", NoneType) is NoneType) is (found.get("value", NoneType) is NoneType):
-        return "there is not one target: a label or a value"
-    return ""
-
-
-def _lists(data: Mapping[str, Any]) -> tuple[str, tuple[str, ...], tuple[Turn, ...]]:
-    """What is wrong with the lists of a sample's JSON, its modalities and its context."""
-    turns: list[Turn] = []
-    for pair in data["context"]:
-        if type(pair) is not list or len(pair) != 2 or type(pair[0]) is not str or type(pair[1]) is not str:
-            return "context is a list of [speaker, text]", (), ()
-        turns.append(_make_turn(pair))
-    modalities = tuple(data["modalities"])
-    try:
-        return _modalities_fault(modalities), modalities, tuple(turns)
-    except TypeError:
-        return "modalities is a list of names", (), ()
-
-
-@lru_cache(maxsize=256)
-def _modalities_fault(names: tuple[str, ...]) -> str:
-    if set(names) <= set(MODALITIES) and len(set(names)) == len(names):
-        return ""
-    return f"modalities are {list(names)}; each of {', '.join(MODALITIES)} at most once"
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +59,8 @@ class Sample:
     """float32 ``[frames, dim]``; None where absent."""
     vision: np.ndarray | None = field(default=None, repr=False)
     """float32 ``[frames, dim]``; None where absent."""
+    source_id: str = ""
+    """The id as the data set's own files write it; empty where ``id`` holds it letter for letter."""
 
     def without(self, modality: str) -> Sample:
         """The same sample with one modality absent: text becomes the empty utterance, features become None."""
@@ -136,6 +86,8 @@ class Sample:
             "turn": self.turn,
             "context": [[t.speaker, t.text] for t in self.context],
         }
+        if self.source_id:
+            data["source_id"] = self.source_id
         return data | ({"label": self.label} if self.label is not None else {"value": self.value})
 
     @classmethod
@@ -146,16 +98,17 @@ class Sample:
             ShardError: a field is missing, or the declared modalities and the arrays disagree (``where`` names the
                 sample).
         """
-        fault = _fields_fault(tuple(data), tuple(map(type, data.values())))
-        if not fault:
-            fault, modalities, context = _lists(data)
+        faults = rules.field_faults(tuple(data), tuple(map(type, data.values())))
+        modalities = () if faults else tuple(data["modalities"])
+        fault = faults[0] if faults else rules.lists_fault(data["context"], modalities)
         if fault:
             raise ShardError(f"{where}: the sample's JSON is malformed ({fault})")
+        context = tuple(map(_make_turn, data["context"]))
         if len(arrays) != len(modalities) - ("text" in modalities) or not arrays.keys() <= set(modalities):
             declared = sorted(m for m in modalities if m != "text")
             raise ShardError(f"{where}: declares {declared} but carries {sorted(arrays)}")
         # A frozen dataclass sets its fields one by one through object.__setattr__, which costs more than the JSON.
         sample = object.__new__(cls)
-        values = {**_OPTIONAL, **data, **_NO_FEATURES, **arrays, "modalities": modalities, "context": context}
+        values = {**rules.OPTIONAL, **data, **_NO_FEATURES, **arrays, "modalities": modalities, "context": context}
         object.__setattr__(sample, "__dict__", values)
         return sample

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import mmap
-import re
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -16,17 +15,17 @@ from typing import Any
 
 import numpy as np
 
-from egmf_shards import codec
+from egmf_shards import codec, rules
 from egmf_shards.accelerated import crc32
 from egmf_shards.errors import ShardError
+from egmf_shards.foreign import HEAD, foreign_kind
 from egmf_shards.index import SHARD_NAME, Index
-from egmf_shards.sample import FEATURE_MODALITIES, FIELDS, NEEDED, SPLITS, Sample
+from egmf_shards.sample import FEATURE_MODALITIES, SPLITS, Sample
 from egmf_shards.tarcheck import Member, walk_tar
 from egmf_shards.writer import ShardWriter
 
 CAP = 1000
 """Problems of one kind that are kept; the rest is only counted."""
-_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
 @dataclass(frozen=True)
@@ -119,6 +118,10 @@ class Scan:
                 report.add(
                     "hash", name, "", "", "SHA-256 is not the manifest's: a byte has changed since it was written"
                 )
+            foreign = foreign_kind(data[:HEAD])
+            if foreign:
+                report.add("header", name, "", "", f"{foreign}; a shard is an uncompressed tar")
+                return
             members = walk_tar(data, lambda kind, member, what: report.add(kind, name, "", member, what))
             report.members += len(members)
             samples = self._group(name, members)
@@ -140,7 +143,7 @@ class Scan:
             if member.name.startswith("/") or ".." in member.name.split("/"):
                 self.report.add("unsafe name", name, "", member.name, "leads out of the folder where it is unpacked")
                 continue
-            if not _KEY.fullmatch(key) or kind not in codec.MEMBERS:
+            if rules.key_fault(key) or kind not in codec.MEMBERS:
                 wanted = ", ".join(f"<key>.{kind}" for kind in codec.MEMBERS)
                 what = f"is none of {wanted} (a key: letters, digits, '-' and '_')"
                 self.report.add("unknown member", name, "", member.name, what)
@@ -211,7 +214,7 @@ class Scan:
         kind, arrays = codec.JSON_MEMBER, {}
         try:
             data = codec.decode_json(parts[kind][1], "")
-            faults = field_faults(data)
+            faults = rules.json_faults(data)
             for fault in faults:
                 self.report.add("schema", name, key, kind, fault)
             for modality in FEATURE_MODALITIES:
@@ -271,24 +274,3 @@ class Scan:
             if both:
                 notes.append(f"{both} texts stand with the same answer in {SPLITS[a]} and {SPLITS[b]}")
         return notes
-
-
-def field_faults(data: dict[str, Any]) -> list[str]:
-    """What is wrong with the fields of a sample's JSON, field by field; values are checked against the task later."""
-    faults = [f"the field {name!r} is missing" for name in NEEDED if name not in data]
-    for name, value in data.items():
-        if name not in FIELDS:
-            faults.append(f"the field {name!r} is unknown")
-        elif not isinstance(value, FIELDS[name]) or isinstance(value, bool):
-            wanted = " or ".join(kind.__name__ for kind in FIELDS[name])
-            faults.append(f"the field {name!r} is {type(value).__name__}; {wanted} is needed")
-    if ("label" in data) == ("value" in data):
-        faults.append("exactly one of the fields 'label' and 'value' is needed")
-    turns = data.get("context")
-    for i, turn in enumerate(turns if isinstance(turns, list) else ()):
-        if not (isinstance(turn, list) and len(turn) == 2 and all(isinstance(part, str) for part in turn)):
-            faults.append(f"turn {i} of the field 'context' is not [speaker, text]")
-    words = data.get("modalities")
-    if isinstance(words, list) and not all(isinstance(word, str) for word in words):
-        faults.append("the field 'modalities' holds something other than words")
-    return faults

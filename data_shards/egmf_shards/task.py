@@ -6,18 +6,17 @@ of one run may carry the same task only if the definitions are equal.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+from egmf_shards import rules
 from egmf_shards.errors import ShardError
 from egmf_shards.messages import shown
+from egmf_shards.rules import CLASSIFICATION, CONVENTIONS, MAX_ANSWERS, REGRESSION
 
-CLASSIFICATION = "classification"
-REGRESSION = "regression"
-CONVENTIONS = ("classes", "mosei", "sims")
-MAX_ANSWERS = 10_000
-"""Legal answers of a task: each is scored for every sample."""
+__all__ = ["CLASSIFICATION", "CONVENTIONS", "MAX_ANSWERS", "REGRESSION", "Task"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,10 @@ class Task:
 
     A classification stores label keys (``labels``) in the samples and answers with the words of the sample's language
     (``answers[language][labels.index(key)]``). A regression stores real numbers and answers with a number on the grid
-    ``low, low + step, ..., high``, written with as many decimals as ``step`` needs.
+    ``low, low + step, ..., high``, written with as many decimals as ``step`` needs; ``step`` divides the range.
+
+    Raises:
+        ShardError: the definition breaks a rule (:func:`egmf_shards.rules.task_fault`).
     """
 
     name: str
@@ -36,7 +38,8 @@ class Task:
     questions: Mapping[str, str]
     """The question in words, one per language code (``en``, ``zh``)."""
     convention: str = "classes"
-    """Which published metrics apply: ``classes``, ``mosei`` (zero is non-negative) or ``sims`` (zero is negative)."""
+    """Which published metrics apply: ``classes``, ``mosei`` (zero is non-negative) or ``sims`` (zero is negative;
+    only the range [-1, 1])."""
     labels: tuple[str, ...] = ()
     """Classification: the label keys, in the data set's usual order."""
     answers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -49,71 +52,31 @@ class Task:
     """Regression: the distance between two legal numbers."""
 
     def __post_init__(self) -> None:
-        self._check_types()
-        if self.kind not in (CLASSIFICATION, REGRESSION):
-            raise ShardError(
-                f"task {self.name!r}: kind is {self.kind!r}; it must be {CLASSIFICATION!r} or {REGRESSION!r}"
-            )
-        if self.convention not in CONVENTIONS:
-            raise ShardError(
-                f"task {self.name!r}: convention is {self.convention!r}; it must be one of {', '.join(CONVENTIONS)}"
-            )
-        if not self.questions:
-            raise ShardError(f"task {self.name!r}: no question; give at least one language, such as {{'en': '...'}}")
-        if self.kind == CLASSIFICATION:
-            if len(self.labels) < 2 or len(set(self.labels)) != len(self.labels):
-                raise ShardError(
-                    f"task {self.name!r}: labels are {list(self.labels)}; at least two different ones are needed"
-                )
-            for language in self.questions:
-                words = self.answers.get(language, ())
-                if len(words) != len(self.labels) or len(set(words)) != len(words):
-                    raise ShardError(
-                        f"task {self.name!r}: the answers in {language!r} are {list(words)}; "
-                        f"one different word for each of {list(self.labels)} is needed"
-                    )
-        elif not (self.step > 0 and self.high > self.low):
-            raise ShardError(
-                f"task {self.name!r}: range [{self.low}, {self.high}] with step {self.step}; "
-                "low < high and step > 0 are needed"
-            )
-        if len(self.labels) > MAX_ANSWERS or (
-            self.kind == REGRESSION and not (self.high - self.low) / self.step <= MAX_ANSWERS - 1
-        ):
-            raise ShardError(f"task {self.name!r}: more than {MAX_ANSWERS} legal answers; a larger step is needed")
-
-    def _check_types(self) -> None:
-        """Definitions come from files of other people, and the types above are only annotations."""
         if not isinstance(self.name, str) or not self.name:
             raise ShardError(f"a task's name is {shown(self.name)}; a text is needed")
-        if not isinstance(self.questions, Mapping) or not _all_text((*self.questions, *self.questions.values())):
-            raise ShardError(f"task {self.name!r}: questions must be one text for each language")
-        answers = self.answers.values() if isinstance(self.answers, Mapping) else (None,)
-        lists = (self.labels, *answers)
-        if not all(isinstance(words, list | tuple) and _all_text(words) for words in lists) or not _all_text(
-            self.answers
-        ):
-            raise ShardError(f"task {self.name!r}: labels must be a list of texts, and answers one for each language")
-        for name in ("low", "high", "step"):
-            number = getattr(self, name)
-            if not isinstance(number, int | float) or isinstance(number, bool) or not abs(number) < 1e300:
-                raise ShardError(f"task {self.name!r}: {name} is {shown(number)}; a number is needed")
+        fault = rules.task_fault(self)
+        if fault:
+            raise ShardError(f"task {self.name!r}: {fault}")
 
     @property
     def languages(self) -> tuple[str, ...]:
         """The languages the task can be asked in."""
         return tuple(self.questions)
 
+    @cached_property
+    def label_set(self) -> frozenset[str]:
+        """``labels``, to look one up."""
+        return frozenset(self.labels)
+
     @property
     def decimals(self) -> int:
-        """Decimals that write the grid's numbers well enough: 1 for steps of 0.2 or 0.5, 2 for 0.25 and thirds."""
-        return next((d for d in range(1, 3) if abs(round(self.step, d) - self.step) < 1e-9), 2)
+        """Decimals that write the grid's numbers, all different: 1 for steps of 0.2 or 0.5, 2 for 0.25 and thirds."""
+        return (self.kind == REGRESSION and rules.decimals(self.low, self.high, self.step)) or 1
 
     @property
     def values(self) -> tuple[float, ...]:
         """Regression: the legal numbers, ascending."""
-        count = round((self.high - self.low) / self.step) + 1
-        return tuple(round(self.low + i * self.step, 6) for i in range(count))
+        return rules.grid(self.low, self.high, self.step)
 
     def nearest(self, value: float) -> int:
         """The index in ``values`` of the legal number nearest to ``value`` (numbers outside the range: its end)."""
@@ -129,20 +92,13 @@ class Task:
             raise ShardError(f"task {self.name!r} is not asked in {language!r}; it knows {', '.join(self.languages)}")
         if self.kind == CLASSIFICATION:
             return tuple(self.answers[language])
-        return tuple(f"{v + 0.0:.{self.decimals}f}" for v in self.values)
+        return tuple(rules.written(value, self.decimals) for value in self.values)
 
     def check_target(self, label: str | None, value: float | None, where: str) -> None:
         """Refuse a target outside the label space or the range; ``where`` names the sample in the message."""
-        if self.kind == CLASSIFICATION:
-            if label not in self.labels:
-                raise ShardError(
-                    f"{where}: label {label!r} is not in the label space of task {self.name!r}: "
-                    f"{', '.join(self.labels)}"
-                )
-        elif value is None or not self.low - 1e-6 <= value <= self.high + 1e-6:
-            raise ShardError(
-                f"{where}: value {value!r} is outside the range [{self.low}, {self.high}] of task {self.name!r}"
-            )
+        fault = rules.target_fault(self, label, value)
+        if fault:
+            raise ShardError(f"{where}: {fault}")
 
     def to_json(self) -> dict[str, Any]:
         """The task as the manifest stores it."""
@@ -173,10 +129,6 @@ class Task:
             raise ShardError(f"{where}: {error}") from error
         except (TypeError, AttributeError, ValueError) as error:
             raise ShardError(f"{where}: a task is malformed ({error})") from error
-
-
-def _all_text(items: Iterable[Any]) -> bool:
-    return all(isinstance(item, str) for item in items)
 
 
 def _tuple(items: Any) -> Any:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import secrets
 import shutil
 from collections import Counter
@@ -21,17 +20,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from egmf_shards import codec
+from egmf_shards import codec, rules
 from egmf_shards.errors import ShardError
 from egmf_shards.index import Index, build_index, save_index
 from egmf_shards.manifest import SCHEMA, write_manifest
-from egmf_shards.sample import FEATURE_MODALITIES, MAX_CONTEXT_TURNS, MODALITIES, SPLITS, Sample
-from egmf_shards.task import CLASSIFICATION, Task
+from egmf_shards.sample import FEATURE_MODALITIES, MODALITIES, SPLITS, Sample
+from egmf_shards.task import Task
 
 if TYPE_CHECKING:
     from webdataset.writer import TarWriter
-
-_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
 class _SplitStatistics:
@@ -99,14 +96,12 @@ class _FeatureStatistics:
         self.frames = frames
 
     def to_json(self) -> dict[str, Any]:
-        columns = {
-            "mean": self._mean,
-            "std": np.sqrt(self._squares / self.frames),
-            "min": self._low,
-            "max": self._high,
-        }
-        # Six digits say what a person or a normalisation needs, and hide the last bits of a sum's order.
-        return {"frames": self.frames} | {name: [float(f"{v:.6g}") for v in x] for name, x in columns.items()}
+        # A constant's deviation is exactly 0, not what rounding left of it: whoever divides by it can tell.
+        std = np.where(self._low == self._high, 0.0, np.sqrt(self._squares / self.frames))
+        columns = {"mean": self._mean, "std": std, "min": self._low, "max": self._high}
+        # Nine digits write any float32, so a mean far from 0 is not moved by as much as a small deviation. More would
+        # show the last bits of a sum's order.
+        return {"frames": self.frames} | {name: [float(f"{v:.9g}") for v in x] for name, x in columns.items()}
 
 
 class ShardWriter:
@@ -150,7 +145,7 @@ class ShardWriter:
         self.dims = dict(dims or {})
         """The width of each feature modality, as far as it is known."""
         self._samples_per_shard = samples_per_shard
-        self._keys: set[str] = set()
+        self._keys: dict[str, str] = {}  # to the place in the source file, where the importer names it
         self._languages: set[str] = set()
         self._splits: dict[str, _SplitStatistics] = {}
         self._features: dict[str, _FeatureStatistics] = {}
@@ -186,25 +181,29 @@ class ShardWriter:
         if kind is not None:
             self._discard()
 
-    def write(self, sample: Sample) -> None:
+    def write(self, sample: Sample, place: str = "") -> None:
         """Check ``sample`` and append it to its split's open shard.
+
+        Args:
+            sample: it.
+            place: where it stands in the source file, such as ``label.csv, line 7``; messages begin with it.
 
         Raises:
             ShardError: the sample breaks a rule; the message names it.
         """
-        self.check(sample)
+        self.check(sample, place)
         members = codec.encode(sample)
         written = self._splits[sample.split].samples if sample.split in self._splits else 0
         if written % self._samples_per_shard == 0:
             self._next_shard(sample.split, written // self._samples_per_shard)
         self._open[sample.split].write({"__key__": sample.id, **members})
-        self.count(sample, f"{sample.split}-{written // self._samples_per_shard:06d}.tar")
+        self.count(sample, f"{sample.split}-{written // self._samples_per_shard:06d}.tar", place)
 
-    def count(self, sample: Sample, shard: str) -> None:
+    def count(self, sample: Sample, shard: str, place: str = "") -> None:
         """Count a checked sample of ``shard`` for the manifest without writing it (shards that exist already)."""
         self._splits.setdefault(sample.split, _SplitStatistics()).add(sample)
         self._shards[shard] = self._shards.get(shard, 0) + 1
-        self._keys.add(sample.id)
+        self._keys[sample.id] = place
         self._languages.add(sample.language)
         if sample.split == "train":
             for modality in FEATURE_MODALITIES:
@@ -223,47 +222,23 @@ class ShardWriter:
         self._open[split] = TarWriter(str(self._tmp / name), encoder=False, mtime=0)
         self._shards[name] = 0
 
-    def check(self, sample: Sample) -> None:
-        """Check ``sample`` without writing it.
+    def check(self, sample: Sample, place: str = "") -> None:
+        """Check ``sample`` without writing it; the rules are those of ``rules.py``.
 
         Raises:
             ShardError: the sample breaks a rule; the message names it.
         """
-        where = f"sample {sample.id!r}"
-        if not _KEY.fullmatch(sample.id):
-            raise ShardError(f"{where}: an id may hold only letters, digits, '-' and '_', at least one")
-        if sample.id in self._keys:
-            raise ShardError(f"{where}: the id occurs twice")
-        if sample.dataset != self.dataset:
-            raise ShardError(f"{where}: data set is {sample.dataset!r}; this folder holds {self.dataset!r}")
-        if sample.split not in SPLITS:
-            raise ShardError(f"{where}: split is {sample.split!r}; it must be one of {', '.join(SPLITS)}")
-        task = self.tasks.get(sample.task)
-        if task is None:
-            raise ShardError(f"{where}: task {sample.task!r} is not among this folder's: {', '.join(self.tasks)}")
-        if sample.language not in task.languages:
-            raise ShardError(
-                f"{where}: language is {sample.language!r}; task {task.name!r} knows {', '.join(task.languages)}"
-            )
-        if (task.kind == CLASSIFICATION and sample.value is not None) or (
-            task.kind != CLASSIFICATION and sample.label is not None
-        ):
-            raise ShardError(f"{where}: task {task.name!r} is a {task.kind}; a label and a value exclude each other")
-        task.check_target(sample.label, sample.value, where)
-        if len(sample.context) > MAX_CONTEXT_TURNS:
-            raise ShardError(f"{where}: {len(sample.context)} turns of context; at most {MAX_CONTEXT_TURNS} are kept")
-        if sample.turn < 0:
-            raise ShardError(f"{where}: turn is {sample.turn}; turns count from 0")
-        self._check_modalities(sample, where)
-
-    def _check_modalities(self, sample: Sample, where: str) -> None:
-        if set(sample.modalities) - set(MODALITIES) or len(set(sample.modalities)) != len(sample.modalities):
-            raise ShardError(
-                f"{where}: modalities are {list(sample.modalities)}; each of {', '.join(MODALITIES)} at most once"
-            )
-        if ("text" in sample.modalities) != bool(sample.text.strip()):
-            declared = "declared present" if "text" in sample.modalities else "declared absent"
-            raise ShardError(f"{where}: the text is {declared} but is {sample.text[:40]!r}")
+        where = f"{place}: sample {sample.id!r}" if place else f"sample {sample.id!r}"
+        fault = (
+            rules.key_fault(sample.id)
+            or rules.sample_fault(sample, self.tasks, self.dataset, None)
+            or rules.lists_fault((), tuple(sample.modalities))
+        )
+        if not fault and sample.id in self._keys:
+            first = self._keys[sample.id]
+            fault = "the id occurs twice" + (f", first in {first}; each id may occur once" if first else "")
+        if fault:
+            raise ShardError(f"{where}: {fault}")
         for modality in FEATURE_MODALITIES:
             array = getattr(sample, modality)
             if (modality in sample.modalities) != (array is not None):
@@ -271,22 +246,14 @@ class ShardWriter:
                 raise ShardError(
                     f"{where}: {modality} is declared {declared} but there is {'no' if array is None else 'an'} array"
                 )
-            if array is not None:
-                self._check_array(array, modality, where)
-
-    def _check_array(self, array: np.ndarray, modality: str, where: str) -> None:
-        if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind not in "fiu" or 0 in array.shape:
-            shape = f"{getattr(array, 'dtype', type(array).__name__)} {list(getattr(array, 'shape', []))}"
-            raise ShardError(
-                f"{where}: {modality} is {shape}; numbers [frames, dim] with at least one frame are needed"
-            )
-        with np.errstate(over="ignore"):
-            finite = np.isfinite(array.astype(np.float32)).all()
-        if not finite:
-            raise ShardError(f"{where}: {modality} holds a number that is not finite in float32")
-        dim = self.dims.setdefault(modality, array.shape[1])
-        if dim != array.shape[1]:
-            raise ShardError(f"{where}: {modality} has width {array.shape[1]}; this folder's is {dim}")
+            if array is None:
+                continue
+            fault = rules.array_fault(array)
+            if fault:
+                raise ShardError(f"{where}: {modality} {fault}")
+            dim = self.dims.setdefault(modality, array.shape[1])
+            if dim != array.shape[1]:
+                raise ShardError(f"{where}: {modality} has width {array.shape[1]}; this folder's is {dim}")
 
     def _finish(self) -> None:
         if not self._keys:

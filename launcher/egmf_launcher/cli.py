@@ -9,12 +9,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jsonargparse
 
 from egmf_dist.errors import EgmfError
 from egmf_launcher.errors import FAILURE_EXIT, USER_ERRORS, USER_EXIT, RankError, report
 from egmf_launcher.options import build_parser
+
+if TYPE_CHECKING:
+    from egmf_shards.importers.sentiment import TaskOptions
 
 Verb = Callable[[jsonargparse.Namespace, Sequence[str]], int]
 
@@ -51,11 +55,33 @@ def shards_import_meld(options: jsonargparse.Namespace, arguments: Sequence[str]
     return 0
 
 
+def _task_options(options: jsonargparse.Namespace) -> TaskOptions:
+    """What the command line says about the task of an importer of numbers."""
+    from egmf_dist.tasks.file import read_task
+
+    return {
+        "low": options.low,
+        "high": options.high,
+        "step": options.step,
+        "convention": options.convention,
+        "question": options.question,
+        "task": None if options.task is None else read_task(options.task),
+    }
+
+
 def shards_import_label_csv(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
     """A CH-SIMS label.csv to shards."""
     from egmf_shards.importers.label_csv import import_label_csv
 
-    import_label_csv(options.source, options.out, options.dataset, options.language, options.audio, options.vision)
+    import_label_csv(
+        options.source,
+        options.out,
+        options.dataset,
+        options.language,
+        options.audio,
+        options.vision,
+        **_task_options(options),
+    )
     return 0
 
 
@@ -68,12 +94,9 @@ def shards_import_mmsa(options: jsonargparse.Namespace, arguments: Sequence[str]
         options.out,
         options.dataset,
         options.language,
-        options.low,
-        options.high,
-        options.step,
-        options.convention,
-        options.question,
         options.modality_labels,
+        options.padding,
+        **_task_options(options),
     )
     return 0
 
@@ -87,16 +110,12 @@ def shards_import_csd(options: jsonargparse.Namespace, arguments: Sequence[str])
         options.out,
         options.dataset,
         options.split_file,
-        options.labels,
-        options.words,
-        options.audio,
-        options.vision,
         options.language,
-        options.low,
-        options.high,
-        options.step,
-        options.convention,
-        options.question,
+        labels=options.labels,
+        words=options.words,
+        audio=options.audio,
+        vision=options.vision,
+        **_task_options(options),
     )
     return 0
 
@@ -105,7 +124,7 @@ def shards_import_mse_adapter(options: jsonargparse.Namespace, arguments: Sequen
     """MSE-Adapter's pickles to shards."""
     from egmf_shards.importers.mse_adapter import import_mse_adapter
 
-    import_mse_adapter(options.source, options.out, options.dataset)
+    import_mse_adapter(options.source, options.out, options.dataset, options.padding)
     return 0
 
 

@@ -43,8 +43,8 @@ class CommandParser:
         importers = _branch(shards, "import", "a published data set to shards", "format")
         meld = "shards import meld --source DIR_OF_CSV --out data/meld"
         _leaf(importers, "meld", _meld, "MELD's official CSV files", meld)
-        label_csv = "shards import label-csv --source label.csv --dataset simsv2 --language zh --out data/simsv2"
-        _leaf(importers, "label-csv", _label_csv, "CH-SIMS label.csv", label_csv)
+        label_csv = "shards import label-csv --source label.csv --dataset simsv2 --out data/simsv2"
+        _leaf(importers, "label-csv", _label_csv, "a table of numbers: CH-SIMS's label.csv, and MOSI's", label_csv)
         mmsa = "shards import mmsa --source unaligned_50.pkl --dataset mosei --out data/mosei"
         _leaf(importers, "mmsa", _mmsa, "an MMSA feature pickle (MOSI, MOSEI, SIMS, SIMS-V2)", mmsa)
         adapter = "shards import mse-adapter --source DIR --dataset cherma --out data/cherma"
@@ -136,37 +136,46 @@ def _synth(parser: jsonargparse.ArgumentParser) -> None:
 
 
 def _features(parser: jsonargparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=str, required=True, help="folder of shards to make")
     parser.add_argument("--audio", type=str | None, default=None, help="folder of one .npy [frames, dim] a clip")
     parser.add_argument("--vision", type=str | None, default=None, help="folder of one .npy [frames, dim] a clip")
 
 
 def _meld(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument("--source", type=str, required=True, help="folder of {train,dev,test}_sent_emo.csv")
+    _out(parser)
     _features(parser)
 
 
 def _label_csv(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument("--source", type=str, required=True, help="the label.csv")
-    parser.add_argument("--dataset", type=str, required=True, help="name of the data set, such as simsv2")
-    parser.add_argument("--language", type=str, required=True, help="language code of its text: en or zh")
+    _sentiment(parser)
     _features(parser)
 
 
-def _sentiment(parser: jsonargparse.ArgumentParser) -> None:
+def _out(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=str, required=True, help="folder of shards to make")
+
+
+def _sentiment(parser: jsonargparse.ArgumentParser) -> None:
+    _out(parser)
     parser.add_argument("--dataset", type=str, required=True, help="mosi, mosei, sims, simsv2, or a name of your own")
     parser.add_argument("--language", type=str | None, default=None, help="en or zh; known for the four")
     parser.add_argument("--low", type=float | None, default=None, help="smallest label; known for the four")
     parser.add_argument("--high", type=float | None, default=None, help="largest label; known for the four")
-    parser.add_argument("--step", type=float | None, default=None, help="distance between two answers")
-    parser.add_argument("--convention", type=str | None, default=None, help="metrics: mosei or sims")
-    parser.add_argument("--question", type=str | None, default=None, help="the question in words")
+    parser.add_argument(
+        "--step", type=float | None, default=None, help="distance between two answers; it divides the range"
+    )
+    sims = "metrics: mosei (any range) or sims (-1 to 1); known for the four"
+    parser.add_argument("--convention", type=str | None, default=None, help=sims)
+    parser.add_argument("--question", type=str | None, default=None, help="in words; needed unless it is in en or zh")
+    task = "YAML file of a regression, in place of all of these: see configs/tasks/example.yaml"
+    parser.add_argument("--task", type=str | None, default=None, help=task)
 
 
 def _mmsa(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument("--source", type=str, required=True, help="the .pkl; it is read without running anything in it")
     _sentiment(parser)
+    _padding(parser)
     _modality_labels(parser)
 
 
@@ -180,6 +189,11 @@ def _csd(parser: jsonargparse.ArgumentParser) -> None:
     _sentiment(parser)
 
 
+def _padding(parser: jsonargparse.ArgumentParser) -> None:
+    side = "where the padding of every array is; null: the zeros say it"
+    parser.add_argument("--padding", choices=["front", "end"], default=None, help=side)
+
+
 def _modality_labels(parser: jsonargparse.ArgumentParser) -> None:
     alone = "also make samples of the labels given to one modality alone, as tasks of their own"
     parser.add_argument("--modality-labels", action="store_true", help=alone)
@@ -187,13 +201,14 @@ def _modality_labels(parser: jsonargparse.ArgumentParser) -> None:
 
 def _mse_adapter(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument("--source", type=str, required=True, help="folder of DATASET_{train,valid,test}.pkl")
-    parser.add_argument("--out", type=str, required=True, help="folder of shards to make")
+    _out(parser)
     parser.add_argument("--dataset", type=str, required=True, help="meld or cherma")
+    _padding(parser)
 
 
 def _cherma(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument("--source", type=str, required=True, help="folder of {train,valid,test}.json, audio/, visual/")
-    parser.add_argument("--out", type=str, required=True, help="folder of shards to make")
+    _out(parser)
     _modality_labels(parser)
 
 
@@ -201,6 +216,7 @@ def _jsonl(parser: jsonargparse.ArgumentParser) -> None:
     parser.add_argument("--source", type=str, required=True, help="the file, one JSON object a line")
     parser.add_argument("--task", type=str, required=True, help="YAML file of the task: see configs/tasks/example.yaml")
     parser.add_argument("--dataset", type=str, required=True, help="name of the data set, such as interviews")
+    _out(parser)
     _features(parser)
 
 

@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 import urllib.request
+from collections.abc import Callable
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -155,12 +156,14 @@ class Server:
             self.process.wait()
             self.process = None
 
-    def away(self, seconds: float) -> threading.Thread:
-        """Kill it; the thread that is returned starts it again ``seconds`` later."""
+    def away(self, noticed: Callable[[], bool]) -> threading.Thread:
+        """Kill it; the thread that is returned starts it again once ``noticed()``, however long that takes."""
         self.stop()
 
         def later() -> None:
-            time.sleep(seconds)
+            end = time.monotonic() + 60
+            while not noticed() and time.monotonic() < end:
+                time.sleep(0.01)
             self.start()
 
         self.back = threading.Thread(target=later)

@@ -21,7 +21,7 @@ from egmf_shards import ShardError, ShardSet, Stream
 from egmf_shards.adopt import adopt
 from egmf_shards.index import load_index
 from egmf_shards.manifest import read_manifest
-from egmf_shards.sample import FIELDS
+from egmf_shards.rules import FIELDS
 from egmf_shards.verify import verify
 
 MOOD = {
@@ -263,7 +263,7 @@ BAD = {
     "task unknown": (tamper(0), [SCORE], "sample 'clip_0': schema: task 'mood' is not among"),
     "label": (tamper(0, label="great"), TASKS, "part-0.tar, sample 'clip_0': schema: label 'great' is not in"),
     "id": (tamper(1, id="clip_9"), TASKS, "part-1.tar, sample 'clip_1', member 'json': schema: names the id 'clip_9'"),
-    "type": (tamper(1, text=5), TASKS, "the field 'text' is int; str is needed"),
+    "type": (tamper(1, text=5), TASKS, "text has the wrong type, int; str is needed"),
     "data set": (tamper(1, dataset="other"), TASKS, "data set is 'other'; this folder holds 'foreign'"),
     "no sample": ([], TASKS, "its tars hold no sample"),
     "id twice": ([record(0), record(0)], TASKS, "duplicate key: the id occurs in part-0.tar, too"),

@@ -277,7 +277,7 @@ def bad_file(folder: Path, case: str) -> None:
         "external storage": "features lie in another file",
         "virtual": "features lie in another file",
         "no intervals": "'intervals': is not there",
-        "fewer intervals": r"features are \[3000, 74\], intervals float64 \[5, 2\]",
+        "fewer intervals": r"features are float32 \[3000, 74\], intervals float64 \[5, 2\]",
         "a group for features": "'features': is a group; a dataset is needed",
         "bomb": "features declare more than 1024 MiB",
         "text for numbers": r"features are \|S1; numbers are needed",

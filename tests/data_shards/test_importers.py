@@ -88,17 +88,19 @@ def test_meld_features_and_their_rules(meld, tmp_path, capsys):
         "audio": {
             "clips_found": 9,
             "clips_without_file": 10,
-            "clips_unreadable": 5,
+            "clips_unreadable": 4,
             "frames_kept": 7,
-            "clips_with_non_finite_set_to_0": 1,
-            "numbers_not_finite_set_to_0": 2,
+            "clips_with_axes_of_1_taken_off": 0,
+            "clips_of_zeros": 1,
+            "clips_with_non_finite_set_to_0": 2,
+            "numbers_not_finite_set_to_0": 8,
             "clips_beyond_fp16": 1,
             "numbers_beyond_fp16": 2,
         }
     }
     content = (meld / "train_sent_emo.csv").read_bytes()
     digest = hashlib.sha256(content).hexdigest()
-    assert manifest["source"]["importer_version"] == 1
+    assert manifest["source"]["importer_version"] == 2
     assert manifest["source"]["files"][0] == {"file": "train_sent_emo.csv", "bytes": len(content), "sha256": digest}
     assert [file["file"] for file in manifest["source"]["files"][1:]] == ["dev_sent_emo.csv", "test_sent_emo.csv"]
     assert manifest["dims"] == {"audio": 3, "vision": 0}
@@ -146,7 +148,11 @@ def test_bad_meld_files_and_folders(meld, tmp_path):
     refused(out, message, import_meld, meld, out, vision=tmp_path / "flat")
     test.write_text(text.replace("Emotion", "Feeling"), encoding="utf-8")
     refused(
-        out, "test_sent_emo.csv: has no column 'Emotion'; its columns are Sr No., Utterance", import_meld, meld, out
+        out,
+        "test_sent_emo.csv, line 1: has no column 'Emotion'; its columns are Sr No., Utterance",
+        import_meld,
+        meld,
+        out,
     )
     test.write_text(MELD_HEADER + "\n", encoding="utf-8")
     refused(out, "holds no row below its header", import_meld, meld, out)
@@ -188,7 +194,8 @@ def test_label_csv_with_few_columns_another_range_and_a_blank_text(tmp_path):
     path.write_text('mode,label,text,clip_id,video_id\ndev,3,"a\nb",$1,-xY\ntrain,-2.5,  ,2,-xY\n', encoding="utf-8")
     import_label_csv(path, tmp_path / "out", "mosi", "en", low=-3, high=3, step=0.5, convention="mosei")
     samples = {s.id: s for split in ("train", "valid") for s in ShardSet.open([tmp_path / "out"], split)}
-    assert samples["mosi--xY-_1"].text == "a b"
+    assert samples["mosi--xY-_u24_1"].text == "a b"
+    assert samples["mosi--xY-_u24_1"].source_id == "-xY$_$$1"
     assert samples["mosi--xY-2"].modalities == ()
     with pytest.raises(ShardError, match=r"language is 'fr'.*give one in words"):
         import_label_csv(path, tmp_path / "fr", "mosi", "fr")
@@ -215,6 +222,7 @@ def test_a_hostile_feature_file_counts_as_lacking(sims, tmp_path, text):
     (tmp_path / "vision").mkdir()
     file = tmp_path / "vision" / "video_0001_0004.npy"
     file.write_bytes(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode() + bytes(100))
+    np.save(tmp_path / "vision" / "video_0001_0001.npy", np.ones((2, 3)))
     manifest = import_label_csv(sims, tmp_path / "out", "simsv2", "zh", vision=tmp_path / "vision")
     assert manifest["source"]["features"]["vision"]["clips_unreadable"] == 1
     assert by_id(tmp_path / "out")["simsv2-video_0001-0004"].vision is None

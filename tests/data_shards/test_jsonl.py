@@ -81,7 +81,11 @@ def test_numbers_and_the_only_language(tmp_path):
         ("[" * 100_000, "line 1: not JSON"),
         ({"id": "a", "split": "train"}, "has no 'text'"),
         (line(lable="x"), "unknown field 'lable'"),
-        (line(id="../x"), r"id is '../x'; letters"),
+        (line(id=""), "id is ''; at least one character"),
+        (
+            '{"id": "a", "split": "train", "text": "x", "label": ' + "1" * 5000 + "}",
+            "line 1: not JSON .a whole number of",
+        ),
         (line(id=7), "id is 7; a string"),
         (line(split="dev"), "split is 'dev'; it must be one of train, valid, test"),
         (line(label="fine"), "label 'fine' is not in the label space of task 'mood': good, bad"),

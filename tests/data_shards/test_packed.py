@@ -55,18 +55,18 @@ def edit(folder: Path, sample, **changes: object) -> None:
         ({"id": "toy-7"}, "its JSON says id 'toy-7'"),
         ({"split": "test"}, "split 'test'"),
         ({"task": "nothing"}, "task 'nothing'"),
-        ({"label": "ugly"}, "'ugly' is not a legal answer of task 'mood'"),
-        ({"label": None, "value": 0}, "0 is not a legal answer of task 'mood'"),
-        ({"task": "score"}, "'bad' is not a legal answer of task 'score'"),
-        ({"task": "score", "label": None, "value": 7}, "7 is not a legal answer of task 'score'"),
-        ({"language": "xx"}, "language 'xx'"),
-        ({"language": "zh"}, "language 'zh'"),  # the task knows it, the run has no sample of it
-        ({"dataset": "other"}, "data set 'other'"),
+        ({"label": "ugly"}, "label 'ugly' is not in the label space of task 'mood'"),
+        ({"label": None, "value": 0}, "task 'mood' is a classification; a label and a value exclude each other"),
+        ({"task": "score"}, "task 'score' is a regression; a label and a value exclude each other"),
+        ({"task": "score", "label": None, "value": 7}, r"value 7 is outside the range \[-1, 1\] of task 'score'"),
+        ({"language": "xx"}, "language is 'xx'; task 'mood' knows en, zh"),
+        ({"language": "zh"}, "language is 'zh'; the manifest names en"),  # the task knows it
+        ({"dataset": "other"}, "data set is 'other'; this folder holds 'toy'"),
         ({"text": "  "}, "declared present"),
         ({"context": [["a", "b"]] * 13}, "13 turns of context"),
         ({"context": {"ab": 1, "cd": 2}}, "malformed"),
         ({"context": [{"a": 1, "b": 2}]}, "malformed"),
-        ({"turn": -1}, "turn -1"),
+        ({"turn": -1}, "turn is -1; turns count from 0"),
     ],
 )
 def test_a_sample_that_contradicts_its_folder(good, sample, equal, changes, message):

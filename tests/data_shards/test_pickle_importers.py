@@ -143,9 +143,17 @@ def test_mmsa_repairs_and_counts(tmp_path):
     assert samples["mosei-valid_vid-0-0"].modalities == ("audio", "vision")
     audio, vision = manifest["source"]["features"]["audio"], manifest["source"]["features"]["vision"]
     assert audio["numbers_not_finite_set_to_0"] == 1 + 5 * 74
-    assert (audio["clips_with_non_finite_set_to_0"], audio["clips_without_frames"]) == (2, 1)
+    assert (audio["clips_with_non_finite_set_to_0"], audio["clips_without_frames"], audio["clips_of_zeros"]) == (
+        2,
+        0,
+        1,
+    )
     assert (audio["clips_longer_than_the_array_cut"], audio["clips_beyond_fp16"]) == (1, 0)
-    assert (vision["numbers_not_finite_set_to_0"], vision["clips_without_frames"]) == (1, 2)
+    assert (vision["numbers_not_finite_set_to_0"], vision["clips_without_frames"], vision["clips_of_zeros"]) == (
+        1,
+        1,
+        1,
+    )
     assert (vision["numbers_beyond_fp16"], vision["clips_beyond_fp16"], vision["clips_found"]) == (2, 1, 7)
 
 
@@ -243,19 +251,20 @@ def test_labels_of_one_modality_alone(tmp_path):
     for part in data.values():
         part |= {column: rng.integers(-5, 6, len(part["id"])) / 5 for column in columns.values()}
     data["train"]["regression_labels_T"][2] = np.nan
+    data["valid"]["regression_labels_A"] = [float(data["valid"]["regression_labels_A"][0]), None]
     data["test"]["vision_lengths"][0] = 0
     source = write(tmp_path / "x.pkl", data)
     assert len(import_mmsa(source, tmp_path / "plain", "simsv2")["tasks"]) == 1, "off unless asked for"
     manifest = import_mmsa(source, tmp_path / "out", "simsv2", modality_labels=True)
     plain, samples = by_id(tmp_path / "plain"), by_id(tmp_path / "out")
-    assert len(samples) == 4 * 9 - 2
+    assert len(samples) == 4 * 9 - 3
     for split, part in data.items():
         for row, clip in enumerate(part["id"]):
             key = f"simsv2-{clip.replace('$_$', '-')}"
             assert samples[key].to_json() == plain[key].to_json()
             for modality, column in columns.items():
                 sample = samples.pop(f"{key}-{modality}", None)
-                if (split, row, modality) in (("train", 2, "text"), ("test", 0, "vision")):
+                if (split, row, modality) in (("train", 2, "text"), ("valid", 1, "audio"), ("test", 0, "vision")):
                     assert sample is None
                     continue
                 assert (sample.task, sample.modalities) == (f"simsv2-sentiment-{modality}", (modality,))
@@ -272,7 +281,7 @@ def test_labels_of_one_modality_alone(tmp_path):
     assert manifest["splits"]["train"]["missing"]["text"] == 8
     assert manifest["source"]["modality_labels"] == {
         "text": {"samples": 8, "clips_without_the_modality": 0, "clips_without_the_label": 1},
-        "audio": {"samples": 9, "clips_without_the_modality": 0, "clips_without_the_label": 0},
+        "audio": {"samples": 8, "clips_without_the_modality": 0, "clips_without_the_label": 1},
         "vision": {"samples": 8, "clips_without_the_modality": 1, "clips_without_the_label": 0},
     }
     question = {t["name"]: t["questions"]["zh"] for t in manifest["tasks"]}
@@ -366,16 +375,16 @@ def spoil(data: dict[str, Any], case: str) -> Any:
         "other keys": r"its keys are \['2', 'a'\]",
         "split is no dict": "test: is a int",
         "no label": "train: has no regression_labels",
-        "label out of range": r"train, row 2, id 'train_vid-1\$_\$2': value 3.4 is outside the range",
+        "label out of range": r"train, row 2, id 'train_vid-1\$_\$2': .*value 3.4 is outside the range",
         "label is NaN": "row 2.*value nan is outside",
-        "label is a word": "row 0.*value nan is outside",
+        "label is a word": "row 0.*regression_labels is 'x'; a number is needed",
         "same id in two splits": r"test, row 1, id 'train_vid-0\$_\$0': the id occurs in train already",
         "same id twice": "train, row 1.* the id occurs in train already",
         "id without clip": r"row 1.*not of the form video_id\$_\$clip_id",
         "id is a number": "row 1 of id is not text",
         "too few texts": "raw_text has 3 rows; id has 4",
         "text is a number": "row 3 of raw_text is a int",
-        "flat features": r"audio is \[500, 5\]",
+        "flat features": r"audio is float32 \[500, 5\]",
         "fewer features": "vision has 3 rows; id has 4",
         "other width": "audio has width 4; this folder's is 5",
         "half a length": "row 1 of audio_lengths is 1.5",

@@ -265,15 +265,16 @@ def test_http_reads_each_chunk_once(http, shards, options):
 )
 def test_http_faults_are_tried_again_and_logged(kind, reason, http, shards, options, caplog):
     storage = RemoteStorage(http.url, options())
-    storage.read_timeout = 0.5
-    storage._processes.clear()  # connects anew, with the timeout
+    if kind == "hang":  # elsewhere a busy machine must not be taken for one
+        storage.read_timeout = 0.5
+        storage._processes.clear()  # connects anew, with the timeout
     name = first_shard(shards)
     size = storage.size(name)
     http.fault(kind, times=2, name=name)
     with caplog.at_level(logging.WARNING, "egmf_shards"):
         expect(storage, shards, [(name, CHUNK, 500)])
     logged = [record.getMessage() for record in caplog.records]
-    assert len(logged) == 2
+    assert len(logged) == 2 or (kind == "hang" and len(logged) > 2), logged
     assert all(f"{name}, bytes {CHUNK} to {2 * CHUNK - 1}: " in line and reason in line for line in logged), logged
 
     http.fault(kind, times=4, name=name)
@@ -322,7 +323,7 @@ def test_one_read_ends_in_time_with_all_its_tries(kind, tried, what, http, shard
     begun = time.monotonic()
     with pytest.raises(UnreachableError, match=rf"(its size|bytes 0 to .*): cannot be read, tried {tried}"):
         storage.view(name, 0, 1)
-    assert time.monotonic() - begun < 5  # the default is 300
+    assert time.monotonic() - begun < 100  # 0.4 s and what a busy machine adds; the default is 300
 
 
 @needs_http
@@ -366,7 +367,7 @@ def test_a_head_that_fails_is_no_missing_file(http, shards, options, caplog):
 def test_http_stopped_and_started_again(http, shards, options, caplog):
     storage = RemoteStorage(http.url, options(retries=8, first_wait=0.05))
     expect(storage, shards, slices(shards, 4))
-    back = http.away(0.5)
+    back = http.away(lambda: bool(caplog.records))
     expect(storage, shards, slices(shards, 20, seed=1))
     back.join()
     assert caplog.records  # it was really away
@@ -487,7 +488,7 @@ def test_the_stream_over_http_outlives_disconnects(http, shards, options, equal,
     for number in range(len(local)):
         if number < 3:
             http.fault("cut")
-        back = http.away(0.3) if number == 4 else None
+        back = http.away(lambda: "ClientConnectorError" in caplog.text) if number == 4 else None
         got.append(next(run))
         if back:
             back.join()
@@ -506,7 +507,7 @@ def test_the_stream_over_s3_outlives_disconnects(s3, shards, options, equal, cap
     for number in range(len(local)):
         if number < 3:
             s3.wire.break_after = 700  # an answer has some 500 bytes of headers and CHUNK of body
-        back = s3.away(0.3) if number == 4 else None
+        back = s3.away(lambda: caplog.text.count("ClientPayloadError") < len(caplog.records)) if number == 4 else None
         got.append(next(run))
         if back:
             back.join()

@@ -213,7 +213,8 @@ CASES = {
     "a name as data": (b"]" + name("numpy", "ndarray") + b"a.", "stands where data should"),
     "a dtype as data": (F4 + b".", "stands where data should"),
     "structured dtype": (name("numpy", "dtype") + b"]\x89\x88\x87R.", "a call of 'numpy.dtype'"),
-    "void dtype": (name("numpy", "dtype") + text("V8") + b"\x89\x88\x87R.", "a call of 'numpy.dtype'"),
+    "void dtype": (name("numpy", "dtype") + text("V8") + b"\x89\x88\x87R.", "an array of numpy's type 'V8'"),
+    "complex numbers": (name("numpy", "dtype") + text("c8") + b"\x89\x88\x87R.", "an array of numpy's type 'c8'"),
     "dtype with hostile state": (
         F4 + b"(K\x03" + text("<") + b"NN}J\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb.",
         "a dtype",
@@ -288,9 +289,9 @@ CASES = {
 @pytest.mark.parametrize("case", list(CASES))
 def test_hostile_and_damaged_pickles_are_refused(case, tmp_path):
     data, reason = CASES[case]
-    started = time.perf_counter()
+    started = time.process_time()  # not the clock: others use the machine, too
     assert reason in refusal(START + data, tmp_path)
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_files_that_are_no_pickles(tmp_path):
@@ -376,14 +377,14 @@ def test_mutated_pickles_load_to_plain_data_or_are_refused_in_one_line(tmp_path)
     for _ in range(600):
         data = mutate(rng.choice(seeds), rng, fragments)
         tracemalloc.start()
-        started = time.perf_counter()
+        started = time.process_time()
         try:
             assert is_plain(load(data, tmp_path))
             loaded += 1
         except ShardError as error:
             long += not is_short_line(str(error))
         finally:
-            slowest = max(slowest, time.perf_counter() - started)
+            slowest = max(slowest, time.process_time() - started)
             largest = max(largest, tracemalloc.get_traced_memory()[1])
             tracemalloc.stop()
     assert not canary.exists()

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from egmf_shards import ShardError, ShardSet, ShardWriter, Task, Turn, describe
+from egmf_shards.adopt import adopt
+from egmf_shards.verify import verify
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -48,6 +50,38 @@ def test_manifest_counts(folder):
         "score": {"count": 6, "mean": 0.25, "std": 0.0, "min": 0.25, "max": 0.25}
     }
     assert sum(shard["samples"] for shard in manifest["shards"]) == 30
+
+
+def test_statistics_are_of_every_frame_of_the_training_split_alone(tmp_path, folder, sample):
+    """Far from 0, with a small deviation, in a dimension that never changes; the other splits hold other numbers."""
+    rng, samples = np.random.default_rng(0), []
+    for i in range(40):
+        audio = rng.normal([0, 1000, -3e5, 0.1], [1, 0.01, 4, 0], size=(1 + i % 7, 4)).astype(np.float32)
+        split = ("train", "train", "valid", "test")[i % 4]
+        samples.append(sample(i, split=split, modalities=("text", "audio", "vision"), audio=audio + (split != "train")))
+    out = folder(samples=samples)
+    told = json.loads((out / "manifest.json").read_text(encoding="utf-8"))["statistics"]
+    for modality in ("audio", "vision"):
+        x = np.concatenate([getattr(s, modality) for s in samples if s.split == "train"]).astype(np.float64)
+        assert told[modality]["frames"] == len(x)
+        np.testing.assert_allclose(told[modality]["mean"], x.mean(axis=0), rtol=1e-8)
+        std = np.where(x.min(axis=0) == x.max(axis=0), 0, x.std(axis=0))
+        np.testing.assert_allclose(told[modality]["std"], std, rtol=1e-8)
+    assert told["audio"]["std"][3] == 0.0
+
+    # A folder of before has none: it is read all the same, and `egmf shards index --force` adds the same numbers.
+    path = out / "manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    del manifest["statistics"]
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+    assert "statistics" not in ShardSet.open([out], "train").manifests[0]
+    assert verify(out).ok
+    assert adopt(out, force=True)["statistics"] == told
+
+
+def test_a_folder_without_training_samples_has_no_statistics(folder, sample):
+    out = folder(samples=[sample(i, split="test") for i in range(3)])
+    assert json.loads((out / "manifest.json").read_text(encoding="utf-8"))["statistics"] == {}
 
 
 def test_two_tasks_of_one_utterance_count_once(folder, sample):

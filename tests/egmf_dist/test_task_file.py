@@ -19,6 +19,9 @@ def test_the_example_is_a_task():
     assert task.legal_answers("zh") == ("平静", "紧张", "愉快")
 
 
+REGRESSION = "name: x\nkind: regression\nquestions: {en: q}\nlow: -1.0\nhigh: 1.0\nconvention: sims\n"
+
+
 @pytest.mark.parametrize(
     ("text", "error", "message"),
     [
@@ -27,6 +30,10 @@ def test_the_example_is_a_task():
         ("name: x", ShardError, "a task is malformed"),
         ("name: x\nkind: regression\nquestions: {en: q}\nlow: 1\nhigh: 0\nstep: 1", ShardError, "low < high"),
         ("name: x\nkind: regression\nquestions: {en: q}\ncolour: 1", ShardError, "a task is malformed"),
+        (REGRESSION + "step: 0.3", ShardError, "task .*task.yaml: task 'x': step 0.3 does not divide the range"),
+        (REGRESSION.replace("1.0", "5.0") + "step: 0.5", ShardError, "convention 'sims' needs the range .*-1, 1"),
+        (REGRESSION + "step: " + "1" * 5000, EgmfError, "not YAML .a whole number of more than 4300 digits"),
+        ("version https://git-lfs.github.com/spec/v1", EgmfError, "a Git LFS pointer"),
     ],
 )
 def test_a_broken_file_is_one_line(tmp_path, text, error, message):

@@ -11,23 +11,23 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from egmf_shards.errors import ShardError
+from egmf_shards.importers.common import build_sample, done
 from egmf_shards.importers.features import FeatureFolder, feature_source
+from egmf_shards.importers.keys import name, without_modality
 from egmf_shards.importers.modality_labels import ModalityLabels
 from egmf_shards.importers.provenance import provenance
-from egmf_shards.importers.report import say
+from egmf_shards.messages import json_reason, shown
 from egmf_shards.progress import progress
-from egmf_shards.sample import Sample
+from egmf_shards.sample import SPLITS, Sample
 from egmf_shards.task import CLASSIFICATION, Task
 from egmf_shards.writer import ShardWriter
 
 DATASET = "cherma"
-SPLITS = ("train", "valid", "test")
 NEEDED = ("audio_file", "video_file", "video_label")
 MODALITY_LABELS = {"text": "txt_label", "audio": "audio_label", "vision": "visual_label"}
 LABELS = {
@@ -47,7 +47,6 @@ TASK = Task(
     labels=tuple(LABELS.values()),
     answers={"zh": tuple(LABELS)},
 )
-_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def import_cherma(
@@ -68,7 +67,7 @@ def import_cherma(
     """
     root = Path(source)
     alone = ModalityLabels(TASK) if modality_labels else None
-    folders = {m: FeatureFolder(root / name, m) for m, name in (("audio", "audio"), ("vision", "visual"))}
+    folders = {m: FeatureFolder(root / folder, m) for m, folder in (("audio", "audio"), ("vision", "visual"))}
     files = {split: root / f"{split}.json" for split in SPLITS}
     about = provenance("cherma", files.values())
     tasks = [TASK, *(alone.tasks.values() if alone else ())]
@@ -77,22 +76,20 @@ def import_cherma(
             entries = _entries(path)
             for number, entry in enumerate(progress(entries, f"importing CHERMA {split}")):
                 where = f"{path}, entry {number}"
-                sample = _sample(entry, number, where, split, folders)
+                sample = _sample(entry, where, split, folders)
                 # One clip asked about several times is one utterance: it needs a place that all its samples name.
-                writer.write(sample if alone is None else replace(sample, dialogue=sample.id))
+                writer.write(sample if alone is None else replace(sample, dialogue=sample.id), where)
                 if alone:
                     for modality, key in MODALITY_LABELS.items():
                         label = _label(entry, key, where)
                         one = alone.sample(sample, modality, f"{where}, {key}", label=label)
                         if one is not None:
-                            writer.write(replace(one, dialogue=sample.id))
-        writer.source["features"] = feature_source(folders["audio"], folders["vision"])
+                            writer.write(replace(one, dialogue=sample.id), f"{where}, {key}")
+        writer.source |= feature_source(*folders.values())
         if alone:
             writer.source["modality_labels"] = alone.report
         writer.source["text"] = "absent: the files hold features of the text, not its words"
-    assert writer.manifest is not None
-    say(writer.manifest)
-    return writer.manifest
+    return done(writer)
 
 
 def _entries(path: Path) -> list[dict[str, Any]]:
@@ -105,41 +102,39 @@ def _entries(path: Path) -> list[dict[str, Any]]:
     except UnicodeDecodeError as error:
         raise ShardError(f"{path}: not UTF-8 (byte {error.start})") from error
     except (ValueError, RecursionError) as error:
-        raise ShardError(f"{path}: not JSON ({getattr(error, 'msg', 'nested too deeply')})") from error
+        raise ShardError(f"{path}: not JSON ({json_reason(error)})") from error
     if not isinstance(entries, list) or not entries or not all(isinstance(e, dict) for e in entries):
         raise ShardError(f"{path}: a list of entries is needed, each with {', '.join(NEEDED)}")
     return entries
 
 
-def _sample(entry: dict[str, Any], number: int, where: str, split: str, folders: dict[str, FeatureFolder]) -> Sample:
+def _sample(entry: dict[str, Any], where: str, split: str, folders: dict[str, FeatureFolder]) -> Sample:
     for key in NEEDED:
         if not isinstance(entry.get(key), str) or not entry[key]:
-            raise ShardError(f"{where}: {key} is {entry.get(key)!r}; {', '.join(NEEDED)} are needed")
+            raise ShardError(f"{where}: {key} is {shown(entry.get(key))}; {', '.join(NEEDED)} are needed")
     label = _label(entry, "video_label", where)
+    stems = {}
     features = {}
     for modality, key in (("audio", "audio_file"), ("vision", "video_file")):
         file = PurePosixPath(entry[key].replace("\\", "/"))
-        features[modality] = folders[modality].load(
-            [f"{split}/{n}.npy" for n in (file.stem, f"{file.stem}.mp4", file.name)]
-        )
-    # A key is ASCII; clips named otherwise are told apart by their place in the file.
-    clip = file.stem if _KEY.fullmatch(file.stem) else f"{number:05d}"
-    return Sample(
-        id=f"{DATASET}-{split}-{clip}",
-        text="",
+        stems[modality] = file.stem
+        names = [f"{split}/{n}.npy" for n in (file.stem, f"{file.stem}.mp4", file.name)]
+        features[modality] = folders[modality].load(names)
+    clip = stems["vision"]
+    return build_sample(
+        without_modality(name(clip, clip, prefix=f"{DATASET}-{split}"), clip),
+        "",
+        features,
         language="zh",
         task=TASK.name,
         dataset=DATASET,
         split=split,
-        modalities=tuple(m for m, array in features.items() if array is not None),
         label=label,
-        audio=features["audio"],
-        vision=features["vision"],
     )
 
 
 def _label(entry: dict[str, Any], key: str, where: str) -> str:
     label = LABELS.get(entry[key]) if isinstance(entry.get(key), str) else None
     if label is None:
-        raise ShardError(f"{where}: {key} is {entry.get(key)!r}; it must be one of {', '.join(LABELS)}")
+        raise ShardError(f"{where}: {key} is {shown(entry.get(key))}; it must be one of {', '.join(LABELS)}")
     return label

@@ -8,8 +8,8 @@ in the manifest's ``source``:
 * What overlaps a segment by more than 10 microseconds belongs to it, which is the SDK's own rule; segments of MOSEI
   overlap each other, so a word or frame may belong to two. Rows are put in the order of time.
 * The text is the segment's words without the pauses (``sp``).
-* A segment without length, and a video in no split, are left out. A segment without a frame, or with nothing but zeros,
-  lacks the modality. What is not finite or beyond fp16 is treated as ``repairs.py`` says.
+* A segment without length, and a video in no split, are left out. A segment without a frame lacks the modality; what
+  else becomes of the numbers is said in ``repairs.py``.
 * The context is empty, as in ``label_csv.py``; ``turn`` is the segment's place in time.
 
 Read with h5py, one video at a time. Nothing outside of the files is followed: no links, no external or virtual storage.
@@ -23,19 +23,22 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
 from egmf_shards.errors import ShardError
-from egmf_shards.importers.mmsa import sentiment_task
+from egmf_shards.importers.common import build_sample, done
+from egmf_shards.importers.keys import clip_name
 from egmf_shards.importers.provenance import provenance
-from egmf_shards.importers.repairs import Repairs
-from egmf_shards.importers.report import say
+from egmf_shards.importers.repairs import Repairs, without_axes_of_1
+from egmf_shards.importers.sentiment import TaskOptions, check_value, sentiment_task
 from egmf_shards.importers.table import clean_text
+from egmf_shards.messages import json_reason
 from egmf_shards.progress import progress
-from egmf_shards.sample import SPLITS, Sample
+from egmf_shards.sample import FEATURE_MODALITIES, SPLITS, Sample
 from egmf_shards.task import Task
 from egmf_shards.writer import ShardWriter
 
@@ -52,7 +55,6 @@ ROLES = {
 }
 """Which files of a folder serve as what, by the names that the SDK publishes."""
 _SEGMENT = re.compile(r"(.+)\[(\d+)\]")
-_NOT_KEY = re.compile(r"[^A-Za-z0-9_-]")
 
 
 class CsdFile:
@@ -70,6 +72,8 @@ class CsdFile:
                 f"{path}: reading .csd needs h5py; install it with `pip install 'egmf-dist[csd]'`"
             ) from error
         self.path, self._h5py = path, h5py
+        self.with_axes_of_1: set[str] = set()
+        """Ids whose features had axes of 1, which were taken off."""
         try:
             self._file = h5py.File(path, "r")
         except FileNotFoundError as error:
@@ -123,9 +127,14 @@ class CsdFile:
             raise ShardError(f"{where}: damaged") from error
         if features.ndim == 1:
             features = features[:, None]
+        flat = without_axes_of_1(features)
+        if flat.ndim != features.ndim:
+            self.with_axes_of_1.add(key)
+        features = flat
         if features.ndim != 2 or intervals.shape != (len(features), 2) or intervals.dtype.kind not in "fiu":
             raise ShardError(
-                f"{where}: features are {list(features.shape)}, intervals {intervals.dtype} {list(intervals.shape)}; "
+                f"{where}: features are {features.dtype} {list(features.shape)}, "
+                f"intervals {intervals.dtype} {list(intervals.shape)}; "
                 "[T, dim] and numbers [T, 2] are needed"
             )
         return features, intervals.astype(np.float64)
@@ -157,7 +166,7 @@ class _Modality(Repairs):
     def __init__(self, file: CsdFile) -> None:
         super().__init__()
         self.file = file
-        self.found = self.absent = self.zeros = self.frames = 0
+        self.found = self.absent = self.frames = 0
 
     def take(self, video: str, number: int, span: np.ndarray, whole: dict[str, Any]) -> np.ndarray | None:
         """float32 ``[frames, dim]`` of one segment; None: it lacks the modality."""
@@ -168,11 +177,9 @@ class _Modality(Repairs):
             return None
         if part[0].dtype.kind not in "fiu":
             raise ShardError(f"{self.file.path}, {ascii(video)[:80]}: features are {part[0].dtype}; numbers are needed")
-        array = self.finite(part[0][rows])
-        if not array.any():
-            self.zeros += 1
+        array = self.present(self.finite(part[0][rows]))
+        if array is None:
             return None
-        self.count_beyond_fp16(array)
         self.found += 1
         self.frames += len(array)
         return array
@@ -182,8 +189,9 @@ class _Modality(Repairs):
         return {
             "clips_found": self.found,
             "clips_without_frames": self.absent,
-            "clips_of_zeros": self.zeros,
             "frames_kept": self.frames,
+            "sequences_with_axes_of_1_taken_off": len(self.file.with_axes_of_1),
+            "clips_of_zeros": self.clips_of_zeros,
             "clips_with_non_finite_set_to_0": self.clips_with_non_finite_set_to_0,
             "numbers_not_finite_set_to_0": self.numbers_not_finite_set_to_0,
             "clips_beyond_fp16": self.clips_beyond_fp16,
@@ -198,43 +206,61 @@ def overlapping(intervals: np.ndarray, span: np.ndarray) -> np.ndarray:
     return rows[np.argsort(intervals[rows, 0], kind="stable")]
 
 
+class CsdOptions(TaskOptions, total=False):
+    """What may be said about the task, and which file of the folder serves as what; None is the same as left out."""
+
+    labels: str | None
+    """The name of the file of labels in the folder; left out, the one whose name fits (:data:`ROLES`)."""
+    words: str | None
+    audio: str | None
+    vision: str | None
+
+
+@dataclass(frozen=True)
+class _Corpus:
+    """What the samples of all videos have in common, and what is counted over them."""
+
+    files: dict[str, CsdFile]
+    modalities: dict[str, _Modality]
+    dataset: str
+    language: str
+    task: Task
+    counts: Counter[str] = field(default_factory=Counter)
+
+
 def import_csd(
     source: str | os.PathLike[str],
     out: str | os.PathLike[str],
     dataset: str,
     split_file: str | os.PathLike[str],
-    labels: str | None = None,
-    words: str | None = None,
-    audio: str | None = None,
-    vision: str | None = None,
     language: str | None = None,
-    low: float | None = None,
-    high: float | None = None,
-    step: float | None = None,
-    convention: str | None = None,
-    question: str | None = None,
+    **options: Unpack[CsdOptions],
 ) -> dict[str, Any]:
     """Write computational sequences as shards of the task ``<dataset>-sentiment`` and return the manifest.
 
     Args:
-        source: the folder of ``.csd`` files. out: the folder to make; it must not exist. dataset: ``mosi`` or ``mosei``
-            decide all that follows from language on, as for :func:`import_mmsa`. split_file: JSON ``{"train": [video
-            ids], "valid": [...], "test": [...]}``; the files do not hold the standard folds, the SDK does. labels,
-            words, audio, vision: names of files in the folder; left out, the one whose name fits (:data:`ROLES`).
-            Labels are needed; without one of the others that modality is absent.
+        source: the folder of ``.csd`` files.
+        out: the folder to make; it must not exist.
+        dataset: ``mosi`` and ``mosei`` decide language, range, step and convention, as for :func:`import_mmsa`.
+        split_file: JSON ``{"train": [video ids], "valid": [...], "test": [...]}``; the files do not hold the standard
+            folds, the SDK does.
+        language: ``en`` or ``zh``; any other needs ``question``.
+        options: see :class:`CsdOptions`. Labels are needed; without one of the other files that modality is absent.
 
     Raises:
         ShardError: h5py is not installed, a file is missing, damaged or one of several that fit, a video is in two
             splits, a label is outside the range; nothing is left behind.
     """
-    task, language = sentiment_task(dataset, language, low, high, step, convention, question)
-    paths = _files(Path(source), {"labels": labels, "words": words, "audio": audio, "vision": vision})
+    named = {role: options.pop(role, None) for role in ROLES}  # type: ignore[misc]
+    task, language = sentiment_task(dataset, language, options)
+    paths = _files(Path(source), named)
+    about = provenance("csd", [*paths.values(), split_file])
     splits = _splits(Path(split_file))
     with ExitStack() as stack:
         files = {role: stack.enter_context(CsdFile(path)) for role, path in paths.items()}
-        modalities: dict[str, _Modality] = {m: _Modality(files[m]) for m in ("audio", "vision") if m in files}
-        about = provenance("csd", [*paths.values(), split_file])
-        counts: Counter[str] = Counter()
+        modalities = {m: _Modality(files[m]) for m in FEATURE_MODALITIES if m in files}
+        corpus = _Corpus(files, modalities, dataset, language, task)
+        counts = corpus.counts
         with ShardWriter(out, dataset, [task], provenance=about) as writer:
             segments = _segments(files["labels"])
             known = {video for videos in splits.values() for video in videos}
@@ -242,15 +268,11 @@ def import_csd(
             counts["videos_of_a_split_without_labels"] = len(known - segments.keys())
             for split, videos in splits.items():
                 for video in progress([v for v in videos if v in segments], f"importing {dataset} {split}"):
-                    for sample in _video(
-                        video, segments[video], files, modalities, dataset, language, task, split, counts
-                    ):
-                        writer.write(sample)
+                    for sample, where in _video(video, segments[video], corpus, split):
+                        writer.write(sample, where)
             writer.source["features"] = {name: modality.to_json() for name, modality in modalities.items()}
             writer.source["segments"] = dict(counts)
-    assert writer.manifest is not None
-    say(writer.manifest)
-    return writer.manifest
+    return done(writer)
 
 
 def _files(folder: Path, named: dict[str, str | None]) -> dict[str, Path]:
@@ -278,7 +300,7 @@ def _splits(path: Path) -> dict[str, list[str]]:
     except FileNotFoundError as error:
         raise ShardError(f"{path}: there is no such file") from error
     except (ValueError, OSError, RecursionError) as error:
-        raise ShardError(f"{path}: not a readable JSON file ({error})") from error
+        raise ShardError(f"{path}: not a readable JSON file ({json_reason(error)})") from error
     if not isinstance(data, dict) or not data or set(data) - set(SPLITS):
         raise ShardError(f'{path}: {{"train": [video ids], "valid": [...], "test": [...]}} is needed')
     seen: dict[str, str] = {}
@@ -308,17 +330,10 @@ def _segments(labels: CsdFile) -> dict[str, list[tuple[str, int, int]]]:
 
 
 def _video(
-    video: str,
-    segments: list[tuple[str, int, int]],
-    files: dict[str, CsdFile],
-    modalities: dict[str, _Modality],
-    dataset: str,
-    language: str,
-    task: Task,
-    split: str,
-    counts: Counter[str],
-) -> Iterator[Sample]:
-    """The samples of one video, in the order of time."""
+    video: str, segments: list[tuple[str, int, int]], corpus: _Corpus, split: str
+) -> Iterator[tuple[Sample, str]]:
+    """The samples of one video, in the order of time, and where each stands in the file of labels."""
+    files = corpus.files
     whole: dict[str, dict[str, Any]] = {role: {} for role in files}
     labelled = []
     for key, row, number in segments:
@@ -329,28 +344,27 @@ def _video(
         if not len(features) or not features.shape[1] or features.dtype.kind not in "fiu":
             raise ShardError(f"{where}: labels are {features.dtype} {list(features.shape)}; numbers are needed")
         if not intervals[row, 1] - intervals[row, 0] > EPSILON:
-            counts["segments_without_length_left_out"] += 1
+            corpus.counts["segments_without_length_left_out"] += 1
             continue
         labelled.append((intervals[row], number, float(features[row, 0]), where))
     labelled.sort(key=lambda segment: (segment[0][0], segment[1]))
     for turn, (span, number, value, where) in enumerate(labelled):
-        task.check_target(None, value, where)
+        check_value(corpus.task, value, where)
         text = _text(files["words"], video, number, span, whole["words"]) if "words" in files else ""
-        arrays = {name: m.take(video, number, span, whole[name]) for name, m in modalities.items()}
-        yield Sample(
-            id=_NOT_KEY.sub("_", f"{dataset}-{video}-{number}"),
-            text=text,
-            language=language,
-            task=task.name,
-            dataset=dataset,
+        arrays = {name: m.take(video, number, span, whole[name]) for name, m in corpus.modalities.items()}
+        sample = build_sample(
+            clip_name(corpus.dataset, video, str(number), f"{video}[{number}]"),
+            text,
+            arrays,
+            language=corpus.language,
+            task=corpus.task.name,
+            dataset=corpus.dataset,
             split=split,
-            modalities=(*(("text",) if text else ()), *(m for m, array in arrays.items() if array is not None)),
             value=value,
-            dialogue=f"{dataset}-{video}",
+            dialogue=f"{corpus.dataset}-{video}",
             turn=turn,
-            audio=arrays.get("audio"),
-            vision=arrays.get("vision"),
         )
+        yield sample, where
 
 
 def _text(words: CsdFile, video: str, number: int, span: np.ndarray, whole: dict[str, Any]) -> str:

@@ -1,22 +1,27 @@
 """An optional folder of per-clip ``.npy`` features beside a data set's table.
 
 Rules, each counted and told in the manifest: a clip without a file lacks the modality; a file that is unreadable (not
-``.npy``, a pickle, not numbers, not ``[frames, dim]`` or ``[dim]``, empty, not one finite number) counts as lacking;
-what is not finite or beyond fp16 is treated as ``repairs.py`` says. One vector ``[dim]`` is one frame. A folder in
-which not one clip is found is an error: it is the wrong folder, or names its files otherwise.
+``.npy``, a pickle, not real numbers, not ``[frames, dim]`` or ``[dim]``, axes of 1 aside, or empty) counts as lacking,
+and the first ten are named with the reason; what else becomes of the numbers is said in ``repairs.py``. One vector
+``[dim]`` is one frame. A folder in which not one clip is found, or not one can be read, is an error: it is the wrong
+folder, or holds something else.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from egmf_shards import codec
 from egmf_shards.errors import ShardError
-from egmf_shards.importers.repairs import Repairs
+from egmf_shards.foreign import HEAD, foreign_kind
+from egmf_shards.importers.repairs import Repairs, shape_without_axes_of_1
+
+NAMED = 10
+"""Unreadable files that are named."""
 
 
 class FeatureFolder:
@@ -30,6 +35,8 @@ class FeatureFolder:
         self.found = 0
         self.absent = 0
         self.unreadable = 0
+        self.named: list[str] = []
+        """``file: reason`` of the first :data:`NAMED` that are unreadable; files by their place in the folder."""
         self.frames = 0
         self.repairs = Repairs()
         self._example = ""
@@ -39,33 +46,35 @@ class FeatureFolder:
         if self.path is None:
             return None
         self._example = self._example or " or ".join(names)
-        # A name is made from cells of a table: it may not lead out of the folder.
-        inside = [n for n in names if ".." not in PurePosixPath(n).parts and not PurePosixPath(n).is_absolute()]
-        file = next((self.path / name for name in inside if (self.path / name).is_file()), None)
+        file = next((self.path / name for name in names if _inside(name) and _is_file(self.path / name)), None)
         if file is None:
             self.absent += 1
             return None
         self.found += 1
-        array = _read(file)  # of any number type
-        if array is None:
+        read = _read(file)  # of any number type
+        if isinstance(read, str):
             self.unreadable += 1
+            if self.unreadable <= NAMED:
+                self.named.append(f"{file.relative_to(self.path)}: {read}")
             return None
-        array = self.repairs.finite(array)
-        self.repairs.count_beyond_fp16(array)
-        self.frames += len(array)
+        array = self.repairs.present(self.repairs.finite(np.atleast_2d(self.repairs.matrix(read))))
+        self.frames += 0 if array is None else len(array)
         return array
 
-    def report(self) -> dict[str, object] | None:
+    def report(self) -> dict[str, int]:
         """What the manifest's ``source`` says about this folder.
 
         Raises:
-            ShardError: not one clip was found in it.
+            ShardError: not one clip was found in it, or not one could be read.
         """
-        if self.path is None:
-            return None
         if not self.found:
             raise ShardError(
                 f"{self.path}: holds {self.modality} features of not one clip; the first looked for was {self._example}"
+            )
+        if self.found == self.unreadable:
+            raise ShardError(
+                f"{self.path}: the {self.modality} features of not one clip can be read; the first of {self.found} is "
+                f"{self.named[0]}"
             )
         return {
             "clips_found": self.found,
@@ -76,20 +85,47 @@ class FeatureFolder:
         }
 
 
-def _read(file: Path) -> np.ndarray | None:
+def _inside(name: str) -> bool:
+    """A name is made from cells of a table: it may not lead out of the folder."""
+    return ".." not in PurePosixPath(name).parts and not PurePosixPath(name).is_absolute()
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # an id may be longer than a file's name, or hold a NUL
+        return False
+
+
+def _read(file: Path) -> np.ndarray | str:
+    """The array of a ``.npy`` file, or why it is none that is wanted."""
     try:
         with file.open("rb") as opened:
-            layout = codec.array_layout(opened.read(codec.MAX_ARRAY_HEADER))
-            if layout.dtype.kind not in "fiu" or len(layout.shape) not in (1, 2) or not layout.size:
-                return None
+            head = opened.read(max(codec.MAX_ARRAY_HEADER, HEAD))
+            if not head.startswith(b"\x93NUMPY"):
+                other = "a pickle" if head[:1] == b"\x80" else "no .npy file"
+                return foreign_kind(head) or f"{other}; numpy.save(file, array) of numbers [frames, dim] is needed"
+            if b"'|O'" in head[:HEAD]:
+                return "an array of objects; numbers [frames, dim], all of one type, are needed"
+            layout = codec.array_layout(head)
+            if layout.dtype.kind not in "fiu":
+                return f"{layout.dtype} {list(layout.shape)}; real numbers are needed"
+            if len(shape_without_axes_of_1(layout.shape)) not in (1, 2) or not layout.size:
+                return f"{layout.dtype} {list(layout.shape)}; [frames, dim] or [dim] is needed"[:200]
             opened.seek(0)
-            array = codec.parse_array(opened.read())
-    except (OSError, ValueError, MemoryError):
-        return None
-    return np.atleast_2d(array) if np.isfinite(array).any() else None
+            return codec.parse_array(opened.read())
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    except (ValueError, MemoryError) as error:
+        return str(error) or type(error).__name__
 
 
-def feature_source(audio: FeatureFolder, vision: FeatureFolder) -> dict[str, dict[str, object]]:
-    """The reports of the folders that were given, by modality."""
-    reports = {folder.modality: folder.report() for folder in (audio, vision)}
-    return {modality: report for modality, report in reports.items() if report is not None}
+def feature_source(*folders: FeatureFolder) -> dict[str, dict[str, Mapping[str, int] | list[str]]]:
+    """What the manifest's ``source`` says about the folders that were given: ``features``, and where files could not be
+    read ``unreadable``, each by modality."""
+    given = [folder for folder in folders if folder.path is not None]
+    features: dict[str, Mapping[str, int] | list[str]] = {folder.modality: folder.report() for folder in given}
+    unreadable: dict[str, Mapping[str, int] | list[str]] = {
+        folder.modality: folder.named for folder in given if folder.named
+    }
+    return {"features": features} | ({"unreadable": unreadable} if unreadable else {})

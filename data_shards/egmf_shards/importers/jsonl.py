@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,20 +20,19 @@ from pathlib import Path
 from typing import Any
 
 from egmf_shards.errors import ShardError
+from egmf_shards.importers.common import build_sample, check_dataset, done
 from egmf_shards.importers.features import FeatureFolder, feature_source
+from egmf_shards.importers.keys import name as key_name
 from egmf_shards.importers.provenance import provenance
-from egmf_shards.importers.report import say
 from egmf_shards.importers.table import clean_text
+from egmf_shards.messages import json_reason, shown
 from egmf_shards.progress import progress
-from egmf_shards.sample import MAX_CONTEXT_TURNS, Sample, Turn
+from egmf_shards.sample import MAX_CONTEXT_TURNS, SPLITS, Sample, Turn
 from egmf_shards.task import CLASSIFICATION, Task
 from egmf_shards.writer import ShardWriter
 
-SPLITS = ("train", "valid", "test")
 NEEDED = ("id", "split", "text")
 OPTIONAL = ("label", "value", "language", "speaker", "dialogue", "turn", "context", "audio", "vision")
-_KEY = re.compile(r"[A-Za-z0-9_-]+")
-_DATASET = re.compile(r"[A-Za-z0-9_-]+")
 
 
 @dataclass(frozen=True)
@@ -48,14 +46,14 @@ class Line:
         """A string field."""
         value = self.data.get(key, default)
         if not isinstance(value, str):
-            raise ShardError(f"{self.where}: {key} is {value!r}; a string is needed")
+            raise ShardError(f"{self.where}: {key} is {shown(value)}; a string is needed")
         return value
 
     def turn(self) -> int | None:
         """The utterance's place in its dialogue, or None where it is not given."""
         value = self.data.get("turn")
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
-            raise ShardError(f"{self.where}: turn is {value!r}; a whole number from 0 is needed")
+            raise ShardError(f"{self.where}: turn is {shown(value)}; a whole number from 0 is needed")
         return value
 
 
@@ -81,20 +79,18 @@ def import_jsonl(
         ShardError: a line is no JSON object, lacks a field, has an unknown one or a value that does not fit the task;
             an id occurs twice; a feature folder holds no clip. Nothing is left behind.
     """
-    if not _DATASET.fullmatch(dataset):
-        raise ShardError(f"dataset is {dataset!r}; letters, digits, '-' and '_' are needed, such as interviews")
+    check_dataset(dataset)
     folders = [FeatureFolder(audio, "audio"), FeatureFolder(vision, "vision")]
+    about = provenance("jsonl", [source])
     lines = list(_lines(Path(source)))
     if not lines:
         raise ShardError(f"{source}: holds no line")
     before = _preceding(lines)
-    with ShardWriter(out, dataset, [task], provenance=provenance("jsonl", [source])) as writer:
+    with ShardWriter(out, dataset, [task], provenance=about) as writer:
         for number, line in enumerate(progress(lines, f"importing {dataset}")):
-            writer.write(_sample(line, dataset, task, folders, before.get(number, ())))
-        writer.source["features"] = feature_source(*folders)
-    assert writer.manifest is not None
-    say(writer.manifest)
-    return writer.manifest
+            writer.write(_sample(line, dataset, task, folders, before.get(number, ())), line.where)
+        writer.source |= feature_source(*folders)
+    return done(writer)
 
 
 def _lines(path: Path) -> Iterator[Line]:
@@ -107,8 +103,9 @@ def _lines(path: Path) -> Iterator[Line]:
                 try:
                     data = json.loads(text)
                 except (ValueError, RecursionError) as error:
-                    reason = getattr(error, "msg", "nested too deeply")
-                    raise ShardError(f"{where}: not JSON ({reason}); one object a line is needed") from error
+                    raise ShardError(
+                        f"{where}: not JSON ({json_reason(error)}); one object a line is needed"
+                    ) from error
                 if not isinstance(data, dict):
                     raise ShardError(f"{where}: holds a {type(data).__name__}; one JSON object a line is needed")
                 for key in NEEDED:
@@ -149,8 +146,8 @@ def _preceding(lines: list[Line]) -> dict[int, tuple[Turn, ...]]:
 
 def _sample(line: Line, dataset: str, task: Task, folders: list[FeatureFolder], before: tuple[Turn, ...]) -> Sample:
     key, split = line.text("id"), line.text("split")
-    if not _KEY.fullmatch(key):
-        raise ShardError(f"{line.where}: id is {key!r}; letters, digits, '-' and '_' are needed")
+    if not key:
+        raise ShardError(f"{line.where}: id is ''; at least one character is needed")
     if split not in SPLITS:
         raise ShardError(f"{line.where}: split is {split!r}; it must be one of {', '.join(SPLITS)}")
     language = line.text("language", task.languages[0] if len(task.languages) == 1 else "")
@@ -168,22 +165,20 @@ def _sample(line: Line, dataset: str, task: Task, folders: list[FeatureFolder], 
                 f"give the folder of {folder.modality} features"
             )
         features[folder.modality] = folder.load([name or f"{key}.npy"])
-    return Sample(
-        id=key,
-        text=text,
+    return build_sample(
+        key_name(key, key),
+        text,
+        features,
         language=language,
         task=task.name,
         dataset=dataset,
         split=split,
-        modalities=(*(("text",) if text else ()), *(m for m, array in features.items() if array is not None)),
         label=label,
         value=value,
         speaker=line.text("speaker"),
         dialogue=line.text("dialogue"),
         turn=line.turn() or 0,
         context=_context(line, before),
-        audio=features["audio"],
-        vision=features["vision"],
     )
 
 
@@ -192,15 +187,14 @@ def _target(line: Line, task: Task) -> tuple[str | None, float | None]:
     if wanted not in line.data or other in line.data:
         raise ShardError(f"{line.where}: a {task.kind} needs {wanted!r}, and no {other!r}")
     if wanted == "label":
-        label: str | None = line.text("label")
-        value: float | None = None
-    else:
-        given = line.data["value"]
-        if not isinstance(given, int | float) or isinstance(given, bool) or not math.isfinite(given):
-            raise ShardError(f"{line.where}: value is {given!r}; a number is needed")
-        label, value = None, float(given)
-    task.check_target(label, value, line.where)
-    return label, value
+        label = line.text("label")
+        task.check_target(label, None, line.where)
+        return label, None
+    given = line.data["value"]
+    if not isinstance(given, int | float) or isinstance(given, bool) or not abs(given) < math.inf:
+        raise ShardError(f"{line.where}: value is {shown(given)}; a number is needed")
+    task.check_target(None, given, line.where)  # before float(), which holds no number of 400 digits
+    return None, float(given)
 
 
 def _context(line: Line, before: tuple[Turn, ...]) -> tuple[Turn, ...]:

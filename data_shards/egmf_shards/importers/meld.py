@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from egmf_shards.errors import ShardError
+from egmf_shards.importers.common import build_sample, done
 from egmf_shards.importers.features import FeatureFolder, feature_source
+from egmf_shards.importers.keys import name as key_name
 from egmf_shards.importers.provenance import provenance
-from egmf_shards.importers.report import say
 from egmf_shards.importers.table import Row, clean_text, read_csv
 from egmf_shards.progress import progress
 from egmf_shards.sample import MAX_CONTEXT_TURNS, Sample, Turn
@@ -48,9 +49,11 @@ def import_meld(
     """Write MELD as shards and return the manifest.
 
     Args:
-        source: the folder that holds the three ``*_sent_emo.csv``. out: the folder to make; it must not exist. audio:
-            a folder of features ``{train,dev,test}/dia{D}_utt{U}.npy``, float ``[frames, dim]`` or ``[dim]``;
-            optional. vision: likewise.
+        source: the folder that holds the three ``*_sent_emo.csv``.
+        out: the folder to make; it must not exist.
+        audio: a folder of features ``{train,dev,test}/dia{D}_utt{U}.npy``, float ``[frames, dim]`` or ``[dim]``;
+            optional.
+        vision: likewise.
 
     Raises:
         ShardError: a file or column is missing, a label is outside the label space, an id occurs twice, a feature
@@ -66,12 +69,10 @@ def import_meld(
                 dialogues.setdefault(row.integer("Dialogue_ID"), []).append((row.integer("Utterance_ID"), row))
             for number in progress(sorted(dialogues), f"importing MELD {name}"):
                 turns = sorted(dialogues[number], key=_utterance_number)
-                for sample in _dialogue(split, name, number, turns, folders):
-                    writer.write(sample)
-        writer.source["features"] = feature_source(*folders)
-    assert writer.manifest is not None
-    say(writer.manifest)
-    return writer.manifest
+                for sample, (_, row) in zip(_dialogue(split, name, number, turns, folders), turns, strict=True):
+                    writer.write(sample, row.where)
+        writer.source |= feature_source(*folders)
+    return done(writer)
 
 
 def _utterance_number(turn: tuple[int, Row]) -> int:
@@ -96,21 +97,19 @@ def _dialogue(
     for utterance, row in turns:
         text, speaker = clean_text(row.cells["Utterance"]), clean_text(row.cells["Speaker"])
         features = {folder.modality: folder.load([f"{name}/dia{number}_utt{utterance}.npy"]) for folder in folders}
-        sample = Sample(
-            id=f"{DATASET}-{name}-dia{number}-utt{utterance}",
-            text=text,
+        sample = build_sample(
+            key_name("", f"dia{number}", f"utt{utterance}", prefix=f"{DATASET}-{name}"),
+            text,
+            features,
             language="en",
             task=TASK.name,
             dataset=DATASET,
             split=split,
-            modalities=(*(("text",) if text else ()), *(m for m, array in features.items() if array is not None)),
             label=row.cells["Emotion"].strip().lower(),
             speaker=speaker,
             dialogue=f"{name}-dia{number}",
             turn=utterance,
             context=tuple(past[-MAX_CONTEXT_TURNS:]),
-            audio=features["audio"],
-            vision=features["vision"],
         )
         samples.append(sample)
         past.append(Turn(speaker, text))

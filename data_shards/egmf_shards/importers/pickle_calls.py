@@ -14,6 +14,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from egmf_shards.foreign import FROM_TORCH
+
 MAX_NAME_CHARACTERS = 200
 _SLACK = 1 << 20
 ALLOWED = {
@@ -81,7 +83,8 @@ class Calls:
             self.refuse("damaged (a name that is not text)")
         full = ascii(f"{module[:MAX_NAME_CHARACTERS]}.{name[:MAX_NAME_CHARACTERS]}")[1:-1]
         if (module, name) not in ALLOWED:
-            self.refuse(f"asks for '{full}', which is refused")
+            of_torch = f": it holds tensors, {FROM_TORCH}" if module.partition(".")[0] == "torch" else ""
+            self.refuse(f"asks for '{full}', which is refused{of_torch}")
         return Name(ALLOWED[module, name], full)
 
     def spend(self, count: int) -> None:
@@ -100,6 +103,8 @@ class Calls:
                 made = np.ndarray((0,), np.int8)
                 self.hollow[id(made)] = made
         elif function.kind == "dtype":
+            if args and type(args[0]) is str and not _DTYPE.fullmatch(args[0]):
+                self.refuse(f"an array of numpy's type {ascii(args[0])[:40]}")
             if len(args) in (1, 3) and type(args[0]) is str and _DTYPE.fullmatch(args[0]) and _are_flags(args[1:]):
                 made = DType(args[0])
         elif function.kind == "scalar":

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from egmf_shards.errors import ShardError
+from egmf_shards.foreign import foreign_file
 from egmf_shards.progress import progress
 
-IMPORTER_VERSION = 1
+IMPORTER_VERSION = 2
 """Raised when an importer makes other samples of the same file than before."""
 _CHUNK = 1 << 20
 
@@ -30,13 +31,16 @@ def describe_source(path: str | os.PathLike[str]) -> dict[str, Any]:
     """What provenance says about a source file: its ``file`` name, ``bytes`` and ``sha256`` (read in pieces).
 
     Raises:
-        ShardError: it cannot be read.
+        ShardError: it cannot be read, or is something else than a data set's file (:func:`foreign_kind`).
     """
     path = Path(path)
     digest, size = hashlib.sha256(), 0
     try:
         if not path.is_file():
             raise ShardError(f"{path}: there is no such file")
+        foreign = foreign_file(path)
+        if foreign:
+            raise ShardError(f"{path}: {foreign}")
         with path.open("rb") as file:
             pieces = iter(partial(file.read, _CHUNK), b"")
             for chunk in progress(pieces, f"checksum of {path.name}", total=path.stat().st_size // _CHUNK + 1):

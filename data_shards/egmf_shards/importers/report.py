@@ -1,4 +1,4 @@
-"""What an importer says when it is done: how many samples, and what was missing."""
+"""What an importer says when it is done: how many samples, what was missing, what was repaired or guessed."""
 
 from __future__ import annotations
 
@@ -7,10 +7,19 @@ from typing import Any
 
 
 def say(manifest: dict[str, Any]) -> None:
-    """One line per import on standard error, one per feature modality, one per modality with labels of its own."""
+    """Lines on standard error: one per import, some per feature modality, one per modality with labels of its own."""
     counts = ", ".join(f"{split} {data['samples']}" for split, data in manifest["splits"].items())
-    print(f"{manifest['dataset']}: {counts} samples", file=sys.stderr)
+    source = manifest["source"]
+    lines = [f"{manifest['dataset']}: {counts} samples"]
     for key, what in (("features", ""), ("modality_labels", " labelled alone")):
-        for modality, report in manifest["source"].get(key, {}).items():
+        for modality, report in source.get(key, {}).items():
             told = ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in report.items())
-            print(f"{modality}{what}: {told}", file=sys.stderr)
+            lines.append(f"{modality}{what}: {told}")
+    for modality in source.get("features", {}):
+        if not manifest["dims"].get(modality):
+            lines.append(f"{modality}: not one clip has it")
+    for modality, sides in source.get("padding", {}).items():
+        lines += [f"{modality}: {file} is padded at the {side}" for file, side in sides.items()]
+    for modality, files in source.get("unreadable", {}).items():
+        lines += [f"{modality}: unreadable, so absent: {file}" for file in files]
+    print("\n".join(lines), file=sys.stderr)

@@ -25,6 +25,7 @@ from typing import Any, BinaryIO, NoReturn
 import numpy as np
 
 from egmf_shards.errors import ShardError
+from egmf_shards.foreign import HEAD, foreign_kind
 from egmf_shards.importers.pickle_calls import MAX_NAME_CHARACTERS, Calls, Latin1Text, Name, kind_of
 from egmf_shards.progress import byte_progress
 
@@ -114,13 +115,13 @@ class _Machine:
         self.refuse(f"more than {MAX_OPCODES} steps")
 
     def _check_start(self) -> None:
-        start = self.file.read(4)
+        start = self.file.read(HEAD)
         self.file.seek(0)
         if not start:
             self.refuse("the file is empty")
-        for magic, name in {b"\x1f\x8b": "gzip", b"PK": "zip", b"BZh": "bzip2", b"\xfd7zX": "xz"}.items():
-            if start.startswith(magic):
-                self.refuse(f"a {name} archive; unpack it first")
+        foreign = foreign_kind(start)
+        if foreign:
+            raise ShardError(f"{self.path}: {foreign}")
         if start[0] != 0x80 or len(start) < 2 or not 2 <= start[1] <= 5:
             self.refuse("not a pickle of protocol 2 to 5")
 

@@ -1,0 +1,92 @@
+"""What the importers have in common: names of data sets and splits, and how a sample is put together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from egmf_shards.errors import ShardError
+from egmf_shards.importers.keys import Name
+from egmf_shards.importers.report import say
+from egmf_shards.messages import shown
+from egmf_shards.rules import KEY
+from egmf_shards.sample import Sample
+from egmf_shards.writer import ShardWriter
+
+SPLIT_WORDS = {"train": "train", "valid": "valid", "val": "valid", "dev": "valid", "test": "test"}
+"""What a file calls a split, to our name for it."""
+
+
+def check_dataset(dataset: str) -> None:
+    """Refuse a name of a data set that no key could begin with."""
+    if not KEY.fullmatch(dataset):
+        raise ShardError(f"dataset is {dataset!r}; letters, digits, '-' and '_' are needed, such as simsv2")
+
+
+def split_of(word: str, where: str) -> str:
+    """Our name of the split that a file calls ``word``."""
+    if word not in SPLIT_WORDS:
+        raise ShardError(f"{where}: mode is {word!r}; it must be one of {', '.join(SPLIT_WORDS)}")
+    return SPLIT_WORDS[word]
+
+
+def build_sample(name: Name, text: str, features: Mapping[str, np.ndarray | None], **fields: Any) -> Sample:
+    """A sample whose modalities are those that are there: a text that is not empty, features that are not None.
+
+    Args:
+        name: its key and, where that differs, the id in the source.
+        text: the utterance, cleaned.
+        features: modality to float32 ``[frames, dim]`` or None.
+        fields: the other fields of :class:`Sample`.
+    """
+    present = (*(("text",) if text else ()), *(m for m, array in features.items() if array is not None))
+    return Sample(
+        id=name.key,
+        source_id=name.source_id,
+        text=text,
+        modalities=present,
+        audio=features.get("audio"),
+        vision=features.get("vision"),
+        **fields,
+    )
+
+
+def number(value: Any) -> float | None:
+    """A target as a file holds it: a number, text that reads as one, or either in arrays or lists of one item.
+
+    None: it is none. NaN is a number.
+    """
+    value = unwrapped(value)
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    if isinstance(value, str) and "_" in value:  # which Python would pass over
+        return None
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        return None
+
+
+def unwrapped(value: Any) -> Any:
+    """What stands in an array (0-d, ``[1]``, ``[1, 1]``) or a list of one item, as a plain value; others unchanged."""
+    while True:
+        if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.size == 1):
+            value = value.item()
+        elif isinstance(value, list | tuple) and len(value) == 1:
+            value = value[0]
+        else:
+            return value
+
+
+def not_a_number(where: str, column: str, value: Any) -> ShardError:
+    """The error of a target that :func:`number` cannot read."""
+    return ShardError(f"{where}: {column} is {shown(unwrapped(value))}; a number is needed")
+
+
+def done(writer: ShardWriter) -> dict[str, Any]:
+    """The manifest of a writer that is finished, said aloud."""
+    assert writer.manifest is not None
+    say(writer.manifest)
+    return writer.manifest
