@@ -82,9 +82,12 @@ def measure(job):
 
     engine.optimizer.step = capture
     collator = Collator(tokenizer, tasks, ["en", "zh"], job["dims"], config.data)
-    sums = train_step(engine, [collator(m.samples, m.weights) for m in micro], distributed.device(), world)
+    sums_2 = train_step(
+        engine, [collator(m.samples, m.weights) for m in micro], len(samples), distributed.device(), world
+    )
+    distributed.sum_on_device(sums_2)
     engine.destroy()
-    return {"gradients": gradients, "sums": sums}
+    return {"gradients": gradients, "sums": sums_2.tolist()}
 
 
 main()

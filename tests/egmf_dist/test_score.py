@@ -9,7 +9,8 @@ import pytest
 from egmf_dist.config import BackboneConfig
 from egmf_dist.errors import EgmfError
 from egmf_dist.inference.score import check_selection, evaluate_predictions, selection_score
-from egmf_dist.model.backbone import backbone_identity, load_tokenizer
+from egmf_dist.model.backbone import load_tokenizer
+from egmf_dist.run.identity import backbone_identity
 from egmf_dist.tasks.metrics import metric_names
 
 
