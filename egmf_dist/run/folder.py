@@ -218,6 +218,12 @@ def discard_storage(storage: Path) -> None:
         storage.parent.rmdir()
 
 
+def discard_left_storage(run: Run) -> None:
+    """Remove what killed trainings left of Ray's files; the caller holds the run's lock, so none of them lives."""
+    for storage in run.ray.glob(run.ray_storage("train", "*").name):
+        discard_storage(storage)
+
+
 def changes(run: Run, saved: Config, given: Config) -> dict[str, list[Any]]:
     """The settings in which a run's saved ones and the given ones differ: ``{"training.steps": [old, new]}``.
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from egmf_dist.config import Config
 from egmf_dist.errors import EgmfError
-from egmf_dist.run.folder import Run, check_run, discard_unused, open_run
+from egmf_dist.run.folder import Run, check_run, discard_left_storage, discard_unused, open_run
 from egmf_dist.run.lock import held
 from egmf_launcher import demo
 from egmf_launcher.decide import LaunchArguments
@@ -60,6 +60,7 @@ def train(
             said = stack.enter_context(held(run, launch_token))
             if said is not None:
                 print(f"run {run}: {said}", flush=True)
+            discard_left_storage(run)
 
         def prepare() -> None:
             nonlocal made

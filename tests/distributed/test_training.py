@@ -35,6 +35,7 @@ def config(random_backbone, tmp_path_factory):
             precision="fp32",
             validate_every=12,
             checkpoint_every=9,
+            keep_checkpoints=3,
             log_every=1,
         ),
     )
@@ -54,22 +55,22 @@ def losses(run):
 
 
 def test_resume_gives_the_uninterrupted_runs_losses_bitwise(config, whole, run_ranks, tmp_path):
-    """The copy loses its last checkpoint, as if killed before it; the resumed run repeats steps 19 to 24 exactly.
+    """The copy goes back to its first checkpoint, as if killed after it; the resumed run repeats steps 10 to 24.
 
-    Two loader processes read for it; the uninterrupted run had none.
+    It also repeats the first validation, which gathers the adapter in the middle of a resumed run. Two loader processes
+    read for it; the uninterrupted run had none.
     """
     assert [step for step, *_ in losses(whole)] == list(range(1, 25))
     copy = tmp_path / "copy"
     shutil.copytree(whole, copy)
-    (copy / "checkpoints" / "latest.json").write_text(json.dumps({"checkpoint": "step-0000018"}))
-    shutil.rmtree(copy / "checkpoints" / "step-0000024")
+    (copy / "checkpoints" / "latest.json").write_text(json.dumps({"checkpoint": "step-0000009"}))
     config = replace(config, data=replace(config.data, workers=2))
     open_run(config, Run(copy), "auto")
     run_ranks("training_run.py", 2, {"verb": "train", "config": config, "run": str(copy), "resume": "auto"})
     assert losses(copy) == losses(whole)
     kinds = [(r["kind"], r.get("step")) for r in read_records(copy / "metrics.jsonl")]
     assert kinds.count(("valid", 24)) == 1
-    assert kinds.count(("start", 18)) == 1  # it did go on from the checkpoint, and not from the start
+    assert kinds.count(("start", 9)) == 1  # it did go on from the checkpoint, and not from the start
     assert kinds[-1] == ("end", 24)
 
 
