@@ -70,7 +70,7 @@ def test_the_lock_of_a_killed_process_is_taken_over_and_that_is_said(run):
 
 def test_a_loader_process_does_not_keep_the_lock_of_its_dead_trainer(run):
     """DataLoader forks; what a fork inherits must not be the lock."""
-    process = start(run, "import os; child = os.fork(); print(child, flush=True) if child else None; time.sleep(60)")
+    process = start(run, "import os; os.fork() or print(os.getpid(), flush=True); time.sleep(60)")
     assert process.stdout is not None
     child = int(process.stdout.readline())
     try:
