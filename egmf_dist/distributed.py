@@ -6,7 +6,7 @@ import contextlib
 import gc
 import os
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,6 +15,9 @@ from egmf_dist.errors import EgmfError
 from egmf_shards.errors import ShardError
 
 T = TypeVar("T")
+
+_hosts: dist.ProcessGroup | None = None
+"""Of :func:`hosts_group`, made at its first use."""
 
 ENVIRONMENT = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -41,6 +44,8 @@ def process_group() -> Iterator[None]:
     try:
         yield
     finally:
+        global _hosts
+        _hosts = None
         if joined and dist.is_initialized():
             # Engines are full of reference cycles that hold the group; one that outlives it aborts the exit.
             gc.collect()
@@ -65,11 +70,25 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
+def hosts_group() -> dist.ProcessGroup | None:
+    """All ranks, for numbers that are on the hosts: beside NCCL a group of gloo's, so that no rank waits for its GPU to
+    learn what another one has read. None means the default group. Every rank must call this."""
+    global _hosts
+    if _hosts is None and "gloo" not in dist.get_backend():
+        _hosts = dist.new_group(backend="gloo")
+    return _hosts
+
+
 def sum_over_ranks(values: list[float]) -> list[float]:
-    """Element-wise sum over ranks, in float64 so that counts stay exact."""
-    tensor = torch.tensor(values, dtype=torch.float64, device=device())
-    dist.all_reduce(tensor)
+    """Element-wise sum of host numbers over ranks, in float64 so that counts stay exact."""
+    tensor = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(tensor, group=hosts_group())
     return [float(v) for v in tensor.tolist()]
+
+
+def sum_on_device(tensor: torch.Tensor) -> None:
+    """Sum a tensor over ranks where it is, in place; nothing waits for it."""
+    dist.all_reduce(tensor)
 
 
 def gather_objects(value: Any) -> list[Any] | None:
@@ -109,8 +128,16 @@ def failing_together() -> Iterator[None]:
         message = str(error)
     (failed,) = sum_over_ranks([float(message is not None)])
     if failed:
-        messages = share_objects([message] if message is not None else [])
-        raise EgmfError(messages[0])
+        raise_together(message)
+
+
+def raise_together(message: str | None) -> NoReturn:
+    """Raise on every rank what the first of the failed ones has to say; the others give None.
+
+    Raises:
+        EgmfError: always.
+    """
+    raise EgmfError(share_objects([message] if message is not None else [])[0])
 
 
 def on_rank_zero(action: Callable[[], Any]) -> Any:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from egmf_dist.config import Config, config_from_dict
+from egmf_dist.run.folder import Run
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
@@ -14,8 +15,13 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
 
     Jobs::
 
-        {"verb": "train", "config": {...}, "run": PATH, "resume": "auto"|"never"|PATH, "console": bool}
-        {"verb": "evaluate", "run": PATH, "split": NAME, "remove": [...], "remove_each": bool, "console": bool}
+        {"verb": "train", "config": {...}, "run": PATH, "resume": "auto"|"never"|PATH, "launch": TOKEN,
+         "changed": {...}, "console": bool}
+        {"verb": "evaluate", "run": PATH, "split": NAME, "remove": [...], "remove_each": bool, "launch": TOKEN,
+         "shards": [...], "backbone": PATH, "console": bool}
+
+    Where ranks were started by somebody else each has made its own job; rank 0 has looked at the run's folder and
+    taken its lock, so its job is done by all. ``launch`` and what follows it may be left out.
 
     Returns:
         The job's result, on every rank.
@@ -23,16 +29,20 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     Raises:
         EgmfError, ShardError: bad input, on every rank.
     """
-    from egmf_dist.distributed import process_group
+    from egmf_dist.distributed import broadcast_object, process_group
 
     # DeepSpeed calls collectives that torch 2.13 has renamed, and says so at every call.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed|transformers|deepspeed")
     with process_group():
+        job = broadcast_object(job) | {"console": job["console"]}
+        run = Run(Path(job["run"]))
         if job["verb"] == "train":
-            from egmf_dist.training.loop import train
+            from egmf_dist.training.loop import Start, train
 
             config: Config = config_from_dict(job["config"])
-            return train(config, Path(job["run"]), job["resume"], job["console"])
-        from egmf_dist.inference.evaluate import evaluate
+            start = Start(job["resume"], job.get("launch"), job.get("changed", {}), job["console"])
+            return train(config, run, start)
+        from egmf_dist.inference.evaluate import Places, evaluate
 
-        return evaluate(Path(job["run"]), job["split"], job["remove"], job["remove_each"], job["console"])
+        places = Places(job.get("shards"), job.get("backbone"))
+        return evaluate(run, job["split"], job["remove"], job["remove_each"], places, job["console"])

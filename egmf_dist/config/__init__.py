@@ -6,6 +6,7 @@ from egmf_dist.config.load import (
     config_from_namespace,
     dump_config,
     load_config,
+    read_directory,
 )
 from egmf_dist.config.schema import (
     BackboneConfig,
@@ -31,5 +32,6 @@ __all__ = [
     "config_from_namespace",
     "dump_config",
     "load_config",
+    "read_directory",
     "validate",
 ]

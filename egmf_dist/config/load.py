@@ -14,6 +14,11 @@ import yaml
 from egmf_dist.config.schema import Config
 from egmf_dist.config.validate import validate
 from egmf_dist.errors import EgmfError
+from egmf_dist.files import write_text
+from egmf_dist.run.formats import KEY, check_format, stamped
+
+DIRECTORY = "directory"
+"""Key of a run's ``config.yaml``: the folder in which its relative paths start."""
 
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -21,9 +26,36 @@ jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The sections of a YAML file of settings; one with nothing below it (``model:``) is left out: it means defaults.
 
+    What a run's ``config.yaml`` says beside its sections (``format``, ``directory``) is left out, too: as settings of
+    another run its paths are read as any other file's.
+
     Raises:
         EgmfError: the file is missing, not YAML in UTF-8 or not a mapping, a key is unknown or a value has the wrong
-            type. Rules between values are not checked: options may still change them.
+            type, or a later version wrote it. Rules between values are not checked: options may still change them.
+    """
+    sections = read_yaml(path)
+    for key in (KEY, DIRECTORY):
+        sections.pop(key, None)
+    for name, section in sections.items():
+        if name in Config.__dataclass_fields__ and not isinstance(section, dict | None):
+            raise EgmfError(
+                f"config {path}: {name} is {section!r}; it must be a section of settings, 'key: value' lines"
+            )
+    sections = {name: section for name, section in sections.items() if section is not None}
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Config, None)
+    try:
+        parser.parse_object(sections)
+    except (jsonargparse.ArgumentError, TypeError) as error:  # TypeError: a key that is no string
+        raise EgmfError(f"config {path}: {one_line(error)}") from error
+    return sections
+
+
+def read_yaml(path: str | os.PathLike[str]) -> dict[Any, Any]:
+    """The mapping in a YAML file of settings.
+
+    Raises:
+        EgmfError: the file is missing, not YAML in UTF-8 or not a mapping, or a later version wrote it.
     """
     try:
         sections = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -42,18 +74,7 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
         found = "is empty" if sections is None else f"holds a {type(sections).__name__}"
         names = ", ".join(Config.__dataclass_fields__)
         raise EgmfError(f"config {path}: {found}; it must hold sections of settings ({names}), as configs/demo.yaml")
-    for name, section in sections.items():
-        if name in Config.__dataclass_fields__ and not isinstance(section, dict | None):
-            raise EgmfError(
-                f"config {path}: {name} is {section!r}; it must be a section of settings, 'key: value' lines"
-            )
-    sections = {name: section for name, section in sections.items() if section is not None}
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(Config, None)
-    try:
-        parser.parse_object(sections)
-    except (jsonargparse.ArgumentError, TypeError) as error:  # TypeError: a key that is no string
-        raise EgmfError(f"config {path}: {one_line(error)}") from error
+    check_format(sections.get(KEY), f"config {path}")
     return sections
 
 
@@ -114,11 +135,29 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     return config_from_namespace(namespace)
 
 
+def read_directory(path: str | os.PathLike[str]) -> Path | None:
+    """The folder in which relative paths of a run's ``config.yaml`` start; None where version 1 wrote it.
+
+    Raises:
+        EgmfError: see :func:`read_yaml`.
+    """
+    found = read_yaml(path).get(DIRECTORY)
+    return Path(found) if isinstance(found, str) else None
+
+
 def one_line(error: Exception) -> str:
     """The parser's message without its line breaks."""
     return " ".join(str(error).split())
 
 
-def dump_config(config: Config, path: str | os.PathLike[str]) -> None:
-    """Write the resolved settings as YAML that :func:`load_config` reads back."""
-    Path(path).write_text(yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+def dump_config(config: Config, path: str | os.PathLike[str], directory: str | os.PathLike[str] | None = None) -> None:
+    """Write the resolved settings as YAML that :func:`load_config` reads back.
+
+    Args:
+        config: the settings.
+        path: the file; a reader sees the old one or the new one.
+        directory: the folder in which relative paths among the settings start.
+    """
+    header = stamped({} if directory is None else {DIRECTORY: os.fspath(directory)})
+    text = yaml.safe_dump(header | asdict(config), sort_keys=False, allow_unicode=True)
+    write_text(Path(path), text)

@@ -2,19 +2,36 @@
 
 Widths, kernel sizes, the number of pseudo tokens, temperatures and LoRA settings are our interpretation of EGMF
 (arXiv 2601.07565 gives none of them), so each is a value here.
+
+A resumed run keeps what decides which samples a global batch holds, what the model is and what the optimiser does. What
+it may change is marked on the field: :func:`free` (speed, retention, logging, where ranks come from, when to stop), or
+``PLACE`` (where data or backbone lie: what lies there must have the hash it had).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
+
+T = TypeVar("T")
+
+ON_RESUME = "on_resume"
+"""Key of a field's metadata: ``free`` or ``place``; a field without it is fixed for a run's life."""
+PLACE = {ON_RESUME: "place"}
+"""Metadata of a field that says where something lies; a resumed run may name another place of the same."""
+
+
+def free(default: T) -> T:
+    """A field that a resumed run may change."""
+    value: T = field(default=default, metadata={ON_RESUME: "free"})
+    return value
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """What is read."""
 
-    shards: list[str] = field(default_factory=list)
+    shards: list[str] = field(default_factory=list, metadata=PLACE)
     """Folders of shards (each with manifest and index): paths, or URLs such as s3://bucket/folder or
     http://host/folder. Several make one joint run."""
     weights: list[float] = field(default_factory=list)
@@ -27,26 +44,26 @@ class DataConfig:
     """Samples of a block."""
     window_blocks: int = 32
     """How many blocks are mixed sample by sample with each other."""
-    group_by_length: bool = False
+    group_by_length: bool = free(False)
     """Share each global batch out by lengths: alike loads on the ranks, alike lengths in a micro-batch. Global batches
     stay the same; it saves padding where ranks accumulate several micro-batches."""
-    workers: int | None = None
+    workers: int | None = free(None)
     """Processes a rank that read and pack ahead; 0 reads between two steps; null: 2 with a GPU, else 0. The batches
     are the same."""
-    prefetch: int = 2
+    prefetch: int = free(2)
     """Global batches each of them reads ahead."""
-    bad_samples: Literal["strict", "skip", "quarantine"] = "strict"
+    bad_samples: Literal["strict", "skip", "quarantine"] = free("strict")
     """What becomes of a training sample that cannot be read: `strict` stops the run, `skip` gives it weight 0,
     `quarantine` also writes it to quarantine.jsonl and leaves it out from then on. Scoring is always strict."""
-    max_bad_in_a_row: int = 100
+    max_bad_in_a_row: int = free(100)
     """Stop after this many bad samples in a row."""
-    max_bad_fraction: float = 0.01
+    max_bad_fraction: float = free(0.01)
     """Stop when more than this part of an epoch's samples is bad."""
-    cache_dir: str | None = None
+    cache_dir: str | None = free(None)
     """Where pieces of remote shards are kept; null for egmf/shards in the user's cache folder."""
-    cache_gib: float = 10.0
+    cache_gib: float = free(10.0)
     """The most GiB kept there on one machine."""
-    retries: int = 6
+    retries: int = free(6)
     """How often a failed remote read is tried again, waiting twice as long each time."""
     context_turns: int = 3
     """How many preceding turns of the dialogue enter the prompt; 0 for none, at most 12."""
@@ -62,12 +79,17 @@ class DataConfig:
     """Audio and vision features as deviations from the training split's mean, per dimension, at most 10; constant
     dimensions become 0. Off: the features as they are."""
 
+    @property
+    def in_blocks(self) -> bool:
+        """Whether blocks of neighbours are shuffled instead of samples: what ``auto`` comes to."""
+        return self.shuffle == "block" or (self.shuffle == "auto" and any("://" in folder for folder in self.shards))
+
 
 @dataclass(frozen=True)
 class BackboneConfig:
     """The large language model and its adapter."""
 
-    path: str = ""
+    path: str = field(default="", metadata=PLACE)
     """Folder or hub id of any Hugging Face causal language model."""
     revision: str | None = None
     """Hub revision (branch, tag or commit)."""
@@ -113,7 +135,7 @@ class ModelConfig:
     """The experts' text: the backbone's input embeddings (detached), or an embedding of its own that is learnt."""
     dropout: float = 0.0
     """Dropout on the tokens that enter the experts."""
-    kernels: Literal["auto", "reference", "triton"] = "auto"
+    kernels: Literal["auto", "reference", "triton"] = free("auto")
     """What computes the fusion block: `auto` takes the Triton kernels on a GPU and plain torch elsewhere, `reference`
     is plain torch everywhere, `triton` stops with an error where the kernels cannot run."""
     auxiliary_weight: float = 0.5
@@ -126,11 +148,11 @@ class TrainingConfig:
 
     seed: int = 0
     """Seed of initialisation, order and dropout."""
-    steps: int = 1200
-    """Optimiser steps."""
+    steps: int = free(1200)
+    """Optimiser steps. The learning rate's cosine ends here: a resumed run that changes it goes on along another."""
     global_batch: int = 32
     """Samples in one optimiser step, over all ranks and micro-batches."""
-    micro_batch: int = 16
+    micro_batch: int = free(16)
     """The most samples one rank puts through the model at once; the rest is gradient accumulation."""
     learning_rate: float = 3e-4
     """Peak learning rate of the adapter."""
@@ -146,22 +168,22 @@ class TrainingConfig:
     """Arithmetic of the forward and backward pass; the optimiser's copy is always fp32."""
     zero_stage: Literal[1, 2, 3] = 3
     """DeepSpeed ZeRO stage. Where the backbone fits one device, 1 or 2 move only the adapter's bytes."""
-    validate_every: int = 200
+    validate_every: int = free(200)
     """Steps between scorings of the validation split."""
     validation_samples: int = 0
     """Score at most this many validation samples (the same random ones every time); 0 for all."""
     select_by: str = ""
     """Keep the adapter that is best by this TASK.METRIC, such as `emotion.weighted_f1`; empty: the mean over tasks of
     weighted F1 (classification) and Corr (regression)."""
-    patience: int = 0
+    patience: int = free(0)
     """Stop after this many validations without a better score; 0 never stops early."""
-    checkpoint_every: int = 200
+    checkpoint_every: int = free(200)
     """Steps between checkpoints."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = free(2)
     """How many checkpoints stay on disk."""
-    log_every: int = 10
+    log_every: int = free(10)
     """Steps between two lines of metrics."""
-    max_skipped_steps: int = 10
+    max_skipped_steps: int = free(10)
     """Stop after this many steps in a row with a non-finite loss or gradient."""
 
 
@@ -169,9 +191,9 @@ class TrainingConfig:
 class EvaluationConfig:
     """How answers are scored."""
 
-    batch_size: int = 32
+    batch_size: int = free(32)
     """Samples scored at once on one rank; in the sequence way, sequences."""
-    scoring: Literal["auto", "tree", "sequence"] = "auto"
+    scoring: Literal["auto", "tree", "sequence"] = free("auto")
     """How legal answers are scored: `tree` all in one pass over their prefix tree, `sequence` each as a sequence of its
     own (any model), `auto` the tree where the backbone can and both ways agree on a real sample."""
 
@@ -180,9 +202,9 @@ class EvaluationConfig:
 class LaunchConfig:
     """How ranks come to be where Ray starts them."""
 
-    max_failures: int = 0
+    max_failures: int = free(0)
     """How often Ray restarts the group of workers after one died; each restart resumes from the newest checkpoint."""
-    cpus_per_worker: int = 1
+    cpus_per_worker: int = free(1)
     """CPU cores Ray reserves for each worker."""
 
 

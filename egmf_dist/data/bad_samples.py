@@ -23,9 +23,8 @@ from egmf_dist.config import DataConfig
 from egmf_dist.data.loader import Step
 from egmf_dist.errors import EgmfError
 from egmf_dist.files import write_json_lines
+from egmf_dist.run.folder import Run
 from egmf_shards import BadSlot
-
-FILE = "quarantine.jsonl"
 
 
 class Counts(Protocol):
@@ -42,16 +41,16 @@ class BadSamples:
 
     Args:
         config: the policy and its budget.
-        run: the run's folder.
+        run: the run.
         epoch: samples of one epoch.
         global_batch: samples of a step.
         counts: where the run stands; counted up here.
     """
 
-    def __init__(self, config: DataConfig, run: Path, epoch: int, global_batch: int, counts: Counts) -> None:
+    def __init__(self, config: DataConfig, run: Run, epoch: int, global_batch: int, counts: Counts) -> None:
         self.config, self.path, self.epoch, self.global_batch, self.counts = (
             config,
-            run / FILE,
+            run.quarantine,
             epoch,
             global_batch,
             counts,
@@ -68,11 +67,19 @@ class BadSamples:
             write_json_lines(self.path, lines)
         return [int(line["sample"]) for line in lines]
 
-    def take(self, step: Step) -> list[BadSlot]:
-        """Count the step's bad samples, take those in quarantine out of it. Every rank must call this.
+    def leave_out(self, step: Step) -> None:
+        """Give this rank's samples that are in quarantine weight 0, in place."""
+        for batch, slots in zip(step.batches, step.slots, strict=True):
+            for b, slot in enumerate(slots):
+                if slot.index in self.quarantined:
+                    batch.weight_B[b] = 0.0
+
+    def take(self, step: Step, number: int) -> list[BadSlot]:
+        """Count the step's bad samples. Every rank must call this.
 
         Args:
-            step: this rank's part of the global batch at ``counts.position``; weights become 0 in place.
+            step: this rank's part of the global batch at ``counts.position``.
+            number: of bad samples in the whole global batch; most have none, and then no rank hears of another.
 
         Returns:
             On every rank, the global batch's newly met bad samples, in the order of their positions.
@@ -82,11 +89,6 @@ class BadSamples:
         """
         if self.config.bad_samples == "strict":
             return []
-        for batch, slots in zip(step.batches, step.slots, strict=True):
-            for b, slot in enumerate(slots):
-                if slot.index in self.quarantined:
-                    batch.weight_B[b] = 0.0
-        (number,) = distributed.sum_over_ranks([float(len(step.bad))])
         met = sorted(distributed.share_objects(step.bad), key=lambda bad: bad.slot.position) if number else []
         new = [bad for bad in met if bad.slot.index not in self.quarantined]
         if self.config.bad_samples == "quarantine" and new:

@@ -86,8 +86,6 @@ def open_stream(config: Config, shards: ShardSet, rank: int, world: int) -> Stre
         ShardError: the settings do not fit the shards or the number of ranks.
     """
     data, training = config.data, config.training
-    remote = any("://" in folder for folder in data.shards)
-    blocks = data.shuffle == "block" or (data.shuffle == "auto" and remote)
     return Stream(
         shards,
         seed=training.seed,
@@ -96,7 +94,7 @@ def open_stream(config: Config, shards: ShardSet, rank: int, world: int) -> Stre
         rank=rank,
         world=world,
         weights=data.weights,
-        block=data.block_samples if blocks else 0,
+        block=data.block_samples if data.in_blocks else 0,
         window=data.window_blocks,
         by_length=data.group_by_length,
         tolerate=data.bad_samples != "strict",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.progress import Progress
@@ -16,43 +15,47 @@ from egmf_dist.errors import EgmfError
 from egmf_dist.files import write_json, write_json_lines
 from egmf_dist.inference.score import Prediction, evaluate_predictions, score_samples, written
 from egmf_dist.inference.scorer import choose_scorer, longest_sample
-from egmf_dist.model.backbone import backbone_identity
 from egmf_dist.model.build import build_egmf, load_trained, read_backbone
-from egmf_dist.training.checkpoint import find_best
+from egmf_dist.run.folder import Run
+from egmf_dist.run.identity import check_trained
+from egmf_dist.run.places import NOWHERE_ELSE, Places
+from egmf_dist.training.best import find_best
 from egmf_dist.training.engine import deepspeed_settings, initialise_for_scoring, partitioned_loading
 from egmf_shards import ShardSet
 from egmf_shards.sample import MODALITIES
 
 
-def evaluate(run: Path, split: str, remove: Sequence[str], remove_each: bool, console: bool = True) -> dict[str, Any]:
+def evaluate(
+    run: Run,
+    split: str,
+    remove: Sequence[str],
+    remove_each: bool,
+    places: Places = NOWHERE_ELSE,
+    console: bool = True,
+) -> dict[str, Any]:
     """Score a split with the run's best adapter; every rank must call this.
 
     Args:
-        run: the run's folder.
+        run: the run.
         split: ``valid`` or ``test`` (``train`` works too).
         remove: modalities taken away from every sample; the result goes to ``SPLIT-without-A-B.json``.
         remove_each: also score with each modality of the run removed alone, under the key ``removed``.
+        places: where data and backbone lie now.
         console: rank 0 shows progress.
 
     Returns:
         On every rank what ``evaluation/SPLIT.json`` holds.
 
     Raises:
-        EgmfError: nothing is trained yet, or a modality does not exist.
+        EgmfError: nothing is trained yet, a modality does not exist, or data or backbone are not those of the run.
         ShardError: the split is missing or damaged.
     """
-    odd = [m for m in remove if m not in MODALITIES]
-    if odd:
-        raise EgmfError(f"evaluate: modality {odd[0]!r} does not exist; remove any of {', '.join(MODALITIES)}")
-    folder, description = find_best(run)
-    config = config_from_dict(description["config"])
+    check_modalities(remove)
+    # Rank 0 chooses for all: a training beside this may have a better adapter a moment later.
+    folder, description = distributed.on_rank_zero(lambda: find_best(run))
+    config = places.put_into(config_from_dict(description["config"]))
     run_data = RunData.from_json(description["data"])
-    now, then = backbone_identity(config.backbone), description["backbone"]
-    if now != then:
-        raise EgmfError(
-            f"run {run}: the backbone in {config.backbone.path!r} is not the one it was trained with; "
-            "put that one back, or train again"
-        )
+    check_trained(run, config, description)
     shards = open_split(config, split)
     capabilities, collator = read_backbone(config, run_data)
     settings = deepspeed_settings(config, 1)
@@ -109,14 +112,25 @@ def evaluate(run: Path, split: str, remove: Sequence[str], remove_each: bool, co
         if ceilings:
             result["ceilings"] = ceilings
         name = "-without-".join([split, "-".join(remove)]) if remove else split
-        (run / "evaluation").mkdir(exist_ok=True)
+        run.evaluations.mkdir(exist_ok=True)
         # The predictions first, so that a result never stands without them.
-        write_json_lines(run / "evaluation" / f"predictions-{name}.jsonl", [written(row) for row in rows])
-        write_json(run / "evaluation" / f"{name}.json", result)
+        write_json_lines(run.predictions(name), [written(row) for row in rows])
+        write_json(run.evaluation(name), result)
         return result
 
     answer: dict[str, Any] = distributed.on_rank_zero(judge)
     return answer
+
+
+def check_modalities(remove: Sequence[str]) -> None:
+    """Refuse to take away what no sample has.
+
+    Raises:
+        EgmfError: names the modality, and those there are.
+    """
+    odd = [m for m in remove if m not in MODALITIES]
+    if odd:
+        raise EgmfError(f"evaluate: modality {odd[0]!r} does not exist; remove any of {', '.join(MODALITIES)}")
 
 
 def present_modalities(run_data: RunData) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import re
 import sys
@@ -309,22 +308,3 @@ def embedding_rms(embedding: nn.Module, vocabulary: int) -> float:
 
     with GatheredParameters([weight]):
         return measure()
-
-
-def backbone_identity(config: BackboneConfig) -> dict[str, Any]:
-    """What names the base model, to tell whether an adapter is put on the model it was trained with.
-
-    A hub model: id, revision and resolved commit. A folder: hashes of its configuration, tokenizer and weights; of a
-    file over 64 MiB its size and its first MiB, which holds the safetensors header.
-    """
-    folder = Path(config.path)
-    if not folder.is_dir():
-        commit = getattr(load_backbone_config(config), "_commit_hash", None)
-        return {"path": config.path, "revision": config.revision, "commit": commit}
-    digest = hashlib.sha256()
-    for file in sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".bin", ".model")):
-        size = file.stat().st_size
-        with open(file, "rb") as opened:
-            content = opened.read(2**20 if size > 2**26 else size)
-        digest.update(f"{file.name} {size} ".encode() + hashlib.sha256(content).digest())
-    return {"path": config.path, "revision": config.revision, "sha256": digest.hexdigest()}

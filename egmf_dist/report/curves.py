@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from egmf_dist.report.read import RunResults, headline
 from egmf_dist.report.style import COLOURS, FONT, GREY, new_figure, plain, tidy
 
-SMOOTHING = 0.15
-"""Weight of the newest value in the running mean of the loss."""
+SMOOTHING = 6
+"""Records on each side that enter the running mean of the loss."""
 
 
 def training_figure(run: RunResults) -> Figure:
@@ -146,10 +146,15 @@ def number(value: object) -> float:
 
 
 def smooth(values: Sequence[float]) -> list[float]:
-    """Exponential running mean, started at the first value."""
-    out: list[float] = []
-    for value in values:
-        out.append(value if not out else out[-1] + SMOOTHING * (value - out[-1]))
+    """Running mean over as many values before as after each; a mean of the past alone would lag behind a falling loss.
+
+    Towards both ends the window narrows, so that it stays even-sided: a straight line comes out as it is.
+    """
+    sums = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
+    out = []
+    for i in range(len(values)):
+        reach = min(SMOOTHING, i, len(values) - 1 - i)
+        out.append(float(sums[i + reach + 1] - sums[i - reach]) / (2 * reach + 1))
     return out
 
 

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from egmf_dist.errors import EgmfError
-from egmf_dist.training.records import METRICS, read_records
-
-PREDICTIONS = "predictions-"
+from egmf_dist.run.folder import Run
+from egmf_dist.run.records import read_records
 
 
 @dataclass(frozen=True)
@@ -34,28 +33,30 @@ class RunResults:
         return next((record for record in reversed(self.valid) if record.get("best")), None)
 
 
-def read_run(run: Path) -> RunResults:
+def read_run(folder: Path) -> RunResults:
     """Read what there is to draw.
 
     Raises:
         EgmfError: the folder is missing, holds nothing to draw (then it says what to run first), or a file is broken.
     """
-    if not run.is_dir():
+    run = Run(folder)
+    if not folder.is_dir():
         raise EgmfError(f"{run}: no such run; give a run's folder, such as runs/demo")
-    records = read_records(run / METRICS) if (run / METRICS).is_file() else []
-    folder = run / "evaluation"
+    records = read_records(run.metrics) if run.metrics.is_file() else []
+    before, after = run.predictions("*").name.split("*")
     results = RunResults(
-        name=run.resolve().name,
+        name=folder.resolve().name,
         train=_by_step(records, "train"),
         valid=_by_step(records, "valid"),
-        evaluations={path.stem: _evaluation(path) for path in sorted(folder.glob("*.json"))},
+        evaluations={path.stem: _evaluation(path) for path in sorted(run.evaluations.glob("*.json"))},
         predictions={
-            path.stem.removeprefix(PREDICTIONS): _rows(path) for path in sorted(folder.glob(f"{PREDICTIONS}*.jsonl"))
+            path.name.removeprefix(before).removesuffix(after): _rows(path)
+            for path in sorted(run.evaluations.glob(run.predictions("*").name))
         },
     )
     if not (results.train or results.valid or results.evaluations or results.predictions):
         raise EgmfError(
-            f"{run}: nothing to draw yet, neither {METRICS} nor evaluation/SPLIT.json; "
+            f"{run}: nothing to draw yet, neither {run.metrics.name} nor evaluation/SPLIT.json; "
             f"train first (egmf train --run {run} ...), then evaluate (egmf evaluate {run} --split test)"
         )
     return results

@@ -15,6 +15,7 @@ from egmf_dist.report.gates import gates_figure
 from egmf_dist.report.missing import missing_figure
 from egmf_dist.report.read import RunResults, read_run
 from egmf_dist.report.style import save
+from egmf_dist.run.folder import Run
 
 
 def write_report(run: Path, compare: Sequence[Path] = ()) -> list[Path]:
@@ -34,7 +35,7 @@ def write_report(run: Path, compare: Sequence[Path] = ()) -> list[Path]:
     folders = [Path(run), *map(Path, compare)]
     # Everything is read before anything is written.
     results = [read_run(folder) for folder in folders]
-    out = Path(run) / "report"
+    out = Run(folders[0]).report
     out.mkdir(exist_ok=True)
     written = [save(figure, out / f"{name}.png") for name, figure in figures(results[0])]
     if compare:

@@ -1,32 +1,36 @@
-"""Checkpoints: complete or invisible, verified by hash, with position and random state; and the best adapter so far.
+"""Checkpoints: complete or invisible, verified by hash, with position and random state.
 
-A checkpoint is written into a hidden folder, hashed, renamed, and only then pointed to by ``latest.json``; whatever
-dies on the way leaves the previous one in force. DeepSpeed writes the partitions (trained weights and optimiser; the
-frozen backbone is named, not copied).
+A checkpoint is written into a hidden folder, put on the disk, hashed, renamed, and only then pointed to by
+``latest.json``; whatever dies on the way, the power included, leaves the previous one in force. DeepSpeed writes the
+partitions (trained weights and optimiser; the frozen backbone is named, not copied).
+
+``latest.json`` also says which launch moved it last. A group of workers that is started again within a launch goes on
+from there if its launch has moved the pointer, and else does what the launch was told: so an explicit checkpoint is
+kept through restarts, and nothing that another launch left behind is taken for a restart.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from egmf_dist import distributed
 from egmf_dist.errors import EgmfError
-from egmf_dist.files import sha256, write_json
-from egmf_dist.model.build import TRAINED_FILE, trained_parameters
+from egmf_dist.files import remove_folder, replace_folder, sha256, sync_tree, write_json
+from egmf_dist.run.folder import Run, checkpoint_name
+from egmf_dist.run.formats import DamagedError, read_stamped, stamped
+from egmf_dist.run.identity import Identity, check_identity
+from egmf_dist.run.lock import check_held
+from egmf_dist.training.best import point_to_best
 
 STATE = "state"
 RECORD = "checkpoint.json"
-LATEST = "latest.json"
-BEST = "best.json"
 
 
 @dataclass
@@ -47,27 +51,56 @@ class Progress:
     """Samples that could not be read."""
     bad_in_a_row: int = 0
     bad_in_epoch: int = 0
+    prompts_cut: int = 0
+    """Prompts that were too long."""
+    prompt_tokens_cut: int = 0
+    """Tokens they lost."""
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Progress:
+        """From a checkpoint of any version: a counter it lacks is 0, one that is gone is passed over."""
+        return cls(**{f.name: data[f.name] for f in fields(cls) if f.name in data})
 
 
-def checkpoint_name(step: int) -> str:
-    """Folder of the checkpoint taken after ``step`` steps."""
-    return f"step-{step:07d}"
+class Found(NamedTuple):
+    """The checkpoint that a start goes on from."""
+
+    folder: Path
+    progress: Progress
+    identity: Identity
+    skipped: list[str]
+    """Newer ones that were passed over, and why, a sentence each."""
 
 
-def save_checkpoint(engine: Any, run: Path, progress: Progress, identity: dict[str, Any], keep: int) -> None:
+class Resumed(NamedTuple):
+    """Where a start goes on."""
+
+    progress: Progress
+    skipped: list[str]
+    """As :class:`Found`'s."""
+
+
+def save_checkpoint(
+    engine: Any, run: Run, progress: Progress, identity: Identity, keep: int, launch: str | None = None
+) -> None:
     """Write a checkpoint; every rank must call this.
 
     Args:
         engine: DeepSpeed's.
-        run: the run's folder, shared by all ranks.
+        run: the run, whose folder all ranks share.
         progress: where the run stands.
-        identity: what a resume must agree with (world size, data, backbone).
+        identity: what a resume must agree with.
         keep: how many checkpoints stay.
+        launch: this launch's token.
+
+    Raises:
+        EgmfError: another launch has taken the run over.
     """
-    folder = run / "checkpoints"
-    final, temporary = folder / checkpoint_name(progress.step), folder / f".{checkpoint_name(progress.step)}.tmp"
+    final = run.checkpoint(progress.step)
+    temporary = final.with_name(f".{final.name}.tmp")
 
     def prepare() -> None:
+        check_held(run, launch)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
 
@@ -78,179 +111,186 @@ def save_checkpoint(engine: Any, run: Path, progress: Progress, identity: dict[s
         random_state["cuda"] = torch.cuda.get_rng_state()
     save_file(random_state, temporary / f"random-{distributed.rank():05d}.safetensors")
     distributed.barrier()
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        # One rank of each host: what a host has written is in that host's cache.
+        sync_tree(temporary)
+    distributed.barrier()
 
     def publish() -> None:
         files = sorted(p for p in temporary.rglob("*") if p.is_file())
         hashes = {str(p.relative_to(temporary)): sha256(p) for p in files}
-        write_json(temporary / RECORD, {"progress": progress.__dict__, "identity": identity, "sha256": hashes})
+        record = {"progress": progress.__dict__, "identity": identity.to_json(), "sha256": hashes}
+        write_json(temporary / RECORD, stamped(record))
+        check_held(run, launch)
         replace_folder(temporary, final)
-        write_json(folder / LATEST, {"checkpoint": final.name})
+        point_to(run, progress.step, launch)
         prune(run, progress.step, keep)
 
     distributed.on_rank_zero(publish)
 
 
-def replace_folder(temporary: Path, final: Path) -> None:
-    """Rename a finished folder into place; one of the same name is moved aside first and removed last."""
-    aside = final.with_name(f".{final.name}.old")
-    shutil.rmtree(aside, ignore_errors=True)
-    if final.exists():
-        os.rename(final, aside)
-    os.rename(temporary, final)
-    shutil.rmtree(aside, ignore_errors=True)
+def point_to(run: Run, step: int, launch: str | None) -> None:
+    """Make the checkpoint of ``step`` the one to go on from."""
+    write_json(run.latest, stamped({"checkpoint": checkpoint_name(step), "launch": launch}))
 
 
-def prune(run: Path, step: int, keep: int) -> None:
+def prune(run: Run, step: int, keep: int) -> None:
     """Remove what a run that stands at ``step`` no longer needs.
 
     Checkpoints after ``step`` are of a timeline that was given up by resuming from an earlier one; of the others the
     newest ``keep`` stay. Adapters stay that a kept checkpoint calls its best: a resume from it must find them.
     """
-    checkpoints = {int(p.name.removeprefix("step-")): p for p in (run / "checkpoints").glob("step-*")}
+    checkpoints = saved_checkpoints(run)
     kept = sorted(s for s in checkpoints if s <= step)[-keep:]
-    best = {checkpoint_name(recorded_progress(checkpoints[s]).best_step) for s in kept}
+    best, known = set(), True
+    for s in kept:
+        try:
+            best.add(checkpoint_name(read_record(checkpoints[s])[0].best_step))
+        except DamagedError:
+            known = False  # which adapter it needs cannot be told: none goes
     stale = [path for s, path in checkpoints.items() if s not in kept]
-    stale += [path for path in (run / "best").glob("step-*") if path.name not in best]
+    if known:
+        stale += [path for path in run.adapters.glob("step-*") if path.name not in best]
     for path in stale:
-        shutil.rmtree(path)
+        remove_folder(path)
 
 
-def recorded_progress(checkpoint: Path) -> Progress:
-    """The progress a checkpoint was written at."""
-    return Progress(**json.loads((checkpoint / RECORD).read_text(encoding="utf-8"))["progress"])
+def saved_checkpoints(run: Run) -> dict[int, Path]:
+    """The folders of checkpoints by step."""
+    found = {p.name.removeprefix("step-"): p for p in run.checkpoints.glob("step-*")}
+    return {int(step): path for step, path in found.items() if step.isdecimal()}
 
 
-def find_checkpoint(run: Path, resume: str) -> Path | None:
-    """The checkpoint a resume means.
-
-    ``auto`` means the newest (None where there is none yet), a path that one, ``never`` None.
+def read_record(checkpoint: Path) -> tuple[Progress, Identity, dict[str, str]]:
+    """What a checkpoint says of itself: where it was taken, what it belongs to, and the hashes of its files.
 
     Raises:
-        EgmfError: a path was given and is no complete checkpoint.
+        DamagedError: it cannot be read.
+        EgmfError: a later version wrote it.
     """
+    path = checkpoint / RECORD
+    record = read_stamped(path)
+    try:
+        hashes = {str(name): str(digest) for name, digest in record["sha256"].items()}
+        return Progress.from_json(record["progress"]), Identity.from_json(record["identity"], path), hashes
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(f"{path} is damaged (it lacks {error})") from error
+
+
+def verify(checkpoint: Path) -> None:
+    """Compare every file of a checkpoint with its hash.
+
+    Raises:
+        DamagedError: names the first that is missing or damaged.
+    """
+    _, _, hashes = read_record(checkpoint)
+    for name, digest in hashes.items():
+        path = checkpoint / name
+        if not path.is_file():
+            raise DamagedError(f"{path} is missing")
+        if sha256(path) != digest:
+            raise DamagedError(f"{path} is damaged (its hash is not the one in {RECORD})")
+
+
+def find_checkpoint(run: Run, resume: str, launch: str | None = None, hashes: bool = True) -> Found | None:
+    """The checkpoint that a start goes on from, or None where it begins at step 0.
+
+    Args:
+        run: the run.
+        resume: ``auto`` is the newest sound one that is no later than what ``latest.json`` names (None where there is
+            no checkpoint at all), a path that one, ``never`` None.
+        launch: this launch's token. If it stands in ``latest.json``, the workers of this launch were started again
+            after they had gone on or saved, and go on from there whatever ``resume`` says.
+        hashes: compare files with their hashes; without, only records are read.
+
+    Raises:
+        EgmfError: the path given is no sound checkpoint of this run; or checkpoints are there and not one is sound: a
+            run does not begin anew without a word.
+    """
+    pointed = _pointed(run)
+    if launch is not None and pointed is not None and pointed.get("launch") == launch:
+        resume = "auto"
     if resume == "never":
         return None
-    if resume == "auto":
-        pointer = run / "checkpoints" / LATEST
-        if not pointer.is_file():
-            return None
-        found = pointer.parent / str(json.loads(pointer.read_text(encoding="utf-8"))["checkpoint"])
-    else:
-        found = Path(resume)
-        if (run / "checkpoints").resolve() != found.resolve().parent:
-            raise EgmfError(f"resume {found}: not a checkpoint of run {run}; give {run}/checkpoints/step-N or auto")
-    if not (found / RECORD).is_file():
+    if resume != "auto":
+        path = Path(resume)
+        if run.checkpoints.resolve() != path.resolve().parent:
+            raise EgmfError(f"resume {path}: not a checkpoint of run {run}; give {run.checkpoints}/step-N or auto")
+        try:
+            return _sound(path, hashes, [])
+        except DamagedError as error:
+            raise EgmfError(f"resume {path}: {error}; give another one, {run.checkpoints}/step-N, or auto") from error
+    saved = saved_checkpoints(run)
+    skipped = []
+    newest = max(saved, default=0)
+    if pointed is not None:
+        name = str(pointed.get("checkpoint"))
+        number = name.removeprefix("step-")
+        newest = int(number) if number.isdecimal() else newest
+        if newest not in saved:
+            skipped.append(f"checkpoint {run.checkpoints / name} is missing")
+    elif saved or run.latest.exists():
+        skipped.append(f"{run.latest} cannot be read, so the newest checkpoint is looked for")
+    for step in sorted((s for s in saved if s <= newest), reverse=True):
+        try:
+            return _sound(saved[step], hashes, skipped)
+        except DamagedError as error:
+            skipped.append(f"checkpoint {checkpoint_name(step)} was passed over: {error}")
+    if skipped:
         raise EgmfError(
-            f"resume {found}: no complete checkpoint there ({RECORD} is missing); "
-            "give runs/NAME/checkpoints/step-N or auto"
+            f"run {run}: no sound checkpoint to go on from: {'; '.join(skipped)}; "
+            "put one back from a copy, give one with --resume PATH, or start a new run"
         )
-    return found
+    return None
 
 
-def read_record(checkpoint: Path, identity: dict[str, Any]) -> Progress:
-    """Verify a checkpoint's files and that it belongs to this run.
-
-    Raises:
-        EgmfError: a file is missing or damaged, or the checkpoint was made under another identity; names the
-            difference.
-    """
-    record = json.loads((checkpoint / RECORD).read_text(encoding="utf-8"))
-    for name, digest in record["sha256"].items():
-        path = checkpoint / name
-        if not path.is_file() or sha256(path) != digest:
-            state = "is damaged" if path.is_file() else "is missing"
-            raise EgmfError(f"checkpoint {checkpoint}: {name} {state}; resume from another one with --resume PATH")
-    for key, value in identity.items():
-        if record["identity"].get(key) != value:
-            raise EgmfError(
-                f"checkpoint {checkpoint}: made with {key} {record['identity'].get(key)!r}, this run has {value!r}; "
-                "resume with what it was made with, or start a new run"
-            )
-    return Progress(**record["progress"])
+def _pointed(run: Run) -> dict[str, Any] | None:
+    try:
+        return read_stamped(run.latest)
+    except DamagedError:
+        return None
 
 
-def load_checkpoint(engine: Any, run: Path, resume: str, identity: dict[str, Any]) -> Progress | None:
+def _sound(checkpoint: Path, hashes: bool, skipped: list[str]) -> Found:
+    progress, identity, _ = read_record(checkpoint)
+    if hashes:
+        verify(checkpoint)
+    return Found(checkpoint, progress, identity, skipped)
+
+
+def load_checkpoint(
+    engine: Any, run: Run, resume: str, identity: Identity, launch: str | None = None
+) -> Resumed | None:
     """Restore engine and random state; None where there is nothing to resume. Every rank must call this.
+
+    ``latest.json`` and ``best.json`` then name this checkpoint and its adapter, so that what goes on from it later does
+    not go on from a timeline that was given up.
 
     Raises:
         EgmfError: on every rank alike, if the checkpoint is missing, damaged, or another run's.
     """
 
-    def choose() -> tuple[str, Progress] | None:
-        found = find_checkpoint(run, resume)
-        if found is None:
-            return None
-        progress = read_record(found, identity)
-        # The best adapter goes back in time with the rest: a later one belongs to steps that are about to be repeated.
-        if progress.best_step:
-            write_json(run / "best" / BEST, {"adapter": checkpoint_name(progress.best_step)})
-        return str(found), progress
+    def choose() -> Found | None:
+        found = find_checkpoint(run, resume, launch)
+        if found is not None:
+            check_identity(found.identity, identity, f"checkpoint {found.folder}")
+        return found
 
-    chosen = distributed.on_rank_zero(choose)
-    if chosen is None:
+    found: Found | None = distributed.on_rank_zero(choose)
+    if found is None:
         return None
-    path, progress = chosen
-    loaded, _ = engine.load_checkpoint(path, tag=STATE, load_module_strict=False)
+    loaded, _ = engine.load_checkpoint(str(found.folder), tag=STATE, load_module_strict=False)
     if loaded is None:
-        raise EgmfError(f"checkpoint {path}: DeepSpeed found no state in it")
-    random_state = load_file(Path(path) / f"random-{distributed.rank():05d}.safetensors")
+        raise EgmfError(f"checkpoint {found.folder}: DeepSpeed found no state in it")
+    random_state = load_file(found.folder / f"random-{distributed.rank():05d}.safetensors")
     torch.set_rng_state(random_state["cpu"])
     if "cuda" in random_state and torch.cuda.is_available():
         torch.cuda.set_rng_state(random_state["cuda"])
-    result: Progress = progress
-    return result
 
+    def rewind() -> None:
+        check_held(run, launch)
+        point_to(run, found.progress.step, launch)
+        point_to_best(run, found.progress.best_step)
 
-def gather_trained(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The trained weights, whole, on rank 0's CPU (an empty dictionary elsewhere). Every rank must call this."""
-    parameters = trained_parameters(model)
-    partitioned = [p for p in parameters.values() if hasattr(p, "ds_id")]
-    from deepspeed.runtime.zero import GatheredParameters
-
-    with GatheredParameters(partitioned, enabled=bool(partitioned)):
-        if distributed.rank() != 0:
-            return {}
-        return {name: p.detach().cpu().clone().contiguous() for name, p in parameters.items()}
-
-
-def save_best(model: nn.Module, run: Path, step: int, description: dict[str, Any]) -> None:
-    """Keep the trained weights as the run's best adapter; every rank must call this.
-
-    The one before it goes when no checkpoint names it any more (:func:`prune`).
-
-    Args:
-        model: the module inside the engine.
-        run: the run's folder.
-        step: after how many steps.
-        description: what loading needs (settings, tasks) and what selected it.
-    """
-    weights = gather_trained(model)
-
-    def publish() -> None:
-        folder = run / "best"
-        final, temporary = folder / checkpoint_name(step), folder / f".{checkpoint_name(step)}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        save_file(weights, temporary / TRAINED_FILE)
-        write_json(temporary / "adapter.json", description | {"sha256": sha256(temporary / TRAINED_FILE)})
-        replace_folder(temporary, final)
-        write_json(folder / BEST, {"adapter": final.name})
-
-    distributed.on_rank_zero(publish)
-
-
-def find_best(run: Path) -> tuple[Path, dict[str, Any]]:
-    """Folder and description of a run's best adapter.
-
-    Raises:
-        EgmfError: the run has none yet, or its weights do not have the hash that was written down.
-    """
-    pointer = run / "best" / BEST
-    if not pointer.is_file():
-        what = "no such run" if not run.is_dir() else "nothing trained in it yet (best/best.json is missing)"
-        raise EgmfError(f"run {run}: {what}; train first: egmf train --config FILE.yaml --run {run}")
-    folder = pointer.parent / str(json.loads(pointer.read_text(encoding="utf-8"))["adapter"])
-    description = json.loads((folder / "adapter.json").read_text(encoding="utf-8"))
-    if sha256(folder / TRAINED_FILE) != description["sha256"]:
-        raise EgmfError(f"{folder / TRAINED_FILE} is damaged: its hash is not the one in adapter.json")
-    return folder, description
+    distributed.on_rank_zero(rewind)
+    return Resumed(found.progress, found.skipped)

@@ -96,7 +96,25 @@ def initialise(config: Config, model: nn.Module, settings: dict[str, Any]) -> tu
     peaks = [float(g["lr"]) for g in groups]
     optimizer = torch.optim.AdamW(groups)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+    register_lists(engine.module)
     return engine, peaks
+
+
+def register_lists(model: nn.Module) -> None:
+    """Tell ZeRO-3 which module uses the parameters of a list: a list runs no forward of its own.
+
+    DeepSpeed finds out by itself where it meets such a parameter partitioned. In a resumed run it does not, because
+    loading gathers small ones; the first gathering of the adapter partitions them, and the next step would then find a
+    parameter that is not in the order it has recorded, and die.
+    """
+    from deepspeed.runtime.zero import register_external_parameter
+
+    for module in model.modules():
+        for child in module.children():
+            if isinstance(child, nn.ParameterList | nn.ParameterDict):
+                for parameter in child.parameters():
+                    if hasattr(parameter, "ds_id"):
+                        register_external_parameter(module, parameter)
 
 
 def initialise_for_scoring(config: Config, model: nn.Module, settings: dict[str, Any]) -> nn.Module:

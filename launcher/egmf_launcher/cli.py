@@ -218,6 +218,7 @@ def train(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
 
 def evaluate(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
     """Score a split."""
+    from egmf_dist.run.places import Places
     from egmf_launcher.evaluate import evaluate as run_evaluation
     from egmf_launcher.options import launch_arguments
 
@@ -226,6 +227,7 @@ def evaluate(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
         options.split,
         options.remove or [],
         options.remove_each,
+        Places(options.data.shards, options.backbone.path),
         launch_arguments(options),
         arguments,
     )

@@ -14,6 +14,7 @@ from typing import Any
 from egmf_dist.config import Config
 from egmf_dist.errors import EgmfError
 from egmf_dist.files import write_json
+from egmf_dist.run.folder import Run
 from egmf_launcher.errors import LaunchError
 from egmf_launcher.hostfile import parse_hostfile
 from egmf_launcher.launch import count_gpus
@@ -146,10 +147,10 @@ def run_demo() -> None:
         "memory_is": "proportional set size (PSS) of the demo and all its descendants, Ray's daemons included: the "
         "largest of one sample a second",
     }
-    write_json(RUN / "demo.json", figures)
+    write_json(Run(RUN).demo, figures)
     print(
         f"demo: {figures['total_seconds']} s in all, at most {figures['peak_memory_gib']} GiB in all processes "
-        f"together; both stand in {RUN / 'demo.json'}, pictures in {RUN / 'report'}",
+        f"together; both stand in {Run(RUN).demo}, pictures in {Run(RUN).report}",
         flush=True,
     )
 
@@ -158,7 +159,7 @@ def run_state(run: Path) -> str:
     """``absent``, ``interrupted`` (there, but the records have no end) or ``complete``."""
     if not run.exists():
         return "absent"
-    records = run / "metrics.jsonl"
+    records = Run(run).metrics
     if not records.is_file():
         return "interrupted"
     kind: Any = None

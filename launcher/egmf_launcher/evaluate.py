@@ -8,29 +8,47 @@ from typing import Any
 
 from egmf_dist.config import load_config
 from egmf_dist.errors import EgmfError
+from egmf_dist.run.folder import Run
+from egmf_dist.run.places import Places
 from egmf_launcher.decide import LaunchArguments
-from egmf_launcher.launch import choose, is_silent_rank, launch_job, reexecute_under_deepspeed
+from egmf_launcher.launch import choose, is_silent_rank, launch_job, new_launch, reexecute_under_deepspeed
 
 
 def evaluate(
-    run: Path, split: str, remove: Sequence[str], remove_each: bool, launch: LaunchArguments, arguments: Sequence[str]
+    folder: Path,
+    split: str,
+    remove: Sequence[str],
+    remove_each: bool,
+    places: Places,
+    launch: LaunchArguments,
+    arguments: Sequence[str],
 ) -> int:
     """Score a split of a run and print the table; returns the exit code.
 
+    Harmless beside a training of the run: it has its own files of Ray, and moves nothing that training reads.
+
     Raises:
-        EgmfError: the run is not there, or a modality does not exist.
+        EgmfError: the run is not there, a modality does not exist, or its data or backbone are not found or others.
     """
-    settings = run / "config.yaml"
-    if not settings.is_file():
-        raise EgmfError(f"run {run}: no {settings.name} in it, so it is no run; give runs/NAME of a trained run")
-    config = load_config(settings)
+    run = Run(folder)
+    if not run.config.is_file():
+        raise EgmfError(f"run {run}: no {run.config.name} in it, so it is no run; give runs/NAME of a trained run")
+    config = load_config(run.config)
     decision = choose(launch)
     if decision.way == "leave":
         return 0
     if decision.way == "deepspeed":
         return reexecute_under_deepspeed(decision, launch.hostfile, arguments)
-    job = {"verb": "evaluate", "run": str(run), "split": split, "remove": list(remove), "remove_each": remove_each}
-    result = launch_job(decision, job, config.launch)
+    job: dict[str, Any] = {"verb": "evaluate", "run": str(run), "split": split, "launch": new_launch()}
+    job.update(remove=list(remove), remove_each=remove_each)
+
+    def prepare() -> None:
+        from egmf_dist.run.preflight import preflight_evaluation
+
+        found = preflight_evaluation(run, split, remove, places)
+        job.update(shards=found.shards, backbone=found.backbone)
+
+    result = launch_job(decision, job, config.launch, prepare=prepare)
     if not is_silent_rank():
         print_table(result, split, remove)
     return 0

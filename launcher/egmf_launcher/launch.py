@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import subprocess
 import sys
 import time
@@ -52,6 +53,11 @@ def is_silent_rank() -> bool:
     return os.environ.get("RANK", "0") != "0"
 
 
+def new_launch() -> str:
+    """A token that names one launch: its lock, its files of Ray, the pointers it moves."""
+    return secrets.token_hex(8)
+
+
 def launch_job(
     decision: Decision, job: Mapping[str, Any], launch: LaunchConfig, *, prepare: Callable[[], None] | None = None
 ) -> dict[str, Any]:
@@ -61,8 +67,8 @@ def launch_job(
         decision: from :func:`choose`.
         job: what ``egmf_dist.worker.run`` takes, without ``console``.
         launch: the run's launch settings.
-        prepare: done once, by rank 0 or the driver, before any rank reads the run folder; other ranks meanwhile wait
-            for rank 0 in the rendezvous of ``worker.run``.
+        prepare: done once, by rank 0 or the driver, before any rank reads the run folder; it may complete ``job``.
+            Other ranks meanwhile wait for rank 0 in the rendezvous of ``worker.run``, and do its job.
 
     Returns:
         Rank 0's result.
@@ -100,12 +106,13 @@ def _progress(job: Mapping[str, Any]) -> Any:
         return nullcontext()
     from contextlib import ExitStack
 
-    from egmf_dist.training.console import Console
+    from egmf_dist.run.console import Console
+    from egmf_dist.run.folder import Run
     from egmf_launcher.follow import following
 
     stack = ExitStack()
     console = stack.enter_context(Console(int(job["config"]["training"]["steps"])))
-    stack.enter_context(following(Path(job["run"]) / "metrics.jsonl", console.show))
+    stack.enter_context(following(Run(Path(job["run"])).metrics, console.show))
     return stack
 
 

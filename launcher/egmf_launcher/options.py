@@ -278,6 +278,10 @@ def _evaluate(parser: jsonargparse.ArgumentParser) -> None:
     gone = "modalities (text, audio, vision) to take away from every sample"
     parser.add_argument("--remove", type=str, nargs="+", default=[], help=gone)
     parser.add_argument("--remove-each", action="store_true", help="also score with each modality alone taken away")
+    moved = "where the run's {} now, where that has moved since training; its hash must be the same"
+    shards = "folders of shards lie"
+    parser.add_argument("--data.shards", type=list[str] | None, default=None, help=moved.format(shards))
+    parser.add_argument("--backbone.path", type=str | None, default=None, help=moved.format("backbone lies"))
     _launching(parser)
 
 

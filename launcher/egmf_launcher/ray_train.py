@@ -1,21 +1,22 @@
 """One job on every slot of a Ray cluster, through Ray Train; Ray supervises, DeepSpeed trains.
 
 Ray starts the workers, tells them who they are (RANK, WORLD_SIZE, MASTER_ADDR, ...), makes the process group, notices
-a death and starts the group again. What a restart resumes from is our own newest checkpoint, not one reported to Ray:
-after a kill Ray handed out one checkpoint older than the newest written.
+a death and starts the group again. What a restart goes on from is our own newest checkpoint, not one reported to Ray:
+after a kill Ray handed out one checkpoint older than the newest written. The job says all that is needed: its launch's
+token stands in the pointer of a checkpoint that this launch has written or gone on from.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from egmf_dist.config import LaunchConfig
 from egmf_dist.errors import EgmfError
+from egmf_dist.run.folder import Run, discard_storage
 from egmf_launcher import ray_cluster
 from egmf_launcher.errors import USER_ERRORS, WorkerFailedError, one_line
 from egmf_launcher.hostfile import Host
@@ -30,7 +31,8 @@ def run_under_ray(
     """Run the job on one worker per slot.
 
     Args:
-        job: JSON-able; ``job["run"]`` is the run folder, which every machine must see under the same path.
+        job: JSON-able; ``job["run"]`` is the run folder, which every machine must see under the same path, and
+            ``job["launch"]`` this launch's token: a second launch on the run has files of its own.
         hosts: the machines and their slots; this machine among them.
         launch: cores per worker and how often a died group is started again.
         worker: the module whose ``run(job)`` each worker calls.
@@ -43,13 +45,13 @@ def run_under_ray(
         WorkerFailedError: a worker died or failed otherwise; names the rank, the reason and the logs.
         LaunchError: the cluster could not be started.
     """
-    storage = Path(job["run"]).absolute() / ".ray"
+    storage = Run(Path(job["run"]).absolute()).ray_storage(job["verb"], job["launch"])
     with ray_cluster.start(hosts, launch.cpus_per_worker) as cluster:
         try:
             arguments = {"job": dict(job), "worker": worker, "folder": os.getcwd(), "storage": os.fspath(storage)}
             return _fit(arguments, sum(host.slots for host in hosts), launch, cluster.logs)
         finally:
-            shutil.rmtree(storage, ignore_errors=True)
+            discard_storage(storage)
 
 
 def _fit(arguments: dict[str, Any], workers: int, launch: LaunchConfig, logs: Path) -> dict[str, Any]:
@@ -114,26 +116,16 @@ def _echo_last(item: tuple[int, Exception]) -> tuple[bool, int]:
 
 
 def train_loop(arguments: dict[str, Any]) -> dict[str, Any]:
-    """What every worker runs. DeepSpeed is imported no earlier than inside ``worker.run``.
+    """What every worker runs, also after a restart. DeepSpeed is imported no earlier than inside ``worker.run``."""
+    from ray.train.collective import barrier
 
-    Every rank learns from rank 0 whether this is a restart, so that all resume or none does.
-    """
-    from ray import train
-    from ray.train.collective import broadcast_from_rank_zero
-
-    folder, storage = Path(arguments["folder"]), Path(arguments["storage"])
+    folder = Path(arguments["folder"])
     if not folder.is_dir():
         raise EgmfError(
             f"host {os.uname().nodename} has no folder {folder}; every machine must see it under the same path"
         )
     os.chdir(folder)
-    job = dict(arguments["job"])
-    restarted: bool | None = None
-    if train.get_context().get_world_rank() == 0:
-        marker = storage / "started"
-        restarted = marker.exists()
-        marker.touch()
-    if broadcast_from_rank_zero(restarted) and "resume" in job:
-        job["resume"] = "auto"
-    returned: dict[str, Any] = importlib.import_module(arguments["worker"]).run(job)
+    # A rank that dies while Ray still starts the others ends Ray's controller, not just the group: it is not restarted.
+    barrier()
+    returned: dict[str, Any] = importlib.import_module(arguments["worker"]).run(dict(arguments["job"]))
     return returned

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from egmf_dist.errors import EgmfError
+from egmf_dist.run.folder import Run
 from egmf_launcher.demo import call, run_state, timed
 
 CONFIG = Path("configs/real.yaml")
@@ -81,4 +82,4 @@ def run_real(data: Path, workers: int = 2) -> None:
         timed(phases, "training", lambda: call([*egmf, "train", *options]))
     timed(phases, "evaluation", lambda: call([*egmf, "evaluate", os.fspath(RUN), "--split", "test"]))
     timed(phases, "pictures", lambda: call([*egmf, "report", os.fspath(RUN)]))
-    print(f"real: {sum(phases.values()):.0f} s in all; results in {RUN / 'evaluation' / 'test.json'}", flush=True)
+    print(f"real: {sum(phases.values()):.0f} s in all; results in {Run(RUN).evaluation('test')}", flush=True)

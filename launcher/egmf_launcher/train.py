@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -10,15 +11,16 @@ from typing import Any
 
 from egmf_dist.config import Config
 from egmf_dist.errors import EgmfError
-from egmf_dist.run_folder import check_run, discard_unused, open_run
+from egmf_dist.run.folder import Run, check_run, discard_left_storage, discard_unused, open_run
+from egmf_dist.run.lock import held
 from egmf_launcher import demo
 from egmf_launcher.decide import LaunchArguments
-from egmf_launcher.launch import choose, launch_job, reexecute_under_deepspeed
+from egmf_launcher.launch import choose, launch_job, new_launch, reexecute_under_deepspeed
 
 
 def train(
     config: Config | None,
-    run: Path,
+    folder: Path,
     resume: str,
     launch: LaunchArguments,
     arguments: Sequence[str],
@@ -28,7 +30,7 @@ def train(
 
     Args:
         config: the settings.
-        run: the run's folder, ``runs/NAME``.
+        folder: the run's, ``runs/NAME``.
         resume: ``never``, ``auto`` or a checkpoint's path.
         launch: what the command line says about launching.
         arguments: the command line itself, to be given on under ``--launcher deepspeed``.
@@ -47,30 +49,50 @@ def train(
     if decision.way == "deepspeed":
         return reexecute_under_deepspeed(decision, launch.hostfile, arguments)
     assert config is not None
-    settings = config
+    settings, run, launch_token = config, Run(folder), new_launch()
+    job: dict[str, Any] = {"verb": "train", "run": str(run), "resume": resume, "launch": launch_token}
+    job["config"] = asdict(settings)
     made = False
 
-    def prepare() -> None:
-        nonlocal made
-        # What takes no time first: a minute of preparations must not end in "that run exists".
-        if not prepare_demo:
-            check_paths(settings)
-        check_run(settings, run, resume)
-        if prepare_demo:
-            demo.prepare(settings)
-        from egmf_dist.preflight import preflight
+    with contextlib.ExitStack() as stack:
 
-        preflight(settings, decision.ranks(os.environ), run, resume)
-        made = open_run(settings, run, resume)
+        def hold() -> None:
+            said = stack.enter_context(held(run, launch_token))
+            if said is not None:
+                print(f"run {run}: {said}", flush=True)
+            discard_left_storage(run)
 
-    job = {"verb": "train", "config": asdict(settings), "run": str(run), "resume": resume}
-    try:
-        return launch_job(decision, job, settings.launch, prepare=prepare)
-    except BaseException:
-        # What only the ranks could find out (damaged weights, a host that lacks the folder) must not use up the name.
-        if made:
-            discard_unused(run)
-        raise
+        def prepare() -> None:
+            nonlocal made
+            from egmf_dist.run.places import found_again
+
+            # What takes no time first: a minute of preparations must not end in "that run exists".
+            given = found_again(settings, run)
+            if not prepare_demo:
+                check_paths(given)
+            check_run(given, run, resume)
+            existed = run.config.is_file()
+            if existed:
+                hold()
+            if prepare_demo:
+                demo.prepare(given)
+            from egmf_dist.run.preflight import preflight
+
+            preflight(given, decision.ranks(os.environ), run, resume)
+            opened = open_run(given, run, resume)
+            if not existed:
+                hold()
+            made = opened.made
+            job.update(config=asdict(given), changed=opened.changed)
+
+        try:
+            return launch_job(decision, job, settings.launch, prepare=prepare)
+        except BaseException:
+            # What only the ranks could find out (damaged weights, a host that lacks the folder) must not use up the
+            # name.
+            if made:
+                discard_unused(run)
+            raise
 
 
 def check_paths(config: Config) -> None:

@@ -81,9 +81,12 @@ def measure(job):
             gradients[name] = safe_get_full_grad(parameter).clone()
 
     engine.optimizer.step = capture
-    sums = train_step(engine, [collator(m.samples, m.weights) for m in micro], distributed.device(), world)
+    sums_2 = train_step(
+        engine, [collator(m.samples, m.weights) for m in micro], len(samples), distributed.device(), world
+    )
+    distributed.sum_on_device(sums_2)
     engine.destroy()
-    return {"gradients": gradients, "sums": sums}
+    return {"gradients": gradients, "sums": sums_2.tolist()}
 
 
 main()

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, TrainingConfig
-from egmf_dist.run_folder import open_run
-from egmf_dist.training.records import read_records
+from egmf_dist.run.folder import Run, open_run
+from egmf_dist.run.records import read_records
 from egmf_shards import ShardSet
 from egmf_shards.index import load_index
 from egmf_shards.synthetic import synthesize
@@ -67,7 +67,7 @@ def broken(config):
 
 
 def train(run_ranks, config, run):
-    open_run(config, run, "never")
+    open_run(config, Run(run), "never")
     return run_ranks("training_run.py", 2, {"verb": "train", "config": config, "run": str(run), "resume": "never"})
 
 

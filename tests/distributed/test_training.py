@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 
 from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, TrainingConfig
-from egmf_dist.run_folder import open_run
-from egmf_dist.training.records import read_records
+from egmf_dist.run.folder import Run, open_run
+from egmf_dist.run.records import read_records
 from egmf_shards import ShardSet
 from egmf_shards.synthetic import synthesize
 
@@ -35,6 +35,7 @@ def config(random_backbone, tmp_path_factory):
             precision="fp32",
             validate_every=12,
             checkpoint_every=9,
+            keep_checkpoints=3,
             log_every=1,
         ),
     )
@@ -44,7 +45,7 @@ def config(random_backbone, tmp_path_factory):
 def whole(config, run_ranks, tmp_path_factory):
     """An uninterrupted run."""
     run = tmp_path_factory.mktemp("runs") / "whole"
-    open_run(config, run, "never")
+    open_run(config, Run(run), "never")
     run_ranks("training_run.py", 2, {"verb": "train", "config": config, "run": str(run), "resume": "never"})
     return run
 
@@ -54,22 +55,22 @@ def losses(run):
 
 
 def test_resume_gives_the_uninterrupted_runs_losses_bitwise(config, whole, run_ranks, tmp_path):
-    """The copy loses its last checkpoint, as if killed before it; the resumed run repeats steps 19 to 24 exactly.
+    """The copy goes back to its first checkpoint, as if killed after it; the resumed run repeats steps 10 to 24.
 
-    Two loader processes read for it; the uninterrupted run had none.
+    It also repeats the first validation, which gathers the adapter in the middle of a resumed run. Two loader processes
+    read for it; the uninterrupted run had none.
     """
     assert [step for step, *_ in losses(whole)] == list(range(1, 25))
     copy = tmp_path / "copy"
     shutil.copytree(whole, copy)
-    (copy / "checkpoints" / "latest.json").write_text(json.dumps({"checkpoint": "step-0000018"}))
-    shutil.rmtree(copy / "checkpoints" / "step-0000024")
+    (copy / "checkpoints" / "latest.json").write_text(json.dumps({"checkpoint": "step-0000009"}))
     config = replace(config, data=replace(config.data, workers=2))
-    open_run(config, copy, "auto")
+    open_run(config, Run(copy), "auto")
     run_ranks("training_run.py", 2, {"verb": "train", "config": config, "run": str(copy), "resume": "auto"})
     assert losses(copy) == losses(whole)
     kinds = [(r["kind"], r.get("step")) for r in read_records(copy / "metrics.jsonl")]
     assert kinds.count(("valid", 24)) == 1
-    assert kinds.count(("start", 18)) == 1  # it did go on from the checkpoint, and not from the start
+    assert kinds.count(("start", 9)) == 1  # it did go on from the checkpoint, and not from the start
     assert kinds[-1] == ("end", 24)
 
 
@@ -92,26 +93,27 @@ def test_a_checkpoint_that_was_damaged_or_made_otherwise_is_refused(config, whol
     shutil.copytree(whole, copy)
     damaged = next(iter((copy / "checkpoints" / "step-0000024").glob("random-*")))
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+    job = {"verb": "train", "config": config, "run": str(copy)}
+    newest, before = (str(Run(copy).checkpoint(step)) for step in (24, 18))
     with pytest.raises(AssertionError, match=r"random-0000\d.safetensors is damaged"):
-        run_ranks("training_run.py", 1, {"verb": "train", "config": config, "run": str(copy), "resume": "auto"})
-    path = str(copy / "checkpoints" / "step-0000018")
-    with pytest.raises(AssertionError, match="world_size 2, this run has 1"):
-        run_ranks("training_run.py", 1, {"verb": "train", "config": config, "run": str(copy), "resume": path})
+        run_ranks("training_run.py", 1, job | {"resume": newest})
+    with pytest.raises(AssertionError, match="made with 2 ranks, this start has 1"):
+        run_ranks("training_run.py", 1, job | {"resume": before})
 
 
 def test_open_run_refuses_what_exists_or_differs(config, whole):
     with pytest.raises(ValueError, match="exists; choose another name"):
-        open_run(config, whole, "never")
+        open_run(config, Run(whole), "never")
     other = replace(config, training=replace(config.training, learning_rate=1e-3))
     with pytest.raises(ValueError, match=r"training.learning_rate was 0.005 and is now 0.001"):
-        open_run(other, whole, "auto")
+        open_run(other, Run(whole), "auto")
 
 
 def test_a_diverged_run_stops_and_says_so(config, run_ranks, tmp_path):
     """A learning rate that overflows the weights: the run ends after max_skipped_steps, not after its last step."""
     training = replace(config.training, learning_rate=1e30, warmup_steps=0, gradient_clipping=0.0, max_skipped_steps=3)
     wild = replace(config, training=training)
-    open_run(wild, tmp_path / "wild", "never")
+    open_run(wild, Run(tmp_path / "wild"), "never")
     with pytest.raises(AssertionError, match="3 steps in a row up to step"):
         run_ranks(
             "training_run.py", 1, {"verb": "train", "config": wild, "run": str(tmp_path / "wild"), "resume": "never"}

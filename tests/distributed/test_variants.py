@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, TrainingConfig
-from egmf_dist.run_folder import open_run
-from egmf_dist.training.records import read_records
+from egmf_dist.run.folder import Run, open_run
+from egmf_dist.run.records import read_records
 from egmf_shards.synthetic import synthesize
 
 pytestmark = pytest.mark.distributed
@@ -35,7 +35,7 @@ def run_training(run_ranks, tmp_path):
     """``run_training(config, ranks)`` trains and gives back its result and records."""
 
     def run(config, ranks):
-        open_run(config, tmp_path / "run", "never")
+        open_run(config, Run(tmp_path / "run"), "never")
         job = {"verb": "train", "config": config, "run": str(tmp_path / "run"), "resume": "never"}
         return run_ranks("training_run.py", ranks, job), read_records(tmp_path / "run" / "metrics.jsonl")
 
@@ -51,7 +51,7 @@ def reference(config, run_ranks, tmp_path_factory):
     """Losses of the fp32, stage 3, one-rank run that the others are held against."""
     run = tmp_path_factory.mktemp("reference") / "run"
     single = replace(config, training=replace(config.training, precision="fp32"))
-    open_run(single, run, "never")
+    open_run(single, Run(run), "never")
     run_ranks("training_run.py", 1, {"verb": "train", "config": single, "run": str(run), "resume": "never"})
     return losses(read_records(run / "metrics.jsonl"))
 

@@ -3,105 +3,322 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from egmf_dist.errors import EgmfError
+from egmf_dist.files import remove_folder, replace_folder, sha256
+from egmf_dist.run.folder import Run, checkpoint_name
+from egmf_dist.run.formats import FORMAT
+from egmf_dist.run.identity import Identity, check_identity
+from egmf_dist.training import best, checkpoint
+from egmf_dist.training.best import describe_best, find_best, point_to_best
 from egmf_dist.training.checkpoint import (
     Progress,
-    checkpoint_name,
-    find_best,
     find_checkpoint,
+    load_checkpoint,
+    point_to,
     prune,
     read_record,
-    replace_folder,
-    sha256,
+    save_checkpoint,
+    verify,
 )
 
+IDENTITY = Identity(1, "d", 0, {"sha256": "b"})
 
-def checkpoint(run: Path, step: int, best: int) -> Path:
-    """A complete checkpoint with one file, and the adapter it calls its best."""
-    folder = run / "checkpoints" / checkpoint_name(step)
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run(tmp_path)
+
+
+def save(run: Run, step: int, best: int) -> Path:
+    """A complete checkpoint with one file, pointed to, and the adapter it calls its best."""
+    folder = run.checkpoint(step)
     folder.mkdir(parents=True)
     (folder / "weights").write_text(f"step {step}")
     record = {
-        "progress": Progress(step=step, best_step=best).__dict__,
-        "identity": {"seed": 0},
+        "progress": asdict(Progress(step=step, best_step=best)),
+        "identity": IDENTITY.to_json(),
         "sha256": {"weights": sha256(folder / "weights")},
     }
     (folder / "checkpoint.json").write_text(json.dumps(record))
-    (run / "best" / checkpoint_name(best)).mkdir(parents=True, exist_ok=True)
+    if best:
+        run.adapter(best).mkdir(parents=True, exist_ok=True)
+        point_to_best(run, best)
+    point_to(run, step, "first")
     return folder
 
 
+def found(run: Run, resume: str = "auto", launch: str | None = None) -> str | None:
+    result = find_checkpoint(run, resume, launch)
+    return None if result is None else result.folder.name
+
+
 def names(folder: Path) -> list[str]:
-    return sorted(p.name for p in folder.iterdir())
+    return sorted(p.name for p in folder.iterdir() if p.suffix != ".json")
 
 
-def test_the_newest_stay_with_the_adapters_they_name(tmp_path):
-    for step, best in ((100, 100), (200, 100), (300, 300), (400, 300)):
-        checkpoint(tmp_path, step, best)
-    prune(tmp_path, 400, 2)
-    assert names(tmp_path / "checkpoints") == ["step-0000300", "step-0000400"]
-    assert names(tmp_path / "best") == ["step-0000300"]
+def test_the_newest_stay_with_the_adapters_they_name(run):
+    for step, best_step in ((100, 100), (200, 100), (300, 300), (400, 300)):
+        save(run, step, best_step)
+    prune(run, 400, 2)
+    assert names(run.checkpoints) == ["step-0000300", "step-0000400"]
+    assert names(run.adapters) == ["step-0000300"]
 
 
-def test_going_back_drops_the_timeline_that_was_given_up(tmp_path):
+def test_a_damaged_checkpoint_costs_no_adapter(run):
+    for step in (100, 200, 300):
+        save(run, step, step)
+    (run.checkpoint(200) / "checkpoint.json").write_text("{")
+    prune(run, 300, 2)
+    assert names(run.checkpoints) == ["step-0000200", "step-0000300"]
+    assert names(run.adapters) == ["step-0000100", "step-0000200", "step-0000300"]
+
+
+def test_going_back_drops_the_timeline_that_was_given_up(run):
     """A run resumed from 200 writes 300 beside the 400 and 600 it had reached before: 300 must survive."""
     for step in (200, 300, 400, 600):
-        checkpoint(tmp_path, step, best=200)
-    prune(tmp_path, 300, 2)
-    assert names(tmp_path / "checkpoints") == ["step-0000200", "step-0000300"]
+        save(run, step, best=200)
+    prune(run, 300, 2)
+    assert names(run.checkpoints) == ["step-0000200", "step-0000300"]
 
 
-def test_a_folder_is_replaced_whole(tmp_path):
+def test_a_folder_is_replaced_and_removed_whole(tmp_path):
     for name, text in (("new", "2"), ("final", "1")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text(text)
     replace_folder(tmp_path / "new", tmp_path / "final")
     assert names(tmp_path) == ["final"]
     assert (tmp_path / "final" / "file").read_text() == "2"
+    remove_folder(tmp_path / "final")
+    assert names(tmp_path) == []
 
 
-def test_auto_takes_the_one_latest_points_to(tmp_path):
-    assert find_checkpoint(tmp_path, "auto") is None
-    folder = checkpoint(tmp_path, 100, 100)
-    checkpoint(tmp_path, 200, 200)
-    (tmp_path / "checkpoints" / "latest.json").write_text(json.dumps({"checkpoint": folder.name}))
-    assert find_checkpoint(tmp_path, "auto") == folder
-    assert find_checkpoint(tmp_path, "never") is None
-    assert find_checkpoint(tmp_path, str(folder)) == folder
+def test_auto_takes_the_one_latest_points_to(run):
+    assert found(run) is None
+    save(run, 100, 100)
+    save(run, 200, 200)
+    assert found(run) == "step-0000200"
+    point_to(run, 100, None)
+    assert found(run) == "step-0000100"
+    assert found(run, "never") is None
+    assert found(run, str(run.checkpoint(200))) == "step-0000200"
+    run.latest.write_text(json.dumps({"checkpoint": "step-0000100"}))  # version 1
+    assert found(run) == "step-0000100"
+
+
+def test_a_restart_goes_on_where_its_own_launch_has_been(run):
+    """Told to resume from 200 of 600, or to begin anew: until this launch has moved the pointer it does as told."""
+    for step in (200, 400, 600):
+        save(run, step, 200)
+    told = str(run.checkpoint(200))
+    assert found(run, told, "second") == "step-0000200"  # latest.json names 600, of the first launch
+    assert found(run, "never", "second") is None
+    point_to(run, 200, "second")  # as loading it does
+    assert found(run, told, "second") == "step-0000200"
+    point_to(run, 400, "second")  # saved on the new timeline
+    assert found(run, told, "second") == "step-0000400"
+    assert found(run, "never", "second") == "step-0000400"
+    assert found(run, told, "third") == "step-0000200"
+
+
+def spoil_weights(run: Run) -> None:
+    (run.checkpoint(300) / "weights").write_text("step 3")
+
+
+def lose_weights(run: Run) -> None:
+    (run.checkpoint(300) / "weights").unlink()
+
+
+def spoil_record(run: Run) -> None:
+    (run.checkpoint(300) / "checkpoint.json").write_text('{"progr')
+
+
+def lose_record(run: Run) -> None:
+    (run.checkpoint(300) / "checkpoint.json").unlink()
+
+
+def lose_parts(run: Run) -> None:
+    (run.checkpoint(300) / "checkpoint.json").write_text("{}")
+
+
+def lose_folder(run: Run) -> None:
+    shutil.rmtree(run.checkpoint(300))
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (spoil_weights, "weights is damaged"),
+        (lose_weights, "weights is missing"),
+        (spoil_record, "checkpoint.json is damaged"),
+        (lose_record, "checkpoint.json is missing"),
+        (lose_parts, "checkpoint.json is damaged (it lacks"),
+        (lose_folder, "step-0000300 is missing"),
+    ],
+)
+def test_auto_walks_back_to_the_newest_sound_one_and_says_so(run, damage, says):
+    for step in (100, 200, 300):
+        save(run, step, 100)
+    damage(run)
+    result = find_checkpoint(run, "auto")
+    assert result.folder == run.checkpoint(200)
+    assert result.progress.step == 200
+    (skipped,) = result.skipped
+    assert says in skipped
+    with pytest.raises(EgmfError, match="step-0000300"):
+        find_checkpoint(run, str(run.checkpoint(300)))
+    for step in (100, 200):
+        (run.checkpoint(step) / "weights").unlink()
+    with pytest.raises(EgmfError, match=r"no sound checkpoint to go on from: .*give one with --resume PATH") as caught:
+        find_checkpoint(run, "auto")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [None, "", "[1]", "{"])
+def test_a_lost_pointer_is_no_reason_to_begin_anew(run, content):
+    save(run, 100, 100)
+    save(run, 200, 100)
+    run.latest.unlink()
+    if content is not None:
+        run.latest.write_text(content)
+    result = find_checkpoint(run, "auto")
+    assert result.folder == run.checkpoint(200)
+    assert "latest.json cannot be read" in result.skipped[0]
+    for step in (100, 200):
+        shutil.rmtree(run.checkpoint(step))
+    if content is not None:
+        with pytest.raises(EgmfError, match="no sound checkpoint"):
+            find_checkpoint(run, "auto")
 
 
 def test_another_runs_checkpoint_is_refused(tmp_path):
-    folder = checkpoint(tmp_path / "old", 100, 100)
+    folder = save(Run(tmp_path / "old"), 100, 100)
     with pytest.raises(EgmfError, match="not a checkpoint of run"):
-        find_checkpoint(tmp_path / "new", str(folder))
+        find_checkpoint(Run(tmp_path / "new"), str(folder))
 
 
-def test_an_incomplete_one_is_refused(tmp_path):
-    folder = checkpoint(tmp_path, 100, 100)
-    (folder / "checkpoint.json").unlink()
-    with pytest.raises(EgmfError, match="no complete checkpoint"):
-        find_checkpoint(tmp_path, str(folder))
+def test_a_later_version_is_refused_not_skipped(run):
+    save(run, 100, 100)
+    for path in (save(run, 200, 100) / "checkpoint.json", run.latest):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"format": FORMAT + 1}))
+        with pytest.raises(EgmfError, match=f"{path.name}: written in format {FORMAT + 1}"):
+            find_checkpoint(run, "auto")
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"format": "new"}))
+        with pytest.raises(EgmfError, match="its format is 'new'"):
+            find_checkpoint(run, "auto")
 
 
-def test_damage_and_another_identity_are_named(tmp_path):
-    folder = checkpoint(tmp_path, 100, 100)
-    assert read_record(folder, {"seed": 0}).step == 100
-    with pytest.raises(EgmfError, match="made with seed 0, this run has 1"):
-        read_record(folder, {"seed": 1})
-    (folder / "weights").write_text("step 10O")
-    with pytest.raises(EgmfError, match="weights is damaged"):
-        read_record(folder, {"seed": 0})
-    (folder / "weights").unlink()
-    with pytest.raises(EgmfError, match="weights is missing"):
-        read_record(folder, {"seed": 0})
+def test_another_identity_is_named(run):
+    made_with = find_checkpoint(run, str(save(run, 100, 100))).identity
+    check_identity(made_with, IDENTITY, "checkpoint x")
+    for change, says in (
+        ({"seed": 1}, "made with training.seed 0, this start has 1"),
+        ({"world_size": 2}, "made with 1 ranks, this start has 2"),
+        ({"data": "other"}, "--data.shards"),
+        ({"backbone": {"path": "me/model", "revision": None, "commit": "c"}}, "--backbone.path"),
+    ):
+        with pytest.raises(EgmfError, match=f"checkpoint x: .*{says}"):
+            check_identity(made_with, replace(IDENTITY, **change), "checkpoint x")
+
+
+def test_a_record_of_another_version_lacks_and_holds_other_counters(run):
+    folder = save(run, 100, 100)
+    path = folder / "checkpoint.json"
+    record = json.loads(path.read_text())
+    del record["progress"]["bad"]
+    path.write_text(json.dumps(record | {"progress": record["progress"] | {"of_a_later_version": 3}}))
+    progress, identity, _ = read_record(folder)
+    assert (progress.step, progress.bad, identity) == (100, 0, IDENTITY)
+    verify(folder)
+
+
+class Engine:
+    """Stands in for DeepSpeed's: one file a checkpoint."""
+
+    def save_checkpoint(self, folder: str, tag: str, **options: bool) -> None:
+        (Path(folder) / tag).mkdir()
+        (Path(folder) / tag / "weights").write_text("w")
+
+    def load_checkpoint(self, folder: str, tag: str, **options: bool) -> tuple[str, None]:
+        assert (Path(folder) / tag / "weights").is_file()
+        return folder, None
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    for name, value in {"rank": 0, "barrier": None}.items():
+        monkeypatch.setattr(checkpoint.distributed, name, lambda value=value: value)
+    monkeypatch.setattr(checkpoint.distributed, "on_rank_zero", lambda do: do())
+
+
+@pytest.mark.usefixtures("alone")
+def test_loading_an_earlier_one_takes_both_pointers_back(run):
+    """What was best after it belongs to steps that are about to be repeated, and so does the newest checkpoint."""
+    for step, best_step in ((2, 0), (4, 4), (6, 4)):
+        if best_step:
+            run.adapter(best_step).mkdir(parents=True, exist_ok=True)
+            (run.adapter(best_step) / "adapter.json").write_text("{}")
+            point_to_best(run, best_step)
+        save_checkpoint(Engine(), run, Progress(step=step, best_step=best_step), IDENTITY, keep=3, launch="first")
+    assert describe_best(run)[0].name == "step-0000004"
+    resumed = load_checkpoint(Engine(), run, str(run.checkpoint(2)), IDENTITY, launch="second")
+    assert resumed.progress.step == 2
+    assert json.loads(run.latest.read_text()) == {
+        "format": FORMAT, "checkpoint": "step-0000002", "launch": "second"
+    }  # fmt: skip
+    assert not run.best.exists()  # it had none yet
+    assert load_checkpoint(Engine(), run, "auto", IDENTITY, launch="third").progress.step == 2
+    assert load_checkpoint(Engine(), run, str(run.checkpoint(6)), IDENTITY, launch="fourth").progress.step == 6
+    assert describe_best(run)[0].name == "step-0000004"
+
+
+@pytest.mark.usefixtures("alone")
+def test_everything_is_on_the_disk_before_the_pointer_moves(run, monkeypatch):
+    """Files, then their folder, then its name, then the pointer: the order in which the power may fail."""
+    done: list[str] = []
+    for module, name in ((checkpoint, "sync_tree"), (checkpoint, "replace_folder"), (checkpoint, "write_json")):
+        real = getattr(module, name)
+
+        def noted(*arguments, name=name, real=real):
+            done.append(f"{name} {arguments[-1 if name == 'replace_folder' else 0].name}")
+            return real(*arguments)
+
+        monkeypatch.setattr(module, name, noted)
+    save_checkpoint(Engine(), run, Progress(step=2), IDENTITY, keep=1)
+    assert done == [
+        "sync_tree .step-0000002.tmp",
+        "write_json checkpoint.json",
+        "replace_folder step-0000002",
+        "write_json latest.json",
+    ]
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_launch_that_was_given_up_moves_no_pointer(run):
+    save_checkpoint(Engine(), run, Progress(step=2), IDENTITY, keep=3, launch="mine")
+    run.lock.write_text(json.dumps({"format": 2, "host": "h", "pid": 7, "since": "9:00", "launch": "another"}))
+    with pytest.raises(EgmfError, match=r"process 7 on host h \(since 9:00\) has taken it over"):
+        save_checkpoint(Engine(), run, Progress(step=4), IDENTITY, keep=3, launch="mine")
+    assert found(run) == "step-0000002"
+    assert names(run.checkpoints) == ["step-0000002"]
 
 
 def test_a_run_without_an_adapter_says_what_to_do(tmp_path):
     with pytest.raises(EgmfError, match="no such run; train first"):
-        find_best(tmp_path / "none")
+        find_best(Run(tmp_path / "none"))
     with pytest.raises(EgmfError, match="nothing trained in it yet"):
-        find_best(tmp_path)
+        find_best(Run(tmp_path))
+    run = Run(tmp_path)
+    run.adapter(3).mkdir(parents=True)
+    point_to_best(run, 3)
+    with pytest.raises(EgmfError, match=r"adapter\.json is missing"):
+        find_best(run)
+    (run.adapter(3) / best.DESCRIPTION).write_text('{"sha256": "x"}')
+    with pytest.raises(EgmfError, match=r"trained\.safetensors is damaged"):
+        find_best(run)
+    assert checkpoint_name(3) == run.adapter(3).name

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from egmf_dist.config import Config, config_from_dict, dump_config, load_config
+from egmf_dist.config import Config, config_from_dict, dump_config, load_config, read_directory
 from egmf_dist.errors import EgmfError
+from egmf_dist.run.formats import FORMAT
 
 RECIPES = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
@@ -24,6 +25,20 @@ def test_every_recipe_is_valid_and_survives_a_round_trip(path, tmp_path):
     dump_config(config, tmp_path / "copy.yaml")
     assert load_config(tmp_path / "copy.yaml") == config
     assert config_from_dict(asdict(config)) == config
+
+
+def test_a_runs_config_names_its_version_and_where_paths_start(tmp_path):
+    """And serves as the settings of another run all the same."""
+    path = tmp_path / "config.yaml"
+    dump_config(Config(), path, "/somewhere")
+    assert yaml.safe_load(path.read_text())["format"] == FORMAT
+    assert read_directory(path) == Path("/somewhere")
+    assert load_config(path) == Config()
+    path.write_text("data: {shards: [x]}\n")  # version 1
+    assert read_directory(path) is None
+    path.write_text(f"format: {FORMAT + 1}\ndata: {{shards: [x]}}\nwhat_is_that: 3\n")
+    with pytest.raises(EgmfError, match=rf"config {path}: written in format {FORMAT + 1}, .*; use a newer one"):
+        load_config(path)
 
 
 def test_an_option_wins_over_the_file(tmp_path):

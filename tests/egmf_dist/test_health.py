@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from egmf_dist.errors import EgmfError
+from egmf_dist.training import supervision
 from egmf_dist.training.checkpoint import Progress
 from egmf_dist.training.health import collapse
-from egmf_dist.training.loop import note_non_finite
 from egmf_shards.task import Task
 
 LABELS = ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger")
@@ -61,22 +62,56 @@ class Lines(list[dict[str, Any]]):
         self.append(record)
 
 
+class Steps:
+    """Steps of 32 samples on one rank, as the loop gives them to its supervision."""
+
+    def __init__(self, limit: int) -> None:
+        self.progress, self.lines = Progress(), Lines()
+        self.supervision = supervision.Supervision(self.progress, limit, self.lines)  # type: ignore[arg-type]
+
+    def add(self, answer: float, grad_norm: float | torch.Tensor = 1.0) -> None:
+        self.progress.step += 1
+        self.progress.position += 32
+        self.supervision.add(torch.tensor([answer, 0.0], dtype=torch.float64), grad_norm, f"s-{self.progress.step}")
+
+
+@pytest.fixture
+def one_rank(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A world of one; how many steps each sum over ranks was for."""
+    sums: list[int] = []
+    monkeypatch.setattr(supervision.distributed, "sum_on_device", lambda tensor: sums.append(len(tensor)))
+    return sums
+
+
+@pytest.mark.usefixtures("one_rank")
 def test_non_finite_steps_are_counted_named_and_end_the_run() -> None:
-    progress, lines = Progress(), Lines()
-
-    def step(answer: float, grad_norm: float = 1.0) -> None:
-        progress.step += 1
-        progress.position += 32
-        note_non_finite(progress, {"answer": answer, "auxiliary": 0.0}, grad_norm, "s-7", 3, lines)  # type: ignore[arg-type]
-
-    step(math.nan)
-    step(1.0, math.inf)
-    step(1.0)
-    step(1.0, -1.0)
-    step(math.inf)
-    assert (progress.skipped, progress.skipped_in_a_row) == (4, 2)
-    assert [line["step"] for line in lines] == [1, 2, 4, 5]
-    assert "position 160" in lines[-1]["message"]
-    assert "sample s-7" in lines[-1]["message"]
+    steps = Steps(3)
+    for answer, norm in ((math.nan, 1.0), (1.0, math.inf), (1.0, 1.0), (1.0, -1.0), (math.inf, 1.0)):
+        steps.add(answer, norm)
+        assert steps.supervision.read().step == steps.progress.step
+    assert (steps.progress.skipped, steps.progress.skipped_in_a_row) == (4, 2)
+    assert [line["step"] for line in steps.lines] == [1, 2, 4, 5]
+    assert "position 160" in steps.lines[-1]["message"]
+    assert "sample s-5" in steps.lines[-1]["message"]
+    steps.add(math.nan)
     with pytest.raises(EgmfError, match="3 steps in a row up to step 6"):
-        step(math.nan)
+        steps.supervision.read()
+
+
+def test_steps_that_are_read_together_are_judged_one_by_one(one_rank: list[int]) -> None:
+    """What is read late has the number it had; no more than the limit's steps stay unread."""
+    steps = Steps(4)
+    for answer in (1.0, math.nan, 2.5):
+        steps.add(answer, torch.tensor(0.5))  # as stage 3 gives it
+        assert not steps.supervision.full
+    losses = steps.supervision.read()
+    assert (losses.step, losses.position, losses.answer, losses.grad_norm) == (3, 96, 2.5, 0.5)
+    assert [line["step"] for line in steps.lines] == [2]
+    assert "position 64" in steps.lines[0]["message"]
+    assert steps.supervision.read() == losses  # nothing new, and nothing is asked of the other ranks
+    assert one_rank == [3]
+    for _ in range(4):
+        steps.add(math.nan)
+    assert steps.supervision.full
+    with pytest.raises(EgmfError, match="4 steps in a row up to step 7"):
+        steps.supervision.read()

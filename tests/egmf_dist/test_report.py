@@ -13,7 +13,7 @@ import pytest
 
 from egmf_dist.errors import EgmfError
 from egmf_dist.report import write_report
-from egmf_dist.report.curves import comparison_figure, training_figure, validation_lines
+from egmf_dist.report.curves import comparison_figure, smooth, training_figure, validation_lines
 from egmf_dist.report.gates import gates_figure, true_class
 from egmf_dist.report.read import read_run
 from egmf_dist.report.style import save
@@ -318,3 +318,14 @@ def test_compare_shows_the_scores_of_the_split_both_evaluated(run: Path) -> None
 def test_runs_of_the_same_name_are_told_apart_by_their_parents() -> None:
     assert run_labels([Path("runs/a"), Path("runs/b")]) == ["a", "b"]
     assert run_labels([Path("x/runs/a"), Path("y/runs/a")]) == ["x/runs/a", "y/runs/a"]
+
+
+def test_the_smoothed_loss_does_not_lag():
+    """A mean of the past alone lies above a falling loss; noise goes all the same."""
+    falling = [10 - 0.5 * i for i in range(40)]
+    assert smooth(falling) == pytest.approx(falling)
+    noisy = [value + (-1) ** i for i, value in enumerate(falling)]
+    inner = slice(8, 32)
+    assert max(abs(a - b) for a, b in zip(smooth(noisy)[inner], falling[inner], strict=True)) < 0.1
+    assert smooth([]) == []
+    assert smooth([3.0]) == [3.0]

@@ -12,7 +12,7 @@ from egmf_dist.config import Config, DataConfig, TrainingConfig
 from egmf_dist.data.run_data import open_split, open_stream
 from egmf_dist.errors import EgmfError
 from egmf_dist.inference import score
-from egmf_dist.run_folder import check_run, open_run
+from egmf_dist.run.folder import Run, check_run, open_run
 from egmf_shards import ShardError
 from egmf_shards.synthetic import synthesize
 
@@ -62,6 +62,7 @@ CHANGES = {
     "cache_dir": "elsewhere", "cache_gib": 1.0, "retries": 1,
 }  # fmt: skip
 FREE = {
+    "group_by_length",
     "workers",
     "prefetch",
     "bad_samples",
@@ -87,13 +88,13 @@ def test_the_table_of_changes_is_whole():
 @pytest.mark.parametrize("key", CHANGES)
 def test_a_resumed_run_may_change_how_is_read_but_not_what(folder, tmp_path, key):
     config = config_for(str(folder))
-    open_run(config, tmp_path / "run", "never")
+    open_run(config, Run(tmp_path / "run"), "never")
     other = replace(config, data=replace(config.data, **{key: CHANGES[key]}))
     if key in FREE:
-        check_run(other, tmp_path / "run", "auto")
+        check_run(other, Run(tmp_path / "run"), "auto")
     else:
         with pytest.raises(EgmfError, match=f"data.{key} was .* and is now"):
-            check_run(other, tmp_path / "run", "auto")
+            check_run(other, Run(tmp_path / "run"), "auto")
 
 
 def test_a_url_with_a_password_is_refused():

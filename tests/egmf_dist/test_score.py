@@ -12,7 +12,8 @@ import pytest
 from egmf_dist.config import BackboneConfig
 from egmf_dist.errors import EgmfError
 from egmf_dist.inference.score import evaluate_predictions, written
-from egmf_dist.model.backbone import backbone_identity, load_tokenizer
+from egmf_dist.model.backbone import load_tokenizer
+from egmf_dist.run.identity import backbone_identity
 
 
 def test_scores_that_are_not_finite_are_an_error_that_names_the_sample(tasks):

@@ -14,9 +14,9 @@ import yaml
 from egmf_dist import worker
 from egmf_dist.config import Config, load_config
 from egmf_dist.errors import EgmfError
-from egmf_dist.model.backbone import backbone_identity
-from egmf_dist.preflight import preflight
-from egmf_dist.run_folder import check_run, discard_unused, open_run
+from egmf_dist.run.folder import Run, check_run, discard_unused, open_run
+from egmf_dist.run.identity import Identity, backbone_identity
+from egmf_dist.run.preflight import preflight
 from egmf_launcher import demo, launch
 from egmf_launcher.cli import main
 from egmf_shards import ShardSet
@@ -47,7 +47,10 @@ def prepared(
             writer.write(replace(sample, id=f"{sample.id}-valid", split="valid"))
     shutil.copytree(folder / "good", folder / "damaged")
     (folder / "damaged" / "index.npz").write_bytes(b"torn")
+    synthesize(folder / "other", seed=1, samples=60)
     shutil.copytree(random_backbone, folder / "backbone")
+    shutil.copytree(random_backbone, folder / "other_model")
+    (folder / "other_model" / "generation_config.json").write_text("{}")
     shutil.copytree(random_backbone, folder / "noend")
     tokenizer = json.loads((folder / "noend" / "tokenizer_config.json").read_text())
     (folder / "noend" / "tokenizer_config.json").write_text(json.dumps(tokenizer | {"eos_token": None}))
@@ -69,16 +72,13 @@ def here(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
-    assert open_run(load_config("c.yaml"), Path("runs/old"), "never")
+    assert open_run(load_config("c.yaml"), Run(Path("runs/old")), "never")
     checkpoint = Path("runs/old/checkpoints/step-0000001")
     checkpoint.mkdir(parents=True)
     config = load_config("c.yaml")
-    identity = {
-        "world_size": 2,
-        "data": ShardSet.open(["good"], "train").index_hash,
-        "backbone": backbone_identity(config.backbone),
-    }
-    (checkpoint / "checkpoint.json").write_text(json.dumps({"identity": identity}))
+    identity = Identity(2, ShardSet.open(["good"], "train").index_hash, 0, backbone_identity(config.backbone))
+    record = {"progress": {"step": 1}, "identity": identity.to_json(), "sha256": {}}
+    (checkpoint / "checkpoint.json").write_text(json.dumps(record))
     Path("runs/old/checkpoints/latest.json").write_text(json.dumps({"checkpoint": checkpoint.name}))
     return tmp_path
 
@@ -103,7 +103,10 @@ def listing(folder: Path) -> list[str]:
         ("--run runs/old", "run runs/old exists; choose another name with --run"),
         ("--run c.yaml", "a file of that name exists"),
         ("--run good --resume auto", "holds no config.yaml, so it is no run"),
-        ("--run runs/old --resume auto --training.steps 3", "training.steps was 2 and is now 3"),
+        ("--run runs/old --resume auto --training.seed 3", "training.seed was 0 and is now 3"),
+        ("--run runs/old --resume auto --data.shards [other]", "data.shards changed: other data than it was made with"),
+        ("--run runs/old --resume auto --backbone.path ./other_model", "backbone.path changed: another model than"),
+        ("--run runs/old --resume auto --data.shards [file://good]", "data.shuffle auto means another order where"),
         ("--run runs/old --resume auto --workers 3", "made with 2 ranks, this start has 3"),
         ("--run runs/old --resume runs/old/checkpoints/step-0000007", "no such folder"),
         ("--run runs/old --resume runs/old/checkpoints", "not a checkpoint of run runs/old"),
@@ -127,17 +130,28 @@ def test_nothing_is_left_behind(line: str, says: str, here: Path, capsys: pytest
 
 
 def test_a_checkpoint_must_be_of_this_data_and_backbone(here: Path) -> None:
-    config, run = load_config("c.yaml"), Path("runs/old")
+    config, run = load_config("c.yaml"), Run(Path("runs/old"))
     preflight(config, 2, run, "auto")
     preflight(config, 2, run, "runs/old/checkpoints/step-0000001")
-    record = run / "checkpoints" / "step-0000001" / "checkpoint.json"
-    made_with = json.loads(record.read_text())["identity"]
-    for key, says in (("data", "data.shards"), ("backbone", "backbone")):
-        record.write_text(json.dumps({"identity": made_with | {key: "other"}}))
-        with pytest.raises(EgmfError, match=f"step-0000001: .*{says}.* made with"):
+    record = run.checkpoint(1) / "checkpoint.json"
+    content = json.loads(record.read_text())
+    for key, other, says in (
+        ("data", "other", "data.shards"),
+        ("backbone", {"sha256": "other"}, "backbone"),
+        ("seed", 7, "training.seed 7"),
+    ):
+        record.write_text(json.dumps(content | {"identity": content["identity"] | {key: other}}))
+        with pytest.raises(EgmfError, match=f"step-0000001: .*{says}.*made with|made with {says}"):
             preflight(config, 2, run, "auto")
+    # Version 1 named a folder by its path, too.
+    backbone = content["identity"]["backbone"] | {"path": "once/upon/a/time", "revision": None}
+    record.write_text(json.dumps(content | {"identity": content["identity"] | {"backbone": backbone}}))
+    preflight(config, 2, run, "auto")
     record.write_text("{}")
-    with pytest.raises(EgmfError, match=r"checkpoint\.json is damaged"):
+    with pytest.raises(EgmfError, match=r"no sound checkpoint .*step-0000001 was passed over: .*\.json is"):
+        preflight(config, 2, run, "auto")
+    record.write_text(json.dumps(content | {"format": 99}))
+    with pytest.raises(EgmfError, match=r"checkpoint\.json: written in format 99, and this egmf-dist reads up to 2"):
         preflight(config, 2, run, "auto")
 
 
@@ -201,14 +215,14 @@ def test_what_a_rank_alone_met_is_said_by_it(
 
 
 def test_auto_starts_a_run_that_is_not_there_yet(tmp_path: Path) -> None:
-    run = tmp_path / "runs" / "a"
+    run = Run(tmp_path / "runs" / "a")
     check_run(Config(), run, "auto")
-    assert not run.parent.exists()
-    assert open_run(Config(), run, "auto")
-    assert not open_run(Config(), run, "auto")
-    (run / ".ray").mkdir()
+    assert not run.folder.parent.exists()
+    assert open_run(Config(), run, "auto").made
+    assert not open_run(Config(), run, "auto").made
+    run.ray_storage("train", "1").mkdir(parents=True)
     assert discard_unused(run)
-    assert not run.exists()
+    assert not run.folder.exists()
     assert not discard_unused(run)
 
 

@@ -120,9 +120,25 @@ def test_follower_waits_for_whole_lines_and_survives_a_rewrite(tmp_path: Path) -
     with path.open("a") as file:
         file.write("}\n")
     assert list(follower.new_records()) == [{"step": 4}]
-    path.write_text('{"step": 1}\n')  # a resumed run drops what came after its checkpoint
-    append(path, {"step": 2, "again": True})
-    assert list(follower.new_records()) == [{"step": 2, "again": True}]
+    rewrite(path, {"step": 1})  # a resumed run drops what came after its checkpoint
+    assert list(follower.new_records()) == []
+    resumed = [{"kind": "start", "time": "9:00", "step": 1}, {"step": 2, "again": True}]
+    append(path, *resumed)
+    assert list(follower.new_records()) == resumed
+    # Twice in a row from the same step: the first of the two starts stays in the file and was shown.
+    rewrite(path, {"step": 1}, resumed[0])
+    assert list(follower.new_records()) == []
+    again = [{"kind": "start", "time": "9:01", "step": 1}, *({"step": step} for step in range(2, 9))]
+    append(path, *again)
+    assert list(follower.new_records()) == again
+    rewrite(path, {"step": 1}, resumed[0], *again, {"kind": "start", "time": "9:02", "step": 8}, {"step": 9})
+    assert list(follower.new_records()) == [{"kind": "start", "time": "9:02", "step": 8}, {"step": 9}]
+
+
+def rewrite(path: Path, *records: Any) -> None:
+    """As a resumed run does: another file under the name, seen whole or not at all."""
+    append(path.with_suffix(".new"), *records)
+    path.with_suffix(".new").rename(path)
 
 
 def test_following_shows_the_last_record(tmp_path: Path) -> None:

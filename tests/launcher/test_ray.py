@@ -29,7 +29,9 @@ DIES_ONCE = """
             os.kill(os.getpid(), signal.SIGKILL)
         total = torch.ones(1)
         dist.all_reduce(total)
-        return {"resume": job["resume"], "ranks": total.item(), "backend": dist.get_backend(), "folder": os.getcwd(),
+        storage = sorted(str(p) for p in Path(job["run"]).glob(".ray/*"))
+        return {"launch": job["launch"], "storage": storage, "ranks": total.item(), "folder": os.getcwd(),
+                "backend": dist.get_backend(),
                 "environment": {name: os.environ.get(name) for name in NAMES}, "master": os.environ["MASTER_ADDR"]}
 """
 
@@ -87,7 +89,8 @@ def drive(
     (folder / "stand_in_worker.py").write_text(textwrap.dedent(worker))
     (folder / "run").mkdir()
     path = [str(folder), *(p for p in [os.environ.get("PYTHONPATH")] if p)]
-    job = {"verb": "train", "run": str(folder / "run"), "resume": "never"}
+    job = {"verb": "train", "run": str(folder / "run"), "resume": "never", "launch": "abc"}
+    (folder / "run" / ".ray" / "evaluate-def").mkdir(parents=True)  # another launch's, beside this one
     driver = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(DRIVER), json.dumps([job, hosts, failures])],
         cwd=folder,
@@ -103,12 +106,13 @@ def drive(
 def test_killed_worker_is_started_again_and_resumes(tmp_path: Path) -> None:
     # What DeepSpeed's launcher leaves in the driver's environment must reach no worker.
     stale = {"RANK": "0", "WORLD_SIZE": "7", "LOCAL_RANK": "0", "CROSS_SIZE": "3", "MASTER_ADDR": "203.0.113.9"}
-    seen, _ = drive(tmp_path, DIES_ONCE, [("localhost", 2)], failures=1, **stale)
-    assert seen["code"] == 0
+    seen, stderr = drive(tmp_path, DIES_ONCE, [("localhost", 2)], failures=1, **stale)
+    assert seen["code"] == 0, stderr
     result = seen["result"]
     assert result["ranks"] == 2.0
     assert result["backend"] in ("gloo", "nccl")
-    assert result["resume"] == "auto"  # the first attempt was told "never"
+    assert result["launch"] == "abc"  # the same one after the restart
+    assert [Path(path).name for path in result["storage"]] == ["evaluate-def", "train-abc"]
     assert result["folder"] == str(tmp_path)
     assert result["master"] == "127.0.0.1"
     assert result["environment"] == {
@@ -121,7 +125,8 @@ def test_killed_worker_is_started_again_and_resumes(tmp_path: Path) -> None:
     }
     assert seen["environment_kept"]
     assert seen["left"] == []
-    assert [p.name for p in (tmp_path / "run").iterdir()] == ["died"]  # Ray's own files are gone
+    left = sorted(str(p.relative_to(tmp_path / "run")) for p in (tmp_path / "run").rglob("*"))
+    assert left == [".ray", ".ray/evaluate-def", "died"]  # its own files of Ray are gone, and nobody else's
 
 
 def test_two_machines_and_a_workers_complaint(tmp_path: Path) -> None:
@@ -140,4 +145,4 @@ def test_two_machines_and_a_workers_complaint(tmp_path: Path) -> None:
     assert "second.invalid" in command.split("\n")
     assert re.search(r"[0-9a-f]{64}", command) is None  # the token stands on no command line
     assert seen["left"] == []
-    assert list((tmp_path / "run").iterdir()) == []
+    assert [p.name for p in (tmp_path / "run").rglob("*")] == [".ray", "evaluate-def"]

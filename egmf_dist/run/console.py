@@ -49,13 +49,16 @@ class Console:
                 f"ZeRO stage {record['zero_stage']}, {record['precision']}; "
                 f"{record['trained_parameters']:,} of {record['parameters']:,} parameters are trained"
             )
-            if record.get("kernels"):
-                self._line(record["kernels"])
+            for key in ("backbone", "kernels", "scoring"):
+                if record.get(key):
+                    self._line(record[key])
+            for key, (was, now) in record.get("changed", {}).items():
+                self._line(f"changed: {key} was {was} and is now {now}")
             if record.get("step"):
                 self._line(f"resumed after step {record['step']} (position {record['position']})")
         elif kind == "train":
             loss, grad_norm = (math.nan if record[key] is None else record[key] for key in ("loss", "grad_norm"))
-            note = f"loss {loss:.3f}  lr {record['lr']:.1e}  {record['samples_per_s']:.0f} samples/s"
+            note = f"loss {loss:.3f}  lr {record['lr']:.1e}  {rate(record['samples_per_s'])} samples/s"
             if self.progress is not None:
                 self.progress.update(self.task, completed=record["step"], note=note)
             else:
@@ -79,3 +82,8 @@ class Console:
 
     def _line(self, text: str) -> None:
         self.console.print(text, markup=False)
+
+
+def rate(per_second: float) -> str:
+    """Samples per second in two significant digits or more: a slow step's rate is not 0."""
+    return f"{per_second:.0f}" if per_second >= 10 else f"{per_second:.2g}"

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from egmf_dist.files import write_json_lines
-from egmf_dist.training.console import Console
-
-METRICS = "metrics.jsonl"
+from egmf_dist.run.console import Console
+from egmf_dist.run.folder import Run
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -28,24 +27,24 @@ class Records:
     """Rank 0's sink of records; on other ranks every method does nothing.
 
     Args:
-        run: the run's folder.
+        run: the run.
         active: this is rank 0.
         console: also show records here (False where the launcher's driver follows the file and shows them).
         resumed_step: drop records after this step: the run repeats them.
     """
 
-    def __init__(self, run: Path, active: bool, console: bool, resumed_step: int) -> None:
+    def __init__(self, run: Run, active: bool, console: bool, resumed_step: int) -> None:
         self.active = active
         if not active:
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        path = run / METRICS
+        path = run.metrics
         if path.exists():
             keep = [r for r in read_records(path) if r.get("step", 0) <= resumed_step and r["kind"] != "end"]
             write_json_lines(path, keep)
         self.file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (held for the whole run, closed in close)
-        self.board = SummaryWriter(str(run / "tensorboard"), purge_step=resumed_step + 1 if resumed_step else None)
+        self.board = SummaryWriter(str(run.tensorboard), purge_step=resumed_step + 1 if resumed_step else None)
         self.console = Console() if console else None
         if self.console is not None:
             self.console.__enter__()

@@ -1,0 +1,255 @@
+"""A run's folder: where everything in it lies, and how the process that launches opens it before any rank starts."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from egmf_dist.config import Config, dump_config, load_config
+from egmf_dist.config.schema import ON_RESUME
+from egmf_dist.errors import EgmfError
+from egmf_dist.files import sync_tree
+
+
+def checkpoint_name(step: int) -> str:
+    """Folder of the checkpoint, or adapter, taken after ``step`` steps."""
+    return f"step-{step:07d}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """Every path of a run, ``runs/NAME``; nothing else in the program spells one."""
+
+    folder: Path
+
+    def __str__(self) -> str:
+        return str(self.folder)
+
+    @property
+    def config(self) -> Path:
+        """The resolved settings."""
+        return self.folder / "config.yaml"
+
+    @property
+    def manifest(self) -> Path:
+        """Versions, hosts and identity of the newest start."""
+        return self.folder / "manifest.json"
+
+    @property
+    def metrics(self) -> Path:
+        """The records, one JSON object a line."""
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Folder of TensorBoard's events."""
+        return self.folder / "tensorboard"
+
+    @property
+    def lock(self) -> Path:
+        """Who trains this run; there only while somebody does."""
+        return self.folder / "lock.json"
+
+    @property
+    def quarantine(self) -> Path:
+        """Samples set aside, one JSON object a line."""
+        return self.folder / "quarantine.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.folder / "checkpoints"
+
+    @property
+    def latest(self) -> Path:
+        """Names the checkpoint to go on from."""
+        return self.checkpoints / "latest.json"
+
+    def checkpoint(self, step: int) -> Path:
+        """The checkpoint after ``step`` steps."""
+        return self.checkpoints / checkpoint_name(step)
+
+    @property
+    def adapters(self) -> Path:
+        """Folder of the adapters that were best when they were saved."""
+        return self.folder / "best"
+
+    @property
+    def best(self) -> Path:
+        """Names the best adapter."""
+        return self.adapters / "best.json"
+
+    def adapter(self, step: int) -> Path:
+        """The adapter saved after ``step`` steps."""
+        return self.adapters / checkpoint_name(step)
+
+    @property
+    def evaluations(self) -> Path:
+        """Folder of what evaluating wrote."""
+        return self.folder / "evaluation"
+
+    def evaluation(self, name: str) -> Path:
+        """Metrics of a split, or of one without some modalities."""
+        return self.evaluations / f"{name}.json"
+
+    def predictions(self, name: str) -> Path:
+        """One row per sample of the same."""
+        return self.evaluations / f"predictions-{name}.jsonl"
+
+    @property
+    def report(self) -> Path:
+        """Folder of the pictures."""
+        return self.folder / "report"
+
+    @property
+    def demo(self) -> Path:
+        """Seconds and memory of the demo."""
+        return self.folder / "demo.json"
+
+    @property
+    def ray(self) -> Path:
+        """Folder of Ray's own files; each launch has one of its own in it."""
+        return self.folder / ".ray"
+
+    def ray_storage(self, verb: str, launch: str) -> Path:
+        """Ray's own files of one launch."""
+        return self.ray / f"{verb}-{launch}"
+
+
+class Opened(NamedTuple):
+    """What :func:`open_run` did."""
+
+    made: bool
+    """This call made the run."""
+    changed: dict[str, list[Any]]
+    """Settings of a resumed run that are not what they were: ``{"training.steps": [old, new]}``."""
+
+
+def check_run(config: Config, run: Run, resume: str) -> dict[str, list[Any]]:
+    """Whether :func:`open_run` would open the folder; nothing is written.
+
+    Args:
+        config: the resolved settings.
+        run: the run.
+        resume: ``never`` (the run must not exist), ``auto`` (go on with it, or start it where it does not exist, so
+            that a job script can always say so), or the path of one of its own checkpoints.
+
+    Returns:
+        Settings that the run was started with and that change now.
+
+    Raises:
+        EgmfError: the run exists and is not to be resumed, was made with other settings or is no run; or ``resume`` is
+            a path that is not a folder in ``run/checkpoints``.
+    """
+    folder = run.folder
+    if resume not in ("auto", "never"):
+        if not folder.is_dir():
+            raise EgmfError(f"resume {resume}: there is no run {run} to go on with; start it without --resume")
+        if Path(resume).absolute().parent.resolve() != run.checkpoints.resolve():
+            raise EgmfError(
+                f"resume {resume}: not a checkpoint of run {run}; give {run.checkpoints}/step-N, auto or never"
+            )
+        if not Path(resume).is_dir():
+            raise EgmfError(f"resume {resume}: no such folder; give {run.checkpoints}/step-N, auto or never")
+    if folder.exists() and not folder.is_dir():
+        raise EgmfError(f"run {run}: a file of that name exists; choose another name")
+    if folder.exists() and resume == "never":
+        raise EgmfError(f"run {run} exists; choose another name with --run, or go on with it: --resume auto")
+    if run.config.is_file():
+        return changes(run, load_config(run.config), config)
+    if folder.exists() and any(folder.iterdir()):
+        raise EgmfError(
+            f"run {run}: the folder exists and holds no {run.config.name}, so it is no run; choose another name"
+        )
+    return {}
+
+
+def open_run(config: Config, run: Run, resume: str) -> Opened:
+    """Check the folder as :func:`check_run` does; make a new run with the resolved settings inside, or write those that
+    a resumed one changes. The caller of a run that exists holds its lock.
+
+    Raises:
+        EgmfError: see :func:`check_run`; also where another process made the run in the meantime.
+    """
+    changed = check_run(config, run, resume)
+    if run.config.is_file():
+        if changed:
+            dump_config(config, run.config, Path.cwd())
+        return Opened(False, changed)
+    # A name of its own: two starts at once must not write into one folder, and only one rename succeeds.
+    temporary = run.folder.with_name(f".{run.folder.name}.{secrets.token_hex(4)}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        dump_config(config, Run(temporary).config, Path.cwd())
+        sync_tree(temporary)
+        os.rename(temporary, run.folder)  # onto an empty folder, or where there is none
+    except OSError:
+        if run.config.is_file():
+            return open_run(config, run, resume)
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return Opened(True, {})
+
+
+def discard_unused(run: Run) -> bool:
+    """Remove a run's folder if nothing happened in it; one with records, checkpoints or anything else stays.
+
+    Returns:
+        Whether it was removed.
+    """
+    # What a run holds before its first record: our settings, who holds it, and Ray's own files.
+    opened = {run.config.name, run.lock.name, run.ray.name}
+    if not run.folder.is_dir() or any(path.name not in opened for path in run.folder.iterdir()):
+        return False
+    shutil.rmtree(run.folder)
+    return True
+
+
+def discard_storage(storage: Path) -> None:
+    """Remove one launch's files of Ray, and the folder above them where no other launch has any."""
+    shutil.rmtree(storage, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        storage.parent.rmdir()
+
+
+def discard_left_storage(run: Run) -> None:
+    """Remove what killed trainings left of Ray's files; the caller holds the run's lock, so none of them lives."""
+    for storage in run.ray.glob(run.ray_storage("train", "*").name):
+        discard_storage(storage)
+
+
+def changes(run: Run, saved: Config, given: Config) -> dict[str, list[Any]]:
+    """The settings in which a run's saved ones and the given ones differ: ``{"training.steps": [old, new]}``.
+
+    What may differ is marked on the fields (:mod:`egmf_dist.config.schema`); that a ``place`` holds the same is checked
+    by its hash (:mod:`egmf_dist.run.identity`).
+
+    Raises:
+        EgmfError: a setting differs that is fixed for a run's life.
+    """
+    different: dict[str, list[Any]] = {}
+    for section in fields(Config):
+        old, new = getattr(saved, section.name), getattr(given, section.name)
+        for setting in fields(old):
+            key, was, now = f"{section.name}.{setting.name}", getattr(old, setting.name), getattr(new, setting.name)
+            if was == now:
+                continue
+            if ON_RESUME not in setting.metadata:
+                raise EgmfError(
+                    f"run {run}: {key} was {was!r} and is now {now!r}; resume with the settings it was started with, "
+                    "or choose another name"
+                )
+            different[key] = [was, now]
+    if saved.data.in_blocks != given.data.in_blocks:
+        right = "block" if saved.data.in_blocks else "full"
+        raise EgmfError(
+            f"run {run}: data.shuffle {given.data.shuffle} means another order where data.shards is now "
+            f"({', '.join(given.data.shards)}); the run was started with what is {right} there, and cannot go on so"
+        )
+    return different

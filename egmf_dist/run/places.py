@@ -1,0 +1,104 @@
+"""Where a run's data and backbone lie now: a relative path is kept relative to where it was given, and found again.
+
+A path in a run's ``config.yaml`` starts in the folder that the file names. Whoever works on the run from another folder
+finds the same shards and the same model; where they have moved, their new place is given, and the hash says whether it
+is they (:mod:`egmf_dist.run.identity`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from egmf_dist.config import Config, load_config, read_directory
+from egmf_dist.errors import EgmfError
+from egmf_dist.run.folder import Run
+from egmf_dist.run.identity import is_folder
+from egmf_dist.run.manifest import read_identity
+
+
+@dataclass(frozen=True)
+class Places:
+    """Paths that replace those of a run's settings; None: as they are."""
+
+    shards: list[str] | None = None
+    backbone: str | None = None
+
+    def put_into(self, config: Config) -> Config:
+        """The settings with these paths."""
+        if self.shards is not None:
+            config = replace(config, data=replace(config.data, shards=list(self.shards)))
+        if self.backbone is not None:
+            config = replace(config, backbone=replace(config.backbone, path=self.backbone))
+        return config
+
+
+NOWHERE_ELSE = Places()
+
+
+def found_again(config: Config, run: Run) -> Config:
+    """Settings to go on with a run, in which a relative path that leads nowhere from here, but did where the run was
+    started, is absolute.
+
+    Raises:
+        EgmfError: the backbone was a folder when the run was started and is none now: its path must not be taken for
+            the id of a hub model.
+    """
+    if not run.config.is_file():
+        return config
+    saved, directory = load_config(run.config), read_directory(run.config)
+    known = {*saved.data.shards, saved.backbone.path}
+    directories = [Path.cwd(), *([directory] if directory is not None else [])]
+    shards = [find(path, directories if path in known else directories[:1]) or path for path in config.data.shards]
+    path = config.backbone.path
+    backbone = find(path, directories if path in known else directories[:1])
+    identity = read_identity(run)
+    if backbone is None and identity is not None and is_folder(identity.backbone):
+        raise EgmfError(f"run {run}: {_gone('its backbone', path, directories)} --backbone.path")
+    return Places(shards, backbone).put_into(config)
+
+
+def locate(run: Run, given: Places, backbone_was_folder: bool) -> Places:
+    """Where a trained run's data and backbone lie, as this process can open them.
+
+    Args:
+        run: the run.
+        given: what the command line says; it goes before what the run says.
+        backbone_was_folder: and no hub model.
+
+    Raises:
+        EgmfError: they are not there; says with which option to give their new place.
+    """
+    saved, directory = load_config(run.config), read_directory(run.config)
+    here = Path.cwd()
+    directories = [directory, here] if directory is not None and directory != here else [here]
+    shards = []
+    for path in saved.data.shards if given.shards is None else given.shards:
+        found = find(path, directories if given.shards is None else [here])
+        if found is None or ("://" not in found and not (Path(found) / "manifest.json").is_file()):
+            raise EgmfError(f"run {run}: {_gone('its shards', path, directories)} --data.shards")
+        shards.append(found)
+    path = saved.backbone.path if given.backbone is None else given.backbone
+    backbone = find(path, directories if given.backbone is None else [here])
+    if backbone_was_folder and (backbone is None or not Path(backbone).is_dir()):
+        raise EgmfError(f"run {run}: {_gone('its backbone', path, directories)} --backbone.path")
+    return Places(shards, backbone or path)
+
+
+def find(path: str, directories: Sequence[Path]) -> str | None:
+    """A path as this process can open it; None for a relative one that is in none of the folders.
+
+    What is not relative to a folder (a URL, an absolute path) is given back as it is.
+    """
+    if "://" in path or Path(path).is_absolute():
+        return path
+    for directory in directories:
+        if (directory / path).exists():
+            return path if directory == Path.cwd() else str(directory / path)
+    return None
+
+
+def _gone(what: str, path: str, directories: Sequence[Path]) -> str:
+    where = "" if Path(path).is_absolute() else f" (looked in {' and '.join(map(str, directories))})"
+    return f"{what}, {path!r} when it was trained, cannot be found{where}; say where that is now with"

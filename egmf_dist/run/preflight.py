@@ -1,0 +1,95 @@
+"""What can be known before ranks are started: that settings, data, backbone and checkpoint fit together.
+
+Runs in the process that launches (or in rank 0), so that a mistake costs seconds, is said once, and leaves nothing
+behind. It loads no weights, joins no process group and touches no GPU; what only the weights can tell (LoRA's targets,
+a checkpoint's hashes) is found by the ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from egmf_dist.config import Config, load_config
+from egmf_dist.data.run_data import RunData, open_split, open_stream
+from egmf_dist.errors import EgmfError
+from egmf_dist.inference.evaluate import check_modalities
+from egmf_dist.inference.selection import check_definable, check_selection, chosen_for_validation
+from egmf_dist.model.build import read_backbone
+from egmf_dist.run.folder import Run
+from egmf_dist.run.identity import Identity, backbone_identity, check_identity, check_trained, is_folder
+from egmf_dist.run.manifest import read_identity
+from egmf_dist.run.places import Places, locate
+from egmf_dist.training.best import describe_best
+from egmf_dist.training.checkpoint import find_checkpoint
+
+
+def preflight(config: Config, ranks: int, run: Run, resume: str) -> None:
+    """Check everything that every rank would find out later.
+
+    Args:
+        config: the resolved settings.
+        ranks: how many will train.
+        run: the run; need not exist.
+        resume: ``never``, ``auto``, or a checkpoint's path.
+
+    Raises:
+        EgmfError: a setting does not fit the data or the number of ranks, the backbone cannot be loaded, or the
+            checkpoint is none or was made with other data or another number of ranks.
+        ShardError: a folder of shards is missing, damaged, given twice or without a split, or folders disagree.
+    """
+    check_batch(config.training.global_batch, ranks)
+    shards = open_split(config, "train")
+    validation = open_split(config, "valid")
+    open_stream(config, shards, 0, ranks)
+    run_data = RunData.of(shards, config.data)
+    check_selection(config.training.select_by, run_data.tasks)
+    chosen = chosen_for_validation(validation.task_numbers, config.training.validation_samples)
+    check_definable(config.training.select_by, validation, chosen)
+    read_backbone(config, run_data)
+    if not run.folder.is_dir():
+        return
+    checkpoint = find_checkpoint(run, resume, hashes=False)
+    made_with = read_identity(run) if checkpoint is None else checkpoint.identity
+    if made_with is not None:
+        now = Identity(ranks, shards.index_hash, config.training.seed, backbone_identity(config.backbone))
+        if checkpoint is not None:
+            check_identity(made_with, now, f"checkpoint {checkpoint.folder}")
+        else:  # nothing is trained yet that another number of ranks could not do
+            check_identity(made_with, now, f"run {run}", ("data", "backbone"))
+
+
+def preflight_evaluation(run: Run, split: str, remove: Sequence[str], given: Places) -> Places:
+    """Check everything that every rank would find out later about an evaluation.
+
+    Args:
+        run: the run.
+        split: what is scored.
+        remove: modalities to be taken away.
+        given: where data and backbone lie, as far as the command line says so.
+
+    Returns:
+        Where they lie.
+
+    Raises:
+        EgmfError: nothing is trained yet, a modality does not exist, data or backbone are not there or not those of
+            the run.
+        ShardError: a folder of shards is damaged, or has no such split.
+    """
+    check_modalities(remove)
+    _, description = describe_best(run)
+    backbone = description.get("identity", description).get("backbone", {})
+    places = locate(run, given, is_folder(backbone))
+    config = places.put_into(load_config(run.config))
+    check_trained(run, config, description)
+    read_backbone(config, RunData.from_json(description["data"]))
+    open_split(config, split)
+    return places
+
+
+def check_batch(global_batch: int, ranks: int) -> None:
+    """Refuse a global batch in which a rank would have no sample."""
+    if global_batch < ranks:
+        raise EgmfError(
+            f"config: training.global_batch is {global_batch} for {ranks} ranks; it must be {ranks} or more, "
+            "one sample a rank"
+        )

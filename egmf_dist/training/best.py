@@ -1,0 +1,102 @@
+"""The best adapter so far: what was trained, whole, with what loading it needs; complete or not there."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from egmf_dist import distributed
+from egmf_dist.errors import EgmfError
+from egmf_dist.files import replace_folder, sha256, sync_tree, write_json
+from egmf_dist.model.build import TRAINED_FILE, trained_parameters
+from egmf_dist.run.folder import Run, checkpoint_name
+from egmf_dist.run.formats import read_stamped, stamped
+from egmf_dist.run.lock import check_held
+
+DESCRIPTION = "adapter.json"
+
+
+def gather_trained(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The trained weights, whole, on rank 0's CPU (an empty dictionary elsewhere). Every rank must call this."""
+    parameters = trained_parameters(model)
+    partitioned = [p for p in parameters.values() if hasattr(p, "ds_id")]
+    from deepspeed.runtime.zero import GatheredParameters
+
+    with GatheredParameters(partitioned, enabled=bool(partitioned)):
+        if distributed.rank() != 0:
+            return {}
+        return {name: p.detach().cpu().clone().contiguous() for name, p in parameters.items()}
+
+
+def save_best(model: nn.Module, run: Run, step: int, description: dict[str, Any], launch: str | None = None) -> None:
+    """Keep the trained weights as the run's best adapter; every rank must call this.
+
+    The one before it goes when no checkpoint names it any more (:func:`egmf_dist.training.checkpoint.prune`).
+
+    Args:
+        model: the module inside the engine.
+        run: the run.
+        step: after how many steps.
+        description: what loading needs (settings, tasks, identity) and what selected it.
+        launch: this launch's token.
+
+    Raises:
+        EgmfError: another launch has taken the run over.
+    """
+    weights = gather_trained(model)
+
+    def publish() -> None:
+        final = run.adapter(step)
+        temporary = final.with_name(f".{final.name}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        save_file(weights, temporary / TRAINED_FILE)
+        hashed = {"sha256": sha256(temporary / TRAINED_FILE)}
+        write_json(temporary / DESCRIPTION, stamped(description | hashed))
+        sync_tree(temporary)
+        check_held(run, launch)
+        replace_folder(temporary, final)
+        point_to_best(run, step)
+
+    distributed.on_rank_zero(publish)
+
+
+def point_to_best(run: Run, step: int) -> None:
+    """Make the adapter of ``step`` the run's best; with 0 it has none."""
+    if step:
+        write_json(run.best, stamped({"adapter": checkpoint_name(step)}))
+    else:
+        run.best.unlink(missing_ok=True)
+
+
+def find_best(run: Run) -> tuple[Path, dict[str, Any]]:
+    """Folder and description of a run's best adapter.
+
+    Raises:
+        EgmfError: the run has none yet, or its weights do not have the hash that was written down.
+    """
+    folder, description = describe_best(run)
+    weights = folder / TRAINED_FILE
+    if not weights.is_file() or sha256(weights) != description["sha256"]:
+        raise EgmfError(f"{weights} is damaged: its hash is not the one in {DESCRIPTION}")
+    return folder, description
+
+
+def describe_best(run: Run) -> tuple[Path, dict[str, Any]]:
+    """As :func:`find_best`, without reading the weights.
+
+    Raises:
+        EgmfError: the run has none yet, or its description cannot be read.
+    """
+    if not run.best.is_file():
+        what = "no such run"
+        if run.folder.is_dir():
+            what = f"nothing trained in it yet ({run.best.relative_to(run.folder)} is missing)"
+        raise EgmfError(f"run {run}: {what}; train first: egmf train --config FILE.yaml --run {run}")
+    folder = run.adapters / str(read_stamped(run.best).get("adapter"))
+    return folder, read_stamped(folder / DESCRIPTION)

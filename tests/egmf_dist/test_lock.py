@@ -1,0 +1,150 @@
+"""Who holds a run: seen from a second process, after a death, and from another host."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from egmf_dist.errors import EgmfError
+from egmf_dist.run import lock
+from egmf_dist.run.folder import Run
+from egmf_dist.run.lock import check_held, held
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from egmf_dist.run.folder import Run
+from egmf_dist.run.lock import held
+with held(Run(Path(sys.argv[1])), "other"):
+    print("held", flush=True)
+    {then}
+"""
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run(tmp_path)
+
+
+def start(run: Run, then: str = "sys.stdin.readline()") -> subprocess.Popen[str]:
+    """Another process that holds the run until it is told to leave."""
+    command = [sys.executable, "-c", HOLDER.format(then=then), str(run)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_second_process_is_told_who_holds_the_run(run):
+    process = start(run)
+    with pytest.raises(EgmfError) as caught, held(run, "mine"):
+        pass
+    assert f"process {process.pid} on host {socket.gethostname()} (since 20" in str(caught.value)
+    assert "is training it; wait for it or stop it" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert json.loads(run.lock.read_text())["launch"] == "other", "the holder was not disturbed"
+    process.communicate("\n")
+    with held(run, "mine") as said:
+        assert said is None
+    assert list(run.folder.iterdir()) == []
+
+
+def test_the_lock_of_a_killed_process_is_taken_over_and_that_is_said(run):
+    process = start(run)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with held(run, "mine") as said:
+        assert said is not None
+        assert f"process {process.pid} on host {socket.gethostname()}" in said
+        assert said.endswith("ended without giving it back; taken over")
+    assert list(run.folder.iterdir()) == []
+
+
+def test_a_loader_process_does_not_keep_the_lock_of_its_dead_trainer(run):
+    """DataLoader forks; what a fork inherits must not be the lock."""
+    process = start(run, "import os; os.fork() or print(os.getpid(), flush=True); time.sleep(60)")
+    assert process.stdout is not None
+    child = int(process.stdout.readline())
+    try:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        os.kill(child, 0)  # it is there
+        with held(run, "mine") as said:
+            assert said is not None
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def write(run: Run, **holder: object) -> None:
+    run.lock.write_text(json.dumps({"format": 2, "pid": 7, "since": "9:00", "launch": "other"} | holder))
+
+
+def test_a_holder_on_another_host_is_refused_until_it_has_been_silent(run):
+    write(run, host="elsewhere.invalid", started=0.0)
+    with pytest.raises(EgmfError, match=r"process 7 on host elsewhere.invalid \(since 9:00\) holds it") as caught:
+        held(run, "mine").__enter__()
+    assert f"remove {run.lock}, or wait until 300 s have passed" in str(caught.value)
+    assert [p.name for p in run.folder.iterdir()] == [run.lock.name]
+    long_ago = run.lock.stat().st_mtime - lock.SILENCE_S - 1
+    os.utime(run.lock, (long_ago, long_ago))
+    with held(run, "mine") as said:
+        assert "host elsewhere.invalid" in str(said)
+
+
+def test_without_locks_of_the_file_system_the_process_is_looked_for(run, monkeypatch):
+    def unknown(descriptor: int, operation: int) -> None:
+        raise OSError(lock._NO_LOCKS[0], "no locks available")
+
+    process = start(run)
+    monkeypatch.setattr(fcntl, "flock", unknown)
+    with pytest.raises(EgmfError, match=f"process {process.pid} on host .* is training it"), held(run, "mine"):
+        pass
+    holder = json.loads(run.lock.read_text())
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with held(run, "mine") as said:
+        assert said is not None
+    write(run, **(holder | {"pid": os.getpid()}))  # the number is another process's by now
+    with held(run, "mine") as said:
+        assert said is not None
+
+
+def test_the_holder_shows_that_it_lives_and_notices_that_it_was_given_up(run, monkeypatch):
+    monkeypatch.setattr(lock, "HEARTBEAT_S", 0.01)
+    with held(run, "mine"):
+        os.utime(run.lock, (1.0, 1.0))
+        for _ in range(500):
+            if run.lock.stat().st_mtime > 1.0:
+                break
+            lock.time.sleep(0.01)
+        assert run.lock.stat().st_mtime > 1.0
+        check_held(run, "mine")
+        check_held(run, None)
+        write(run, host="elsewhere.invalid")
+        with pytest.raises(EgmfError, match=r"process 7 on host elsewhere.invalid .* has taken it over"):
+            check_held(run, "mine")
+    assert run.lock.exists(), "it is not this launch's to remove"
+
+
+def test_whoever_waits_for_the_lock_does_not_get_a_removed_file(run, monkeypatch):
+    """The holder removes its file while it holds it; the second then has a lock on a file without a name."""
+    real, calls = lock._lock, []
+
+    def leave_first(descriptor: int) -> bool:
+        calls.append(descriptor)
+        if len(calls) == 1:
+            run.lock.unlink()
+        return real(descriptor)
+
+    monkeypatch.setattr(lock, "_lock", leave_first)
+    with held(run, "mine"):
+        assert json.loads(run.lock.read_text())["launch"] == "mine"
+    assert len(calls) == 2

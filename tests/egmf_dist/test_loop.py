@@ -1,0 +1,59 @@
+"""The loop without a model: what is released when a start fails."""
+
+from __future__ import annotations
+
+import contextlib
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from egmf_dist.config import Config
+from egmf_dist.run.folder import Run
+from egmf_dist.training import loop
+
+
+class Anything:
+    """Shards, stream, run data and model at once."""
+
+    index_hash, faults, tasks, languages, dims, micro_batches = "d", (), {}, (), {}, 1
+
+    def __len__(self) -> int:
+        return 1
+
+    def collator(self, *arguments: object) -> None:
+        return None
+
+    def describe_kernels(self, device: torch.device) -> str:
+        return "reference"
+
+
+@pytest.mark.parametrize("fails", ["load_checkpoint", "Records", "write_manifest", "start_record", "load"])
+def test_the_engine_is_released_whatever_fails(tmp_path, monkeypatch, fails):
+    """And the records are closed where they were opened."""
+    released: list[str] = []
+    engine = SimpleNamespace(destroy=lambda: released.append("engine"))
+    records = SimpleNamespace(write=lambda record: None, close=lambda: released.append("records"))
+    anything = Anything()
+    stand_ins = {
+        "open_split": anything, "open_stream": anything, "load_tokenizer": None, "build_egmf": anything,
+        "check_selection": None, "backbone_identity": {}, "deepspeed_settings": {}, "initialise": (engine, []),
+        "partitioned_loading": contextlib.nullcontext(), "load_checkpoint": None, "Records": records,
+        "write_manifest": None, "start_record": {}, "load": iter([]), "BadSamples": None,
+    }  # fmt: skip
+    for name, value in stand_ins.items():
+        monkeypatch.setattr(loop, name, lambda *arguments, value=value: value)
+    monkeypatch.setattr(loop, "RunData", SimpleNamespace(of=lambda shards: anything))
+    alone = {"world_size": 1, "rank": 0, "device": torch.device("cpu"), "gather_objects": ["host"]}
+    for name, value in alone.items():
+        monkeypatch.setattr(loop.distributed, name, lambda *arguments, value=value: value)
+    monkeypatch.setattr(loop.distributed, "on_rank_zero", lambda do: do())
+
+    def fail(*arguments: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(loop, fails, fail)
+    with pytest.raises(OSError, match="disk full"):
+        loop.train(Config(), Run(tmp_path), loop.Start())
+    opened = fails not in ("load_checkpoint", "Records")
+    assert released == (["records", "engine"] if opened else ["engine"])

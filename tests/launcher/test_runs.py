@@ -1,0 +1,253 @@
+"""What may happen to a run: a second start, an evaluation beside it, deaths, damage, a move; by the real commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from egmf_dist.config import load_config
+from egmf_dist.run.folder import Run
+from egmf_dist.run.records import read_records
+from egmf_launcher.cli import main
+from egmf_shards.synthetic import synthesize
+
+pytestmark = pytest.mark.distributed
+
+BIN = Path(sys.executable).parent
+FAILS_ONCE_IN_STEP_3 = """
+    import os, signal
+    from pathlib import Path
+    from egmf_dist import worker
+    from egmf_dist.training import loop
+
+    def run(job):
+        flag, real = Path(job["run"]).parent / "failed", loop.train_step
+
+        def train_step(*arguments):
+            if not flag.exists():
+                train_step.calls += 1
+                if train_step.calls == 1:  # resumed after step 2: this is step 3
+                    flag.touch()
+                    os.kill(os.getpid(), signal.SIGKILL)
+            return real(*arguments)
+
+        train_step.calls = 0
+        loop.train_step = train_step
+        return worker.run(job)
+"""
+WITH_THAT_WORKER = """
+    import sys
+    from egmf_launcher import ray_train
+    from egmf_launcher.cli import main
+    ray_train.run_under_ray.__defaults__ = ("stand_in_worker",)
+    sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, random_backbone: Path) -> Path:
+    """A folder with ``data``, ``model``, ``c.yaml``, and the run ``done``: six steps, with checkpoints 2, 4 and 6."""
+    folder = tmp_path_factory.mktemp("place")
+    synthesize(folder / "data", samples=60)
+    shutil.copytree(random_backbone, folder / "model")
+    training = {"steps": 6, "global_batch": 4, "micro_batch": 2, "warmup_steps": 1, "precision": "fp32", "log_every": 1}
+    training |= {"validate_every": 2, "validation_samples": 4, "checkpoint_every": 2, "keep_checkpoints": 3}
+    settings = {
+        "data": {"shards": ["data"], "context_turns": 1},
+        "backbone": {"path": "model", "lora_rank": 4},
+        "model": {"width": 32, "heads": 2},
+        "training": training,
+    }
+    (folder / "c.yaml").write_text(yaml.safe_dump(settings))
+    done = call([*train("done")], folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def train(run: str, *options: str) -> list[str]:
+    return [sys.executable, "-m", "egmf_launcher.cli", "train", "--config", "c.yaml", "--run", run, *options]
+
+
+def environ(**more: str) -> dict[str, str]:
+    launched = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    kept = {name: value for name, value in os.environ.items() if name not in launched}
+    return kept | {"PATH": f"{BIN}{os.pathsep}{kept['PATH']}", "OMP_NUM_THREADS": "1"} | more
+
+
+def call(command: list[str], folder: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=folder, env=environ(**more), capture_output=True, text=True, timeout=300)
+
+
+def wait_for(what: Callable[[], Any], process: subprocess.Popen[str], seconds: float = 120) -> Any:
+    """Poll until ``what`` gives something true; the process must live on meanwhile."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        assert process.poll() is None, process.communicate()
+        found = what()
+        if found:
+            return found
+        time.sleep(0.1)
+    raise AssertionError("it did not come")
+
+
+def steps_of(run: Run, kind: str) -> list[int]:
+    return [r["step"] for r in read_records(run.metrics) if r["kind"] == kind] if run.metrics.is_file() else []
+
+
+def latest(run: Run) -> int:
+    return int(json.loads(run.latest.read_text())["checkpoint"].removeprefix("step-")) if run.latest.is_file() else 0
+
+
+def test_a_training_is_not_disturbed_and_survives_a_worker(place: Path) -> None:
+    """While it trains: a second start is refused, an evaluation under Ray runs, a worker is killed; then Ctrl-C."""
+    run = Run(place / "busy")
+    forever = ["--training.steps", "100000", "--training.checkpoint_every", "5", "--training.validate_every", "5"]
+    command = train("busy", "--workers", "2", "--launch.max_failures", "1", *forever)
+    training = subprocess.Popen(
+        command, cwd=place, env=environ(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+        # A shell's background job would have it ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    try:
+        wait_for(lambda: latest(run) and run.best.is_file(), training)
+        second = call(train("busy", "--workers", "2", *forever, "--resume", "auto"), place)
+        assert second.returncode == 2
+        (line,) = second.stderr.splitlines()
+        who = f"run busy: process {training.pid} on host {socket.gethostname()} (since "
+        assert line.startswith(f"egmf: error: {who}")
+        assert "is training it; wait for it or stop it" in line
+
+        before = latest(run)
+        evaluation = call(["egmf", "evaluate", "busy", "--split", "valid", "--workers", "2"], place)
+        assert evaluation.returncode == 0, evaluation.stdout + evaluation.stderr
+        assert run.evaluation("valid").is_file()
+        assert training.poll() is None
+        assert [path.name.partition("-")[0] for path in run.ray.iterdir()] == ["train"]
+
+        newest = wait_for(lambda: latest(run) > before and latest(run), training)
+        below = psutil.Process(training.pid).children(recursive=True)
+        workers = [p for p in below if "RayTrainWorker" in " ".join(p.cmdline())]
+        assert len(workers) == 2
+        workers[0].kill()
+        # It goes on from its newest checkpoint, not from its first step.
+        resumed = wait_for(lambda: steps_of(run, "start")[1:], training)[0]
+        assert resumed >= newest
+        wait_for(lambda: latest(run) > resumed, training)
+        steps = steps_of(run, "train")
+        assert steps == list(range(1, len(steps) + 1))
+        assert steps_of(run, "start") == [0, resumed]
+    finally:
+        training.send_signal(signal.SIGINT)
+        try:
+            output, errors = training.communicate(timeout=60)
+        finally:
+            training.kill()
+    assert training.returncode == 130, output + errors
+    assert errors.splitlines()[-1] == "egmf: stopped"
+    assert not run.lock.exists()
+    assert not run.ray.exists()
+
+
+def test_a_restart_keeps_to_the_checkpoint_it_was_told(place: Path) -> None:
+    """Resumed from 2 of 6, it dies in step 3 and is started again: from 2, not from the 6 that was given up."""
+    shutil.copytree(place / "done", place / "back")
+    run = Run(place / "back")
+    (place / "stand_in_worker.py").write_text(textwrap.dedent(FAILS_ONCE_IN_STEP_3))
+    line = train("back", "--resume", "back/checkpoints/step-0000002", "--launcher", "ray", "--launch.max_failures", "1")
+    command = [sys.executable, "-c", textwrap.dedent(WITH_THAT_WORKER), *line[3:]]
+    path = os.pathsep.join([str(place), *filter(None, [os.environ.get("PYTHONPATH")])])
+    # A marker as an earlier version left behind when its driver was killed.
+    (run.ray / "started").mkdir(parents=True)
+    done = call(command, place, PYTHONPATH=path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (place / "failed").exists()
+    assert steps_of(run, "start") == [0, 2, 2]
+    assert steps_of(run, "train") == [1, 2, 3, 4, 5, 6]
+    assert latest(run) == 6
+    old, new = (json.loads((place / name / "checkpoints" / "latest.json").read_text()) for name in ("done", "back"))
+    assert old["launch"] != new["launch"]
+
+
+def test_damaged_and_moved(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """The newest checkpoint is cut short, data and model move: found where the hash is the same, and all of it said."""
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    run, was = Run(tmp_path / "run"), tmp_path / "was"
+    shutil.copytree(place / "done", run.folder)
+    was.mkdir()
+    for name in ("data", "model"):
+        shutil.copytree(place / name, was / name)
+    settings = run.config.read_text().replace(f"directory: {place}", f"directory: {was}")
+    assert str(was) in settings
+    run.config.write_text(settings)
+    evaluate = ["evaluate", "run", "--split", "valid"]
+
+    # Relative paths, from a folder in which they lead nowhere.
+    done = call(["egmf", *evaluate], tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    was.rename(tmp_path / "now")
+    synthesize(tmp_path / "other", seed=1, samples=60)
+    shutil.copytree(tmp_path / "now" / "model", tmp_path / "changed")
+    (tmp_path / "changed" / "generation_config.json").write_text("{}")
+    shutil.copy(place / "c.yaml", tmp_path)
+    data, model = ["--data.shards", "[now/data]"], ["--backbone.path", "now/model"]
+    resume = ["train", "--config", "c.yaml", "--run", "run", "--resume", "auto", "--training.steps", "7"]
+    before = run.config.read_text()
+    for line, says in (
+        (evaluate, "its shards, 'data' when it was trained, cannot be found (looked in"),
+        ([*evaluate, *data], "its backbone, 'model' when it was trained, cannot be found (looked in"),
+        ([*evaluate, *model, "--data.shards", "[other]"], "the shards in data.shards changed: other data than"),
+        ([*evaluate, *data, "--backbone.path", "changed"], "the backbone in backbone.path changed: another model"),
+        ([*evaluate, *data, *model, "--split", "tset"], "'tset'"),
+        ([*evaluate, *data, *model, "--remove", "smell"], "modality 'smell' does not exist"),
+        (resume, "its backbone, 'model' when it was trained, cannot be found (looked in"),
+        ([*resume, *model], "data.shards names data, which holds no manifest.json"),
+        ([*resume, *model, "--data.shards", "[other]"], "the shards in data.shards changed: other data than"),
+        ([*resume, *data, "--backbone.path", "./changed"], "the backbone in backbone.path changed: another model"),
+    ):
+        assert main(line) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("egmf: error: ")
+        assert says in error
+        assert error.count("\n") == 1
+    assert run.config.read_text() == before
+
+    done = call(["egmf", *evaluate, *data, *model], tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    cut = next(path for path in run.checkpoint(6).rglob("*") if path.suffix == ".pt")
+    cut.write_bytes(cut.read_bytes()[:100])
+    done = call(["egmf", *resume, *data, *model], tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "warning: checkpoint step-0000006 was passed over: " in done.stdout
+    assert f"{cut.name} is damaged" in done.stdout
+    assert "changed: training.steps was 6 and is now 7" in done.stdout
+    records = read_records(run.metrics)
+    (start,) = (r for r in records if r["kind"] == "start" and r["step"])
+    assert start["step"] == 4
+    assert start["changed"] == {
+        "data.shards": [["data"], ["now/data"]],
+        "backbone.path": ["model", "now/model"],
+        "training.steps": [6, 7],
+    }
+    assert any("step-0000006 was passed over" in r["message"] for r in records if r["kind"] == "warning")
+    assert steps_of(run, "train") == [1, 2, 3, 4, 5, 6, 7]
+    assert load_config(run.config).training.steps == 7
+    assert f"directory: {tmp_path}" in run.config.read_text()
