@@ -15,6 +15,7 @@ import torch
 from egmf_dist import distributed, worker
 from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, TrainingConfig
 from egmf_dist.distributed import process_group
+from egmf_dist.run.folder import Run, open_run
 
 
 def main() -> None:
@@ -46,9 +47,7 @@ def run_all(job):
 
 
 def train(config: Config, run: Path, resume: str) -> None:
-    from egmf_dist.run_folder import open_run
-
-    distributed.on_rank_zero(lambda: open_run(config, run, resume) and None)
+    distributed.on_rank_zero(lambda: open_run(config, Run(run), resume) and None)
     worker.run({"verb": "train", "config": asdict(config), "run": str(run), "resume": resume, "console": False})
 
 

@@ -24,11 +24,16 @@ class Anything:
     def collator(self, *arguments: object) -> None:
         return None
 
+    def describe(self) -> str:
+        return "backbone"
+
     def describe_kernels(self, device: torch.device) -> str:
         return "reference"
 
 
-@pytest.mark.parametrize("fails", ["load_checkpoint", "Records", "write_manifest", "start_record", "load"])
+@pytest.mark.parametrize(
+    "fails", ["load_checkpoint", "Records", "write_manifest", "check_scoring", "start_record", "load"]
+)
 def test_the_engine_is_released_whatever_fails(tmp_path, monkeypatch, fails):
     """And the records are closed where they were opened."""
     released: list[str] = []
@@ -36,14 +41,15 @@ def test_the_engine_is_released_whatever_fails(tmp_path, monkeypatch, fails):
     records = SimpleNamespace(write=lambda record: None, close=lambda: released.append("records"))
     anything = Anything()
     stand_ins = {
-        "open_split": anything, "open_stream": anything, "load_tokenizer": None, "build_egmf": anything,
+        "open_split": anything, "open_stream": anything, "read_backbone": (anything, None),
+        "check_scoring": (None, "scoring"), "build_egmf": anything,
         "check_selection": None, "backbone_identity": {}, "deepspeed_settings": {}, "initialise": (engine, []),
         "partitioned_loading": contextlib.nullcontext(), "load_checkpoint": None, "Records": records,
         "write_manifest": None, "start_record": {}, "load": iter([]), "BadSamples": None,
     }  # fmt: skip
     for name, value in stand_ins.items():
         monkeypatch.setattr(loop, name, lambda *arguments, value=value: value)
-    monkeypatch.setattr(loop, "RunData", SimpleNamespace(of=lambda shards: anything))
+    monkeypatch.setattr(loop, "RunData", SimpleNamespace(of=lambda shards, config: anything))
     alone = {"world_size": 1, "rank": 0, "device": torch.device("cpu"), "gather_objects": ["host"]}
     for name, value in alone.items():
         monkeypatch.setattr(loop.distributed, name, lambda *arguments, value=value: value)

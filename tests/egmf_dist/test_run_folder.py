@@ -23,7 +23,8 @@ MAY_CHANGE = {
     "data.max_bad_in_a_row", "data.max_bad_fraction", "data.cache_dir", "data.cache_gib", "data.retries",
     "backbone.path", "model.kernels", "training.steps", "training.micro_batch", "training.validate_every",
     "training.patience", "training.checkpoint_every", "training.keep_checkpoints", "training.log_every",
-    "training.max_skipped_steps", "evaluation.batch_size", "launch.max_failures", "launch.cpus_per_worker",
+    "training.max_skipped_steps", "evaluation.batch_size", "evaluation.scoring",
+    "launch.max_failures", "launch.cpus_per_worker",
 }  # fmt: skip
 
 
