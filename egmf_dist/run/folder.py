@@ -8,9 +8,9 @@ import secrets
 import shutil
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from egmf_dist.config import Config, dump_config, load_config
+from egmf_dist.config import Config, dump_config, load_config, read_directory
 from egmf_dist.config.schema import ON_RESUME
 from egmf_dist.errors import EgmfError
 from egmf_dist.files import sync_tree
@@ -121,17 +121,8 @@ class Run:
         return self.ray / f"{verb}-{launch}"
 
 
-class Opened(NamedTuple):
-    """What :func:`open_run` did."""
-
-    made: bool
-    """This call made the run."""
-    changed: dict[str, list[Any]]
-    """Settings of a resumed run that are not what they were: ``{"training.steps": [old, new]}``."""
-
-
 def check_run(config: Config, run: Run, resume: str) -> dict[str, list[Any]]:
-    """Whether :func:`open_run` would open the folder; nothing is written.
+    """Whether a run may be started, or gone on with; nothing is written.
 
     Args:
         config: the resolved settings.
@@ -169,18 +160,18 @@ def check_run(config: Config, run: Run, resume: str) -> dict[str, list[Any]]:
     return {}
 
 
-def open_run(config: Config, run: Run, resume: str) -> Opened:
-    """Check the folder as :func:`check_run` does; make a new run with the resolved settings inside, or write those that
-    a resumed one changes. The caller of a run that exists holds its lock.
+def open_run(config: Config, run: Run, resume: str) -> bool:
+    """Check the folder as :func:`check_run` does and, for a new run, make it with the resolved settings inside.
+
+    Returns:
+        Whether this call made the run.
 
     Raises:
         EgmfError: see :func:`check_run`; also where another process made the run in the meantime.
     """
-    changed = check_run(config, run, resume)
+    check_run(config, run, resume)
     if run.config.is_file():
-        if changed:
-            dump_config(config, run.config, Path.cwd())
-        return Opened(False, changed)
+        return False
     # A name of its own: two starts at once must not write into one folder, and only one rename succeeds.
     temporary = run.folder.with_name(f".{run.folder.name}.{secrets.token_hex(4)}.tmp")
     temporary.mkdir(parents=True)
@@ -189,12 +180,28 @@ def open_run(config: Config, run: Run, resume: str) -> Opened:
         sync_tree(temporary)
         os.rename(temporary, run.folder)  # onto an empty folder, or where there is none
     except OSError:
-        if run.config.is_file():
-            return open_run(config, run, resume)
-        raise
+        if not run.config.is_file():
+            raise
+        check_run(config, run, resume)
+        return False
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return Opened(True, {})
+    return True
+
+
+def renew_settings(config: Config, run: Run, resume: str) -> dict[str, list[Any]]:
+    """Write what a resumed run changes among its settings; the caller holds the run's lock.
+
+    Returns:
+        See :func:`check_run`.
+
+    Raises:
+        EgmfError: see :func:`check_run`.
+    """
+    changed = check_run(config, run, resume)
+    if changed or read_directory(run.config) is None:  # version 1 did not say where its paths start
+        dump_config(config, run.config, Path.cwd())
+    return changed
 
 
 def discard_unused(run: Run) -> bool:

@@ -130,7 +130,7 @@ def train(config: Config, run: Run, start: Start) -> dict[str, Any]:
             progress.prompts_cut += facts.prompts_cut
             progress.prompt_tokens_cut += facts.prompt_tokens_cut
             clock.add(facts.valid, facts.tokens)
-            supervision.add(sums, engine.get_global_grad_norm() or 0.0, step.batches[0].ids[0])
+            supervision.add(sums, engine.get_global_grad_norm(), step.batches[0].ids[0])
 
             last = progress.step == training.steps
             logs, validates, saves = (

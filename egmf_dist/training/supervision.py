@@ -105,10 +105,16 @@ class Supervision:
         self._unread: list[_Unread] = []
         self._last: Losses | None = None
 
-    def add(self, sums: torch.Tensor, grad_norm: torch.Tensor | float, first_sample: str) -> None:
-        """Take a step's sums (this rank's answer and auxiliary loss, float64 ``[2]``, on their device) without waiting
-        for them."""
-        self._unread.append(_Unread(self.progress.step, self.progress.position, first_sample, sums, grad_norm))
+    def add(self, sums: torch.Tensor, grad_norm: torch.Tensor | float | None, first_sample: str) -> None:
+        """Take a step without waiting for it.
+
+        Args:
+            sums: this rank's answer and auxiliary loss, float64 ``[2]``, on their device.
+            grad_norm: of the global batch, as DeepSpeed gives it: None where it computes none.
+            first_sample: id of this rank's first sample.
+        """
+        norm = 0.0 if grad_norm is None else grad_norm  # looking at its value would wait for the device
+        self._unread.append(_Unread(self.progress.step, self.progress.position, first_sample, sums, norm))
 
     @property
     def full(self) -> bool:

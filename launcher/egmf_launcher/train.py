@@ -11,7 +11,7 @@ from typing import Any
 
 from egmf_dist.config import Config
 from egmf_dist.errors import EgmfError
-from egmf_dist.run.folder import Run, check_run, discard_left_storage, discard_unused, open_run
+from egmf_dist.run.folder import Run, check_run, discard_left_storage, discard_unused, open_run, renew_settings
 from egmf_dist.run.lock import held
 from egmf_launcher import demo
 from egmf_launcher.decide import LaunchArguments
@@ -79,11 +79,14 @@ def train(
             from egmf_dist.run.preflight import preflight
 
             preflight(given, decision.ranks(os.environ), run, resume)
-            opened = open_run(given, run, resume)
-            if not existed:
+            if existed:
+                new = False
+            else:
+                new = open_run(given, run, resume)
                 hold()
-            made = opened.made
-            job.update(config=asdict(given), changed=opened.changed)
+            made = new  # and held: nobody else's by now
+            changed = {} if new else renew_settings(given, run, resume)
+            job.update(config=asdict(given), changed=changed)
 
         try:
             return launch_job(decision, job, settings.launch, prepare=prepare)

@@ -14,7 +14,7 @@ from egmf_dist.errors import EgmfError
 from egmf_dist.files import write_json, write_text
 from egmf_dist.run import folder, manifest
 from egmf_dist.run.console import rate
-from egmf_dist.run.folder import Run, check_run, discard_left_storage, open_run
+from egmf_dist.run.folder import Run, check_run, discard_left_storage, open_run, renew_settings
 from egmf_dist.run.identity import Identity
 from egmf_dist.run.places import Places, found_again, locate
 
@@ -65,14 +65,21 @@ def test_a_resumed_run_keeps_what_it_was_told_last(tmp_path, monkeypatch):
     second.mkdir()
     monkeypatch.chdir(first)
     config = replace(Config(), data=replace(Config().data, shards=["data"]))
-    assert open_run(config, run, "never").made
+    assert open_run(config, run, "never")
     assert read_directory(run.config) == first
     monkeypatch.chdir(second)
     longer = replace(config, training=replace(config.training, steps=9, patience=2))
-    opened = open_run(longer, run, "auto")
-    assert opened == (False, {"training.steps": [1200, 9], "training.patience": [0, 2]})
+    assert not open_run(longer, run, "auto")
+    assert load_config(run.config) == config  # only the holder of the lock writes
+    changed = renew_settings(longer, run, "auto")
+    assert changed == {"training.steps": [1200, 9], "training.patience": [0, 2]}
     assert load_config(run.config) == longer
-    assert open_run(longer, run, "auto").changed == {}
+    assert renew_settings(longer, run, "auto") == {}
+    lines = run.config.read_text().splitlines()
+    run.config.write_text("\n".join(line for line in lines if not line.startswith(("format", "directory"))))
+    assert read_directory(run.config) is None  # version 1
+    assert renew_settings(longer, run, "auto") == {}
+    assert read_directory(run.config) == second
 
 
 def test_two_starts_make_one_run(tmp_path, monkeypatch):

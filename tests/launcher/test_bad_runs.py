@@ -218,8 +218,8 @@ def test_auto_starts_a_run_that_is_not_there_yet(tmp_path: Path) -> None:
     run = Run(tmp_path / "runs" / "a")
     check_run(Config(), run, "auto")
     assert not run.folder.parent.exists()
-    assert open_run(Config(), run, "auto").made
-    assert not open_run(Config(), run, "auto").made
+    assert open_run(Config(), run, "auto")
+    assert not open_run(Config(), run, "auto")
     run.ray_storage("train", "1").mkdir(parents=True)
     assert discard_unused(run)
     assert not run.folder.exists()
