@@ -293,9 +293,18 @@ def _size(file: zipfile.ZipFile) -> int:
     return end
 
 
-def shard_faults(storage: Storage, index: Index) -> Iterator[str]:
-    """One line for each shard that is missing or has another size than ``index`` counts on."""
-    names, sizes = index.shard_names.tolist(), index.shard_sizes.tolist()
+def shard_faults(storage: Storage, index: Index, split: int | None = None) -> Iterator[str]:
+    """One line for each shard that is missing or has another size than ``index`` counts on.
+
+    Args:
+        storage: the folder.
+        index: its index.
+        split: only the shards that samples of this split (a number of :data:`egmf_shards.sample.SPLITS`) lie in.
+    """
+    chosen = np.arange(len(index.shard_names))
+    if split is not None:
+        chosen = np.unique(index.member_shard[np.repeat(index.split == split, np.diff(index.first_member))])
+    names, sizes = index.shard_names[chosen].tolist(), index.shard_sizes[chosen].tolist()
     found = storage.sizes(names)
     for name, size in zip(names, sizes, strict=True):
         if name not in found:

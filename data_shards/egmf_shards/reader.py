@@ -33,8 +33,11 @@ class _Folder:
         self.storage = storage
         self.manifest: dict[str, Any] = read_manifest(storage)
         self.tasks = tasks_of(self.manifest, storage)
-        self.index: Index = load_index(storage, check_shards=not tolerate)
-        self.faults = list(shard_faults(storage, self.index)) if tolerate else []
+        self.index: Index = load_index(storage, check_shards=False)
+        # Of this split alone: what training tolerates in its own shards is nothing to scoring, and the other way round.
+        self.faults = list(shard_faults(storage, self.index, SPLITS.index(split)))
+        if self.faults and not tolerate:
+            raise ShardError(self.faults[0])
         if self.index.content_hash != self.manifest["index"]:
             raise ShardError(
                 f"{storage.location}: index and manifest do not belong together (the content hashes differ): "

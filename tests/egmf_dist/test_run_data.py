@@ -117,6 +117,8 @@ def test_a_missing_shard_is_tolerated_where_training_reads_and_nowhere_else(tmp_
     else:
         with pytest.raises(ShardError, match=f"{split}-000000.tar"):
             open_split(config, split)
+    for other in {"train", "valid", "test"} - {split}:
+        assert open_split(config, other).faults == [], "another split's shards are its own concern"
 
 
 def test_scoring_takes_no_bad_sample_for_a_sample(monkeypatch):
