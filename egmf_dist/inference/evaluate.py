@@ -19,7 +19,7 @@ from egmf_dist.model.build import build_egmf, load_trained, read_backbone
 from egmf_dist.run.folder import Run
 from egmf_dist.run.identity import check_trained
 from egmf_dist.run.places import NOWHERE_ELSE, Places
-from egmf_dist.training.best import find_best
+from egmf_dist.training.best import best_adapter
 from egmf_dist.training.engine import deepspeed_settings, initialise_for_scoring, partitioned_loading
 from egmf_shards import ShardSet
 from egmf_shards.sample import MODALITIES
@@ -51,17 +51,17 @@ def evaluate(
         ShardError: the split is missing or damaged.
     """
     check_modalities(remove)
-    # Rank 0 chooses for all: a training beside this may have a better adapter a moment later.
-    folder, description = distributed.on_rank_zero(lambda: find_best(run))
-    config = places.put_into(config_from_dict(description["config"]))
-    run_data = RunData.from_json(description["data"])
-    check_trained(run, config, description)
-    shards = open_split(config, split)
-    capabilities, collator = read_backbone(config, run_data)
-    settings = deepspeed_settings(config, 1)
-    with partitioned_loading(config, settings):
-        model = build_egmf(config, capabilities, run_data)
-    load_trained(model, folder)
+    with best_adapter(run) as adapter:
+        description = adapter.description
+        config = places.put_into(config_from_dict(description["config"]))
+        run_data = RunData.from_json(description["data"])
+        check_trained(run, config, description)
+        shards = open_split(config, split)
+        capabilities, collator = read_backbone(config, run_data)
+        settings = deepspeed_settings(config, 1)
+        with partitioned_loading(config, settings):
+            model = build_egmf(config, capabilities, run_data)
+        load_trained(model, adapter.folder)
     kernels = model.describe_kernels(distributed.device())
     if console and distributed.rank() == 0:
         print(kernels, flush=True)
@@ -98,7 +98,7 @@ def evaluate(
         result: dict[str, Any] = {
             "tasks": tasks(rows),
             "seed": config.training.seed,
-            "checkpoint": f"{folder.parent.name}/{folder.name}",
+            "checkpoint": f"{run.adapters.name}/{adapter.name}",
             "split": split,
             "samples": len(rows),
             "scoring": scorer.way,

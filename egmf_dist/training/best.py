@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import secrets
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save_file
@@ -15,7 +19,7 @@ from egmf_dist.errors import EgmfError
 from egmf_dist.files import replace_folder, sha256, sync_tree, write_json
 from egmf_dist.model.build import TRAINED_FILE, trained_parameters
 from egmf_dist.run.folder import Run, checkpoint_name
-from egmf_dist.run.formats import read_stamped, stamped
+from egmf_dist.run.formats import DamagedError, read_stamped, stamped
 from egmf_dist.run.lock import check_held
 
 DESCRIPTION = "adapter.json"
@@ -74,21 +78,73 @@ def point_to_best(run: Run, step: int) -> None:
         run.best.unlink(missing_ok=True)
 
 
-def find_best(run: Run) -> tuple[Path, dict[str, Any]]:
-    """Folder and description of a run's best adapter.
+class Best(NamedTuple):
+    """A run's best adapter at one moment."""
+
+    name: str
+    """Of its folder."""
+    folder: Path
+    """Where its weights can be read, also when a training removes the adapter meanwhile."""
+    description: dict[str, Any]
+
+
+@contextlib.contextmanager
+def best_adapter(run: Run) -> Iterator[Best]:
+    """The best adapter, the same on every rank and there for as long as the body; every rank must call this.
+
+    A training beside this may find a better one at any time, and remove this one with the last checkpoint that names
+    it.
 
     Raises:
-        EgmfError: the run has none yet, or its weights do not have the hash that was written down.
+        EgmfError: on every rank, the run has none yet, or its weights do not have the hash that was written down.
     """
-    folder, description = describe_best(run)
-    weights = folder / TRAINED_FILE
-    if not weights.is_file() or sha256(weights) != description["sha256"]:
-        raise EgmfError(f"{weights} is damaged: its hash is not the one in {DESCRIPTION}")
-    return folder, description
+    pinned: Best = distributed.on_rank_zero(lambda: pin(run))
+    try:
+        yield pinned
+        distributed.barrier()
+    finally:
+        if distributed.rank() == 0:
+            shutil.rmtree(pinned.folder, ignore_errors=True)
+
+
+def pin(run: Run) -> Best:
+    """Give the best adapter's weights a second name; it costs no space where the file system has hard links.
+
+    Raises:
+        EgmfError: see :func:`best_adapter`.
+    """
+    folder = run.adapters / f".pinned-{secrets.token_hex(4)}"
+    for last in (False, False, True):
+        try:
+            found, description = describe_best(run)
+        except DamagedError:
+            if last:
+                raise
+            continue
+        weights, pinned = found / TRAINED_FILE, folder / TRAINED_FILE
+        folder.mkdir(exist_ok=True)
+        try:
+            try:
+                os.link(weights, pinned)
+            except FileNotFoundError:
+                raise
+            except OSError:
+                shutil.copyfile(weights, pinned)
+            if sha256(pinned) != description.get("sha256"):
+                raise EgmfError(f"{weights} is damaged: its hash is not the one in {DESCRIPTION}")
+            return Best(found.name, folder, description)
+        except FileNotFoundError as error:
+            if last:  # not removed by a training in this moment: lost
+                shutil.rmtree(folder, ignore_errors=True)
+                raise EgmfError(f"{weights} is missing; put it back from a copy, or train on") from error
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+    raise AssertionError
 
 
 def describe_best(run: Run) -> tuple[Path, dict[str, Any]]:
-    """As :func:`find_best`, without reading the weights.
+    """Folder and description of a run's best adapter; its weights are not read.
 
     Raises:
         EgmfError: the run has none yet, or its description cannot be read.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,11 +12,11 @@ import pytest
 
 from egmf_dist.errors import EgmfError
 from egmf_dist.files import remove_folder, replace_folder, sha256
-from egmf_dist.run.folder import Run, checkpoint_name
+from egmf_dist.run.folder import Run
 from egmf_dist.run.formats import FORMAT
 from egmf_dist.run.identity import Identity, check_identity
 from egmf_dist.training import best, checkpoint
-from egmf_dist.training.best import describe_best, find_best, point_to_best
+from egmf_dist.training.best import describe_best, point_to_best
 from egmf_dist.training.checkpoint import (
     Progress,
     find_checkpoint,
@@ -310,15 +311,46 @@ def test_a_launch_that_was_given_up_moves_no_pointer(run):
 
 def test_a_run_without_an_adapter_says_what_to_do(tmp_path):
     with pytest.raises(EgmfError, match="no such run; train first"):
-        find_best(Run(tmp_path / "none"))
-    with pytest.raises(EgmfError, match="nothing trained in it yet"):
-        find_best(Run(tmp_path))
+        best.pin(Run(tmp_path / "none"))
     run = Run(tmp_path)
+    with pytest.raises(EgmfError, match="nothing trained in it yet"):
+        best.pin(run)
     run.adapter(3).mkdir(parents=True)
     point_to_best(run, 3)
     with pytest.raises(EgmfError, match=r"adapter\.json is missing"):
-        find_best(run)
+        best.pin(run)
     (run.adapter(3) / best.DESCRIPTION).write_text('{"sha256": "x"}')
+    with pytest.raises(EgmfError, match=r"trained\.safetensors is missing"):
+        best.pin(run)
+    (run.adapter(3) / best.TRAINED_FILE).write_text("w")
     with pytest.raises(EgmfError, match=r"trained\.safetensors is damaged"):
-        find_best(run)
-    assert checkpoint_name(3) == run.adapter(3).name
+        best.pin(run)
+    assert sorted(path.name for path in run.adapters.iterdir()) == ["best.json", run.adapter(3).name]
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("links", [True, False])
+def test_an_adapter_stays_while_it_is_evaluated(run, monkeypatch, links):
+    """A training beside it finds a better one and removes this one, before and after it was chosen."""
+    for step in (3, 5):
+        run.adapter(step).mkdir(parents=True)
+        (run.adapter(step) / best.TRAINED_FILE).write_text(f"weights {step}")
+        digest = sha256(run.adapter(step) / best.TRAINED_FILE)
+        (run.adapter(step) / best.DESCRIPTION).write_text(json.dumps({"sha256": digest}))
+    point_to_best(run, 3)
+    real = os.link
+
+    def link(source: Path, target: Path) -> None:
+        if "0000003" in str(source):
+            point_to_best(run, 5)
+            remove_folder(run.adapter(3))
+        if not links and Path(source).exists():
+            raise OSError("no hard links here")
+        real(source, target)
+
+    monkeypatch.setattr(best.os, "link", link)
+    with best.best_adapter(run) as adapter:
+        assert adapter.name == "step-0000005"
+        remove_folder(run.adapter(5))
+        assert (adapter.folder / best.TRAINED_FILE).read_text() == "weights 5"
+    assert [path.name for path in run.adapters.iterdir()] == ["best.json"]
