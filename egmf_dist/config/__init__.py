@@ -6,6 +6,7 @@ from egmf_dist.config.load import (
     config_from_namespace,
     dump_config,
     load_config,
+    load_run_config,
     read_directory,
 )
 from egmf_dist.config.schema import (
@@ -32,6 +33,7 @@ __all__ = [
     "config_from_namespace",
     "dump_config",
     "load_config",
+    "load_run_config",
     "read_directory",
     "validate",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +133,20 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     except jsonargparse.ArgumentError as error:
         raise EgmfError(one_line(error)) from error
     return config_from_namespace(namespace)
+
+
+def load_run_config(path: str | os.PathLike[str]) -> Config:
+    """The settings in a run's ``config.yaml``.
+
+    A run that version 1 wrote was trained on features as they are, which was no setting then.
+
+    Raises:
+        EgmfError: see :func:`load_config`.
+    """
+    config = load_config(path)
+    if KEY in read_yaml(path):
+        return config
+    return replace(config, data=replace(config.data, standardise=False))
 
 
 def read_directory(path: str | os.PathLike[str]) -> Path | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from egmf_dist.config import Config, dump_config, load_config, read_directory
+from egmf_dist.config import Config, dump_config, load_run_config, read_directory
 from egmf_dist.config.schema import ON_RESUME
 from egmf_dist.errors import EgmfError
 from egmf_dist.files import sync_tree
@@ -152,7 +152,7 @@ def check_run(config: Config, run: Run, resume: str) -> dict[str, list[Any]]:
     if folder.exists() and resume == "never":
         raise EgmfError(f"run {run} exists; choose another name with --run, or go on with it: --resume auto")
     if run.config.is_file():
-        return changes(run, load_config(run.config), config)
+        return changes(run, load_run_config(run.config), config)
     if folder.exists() and any(folder.iterdir()):
         raise EgmfError(
             f"run {run}: the folder exists and holds no {run.config.name}, so it is no run; choose another name"

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from egmf_dist.config import Config, load_config, read_directory
+from egmf_dist.config import Config, load_run_config, read_directory
 from egmf_dist.errors import EgmfError
 from egmf_dist.run.folder import Run
 from egmf_dist.run.identity import is_folder
@@ -47,7 +47,7 @@ def found_again(config: Config, run: Run) -> Config:
     """
     if not run.config.is_file():
         return config
-    saved, directory = load_config(run.config), read_directory(run.config)
+    saved, directory = load_run_config(run.config), read_directory(run.config)
     known = {*saved.data.shards, saved.backbone.path}
     directories = [Path.cwd(), *([directory] if directory is not None else [])]
     shards = [find(path, directories if path in known else directories[:1]) or path for path in config.data.shards]
@@ -70,7 +70,7 @@ def locate(run: Run, given: Places, backbone_was_folder: bool) -> Places:
     Raises:
         EgmfError: they are not there; says with which option to give their new place.
     """
-    saved, directory = load_config(run.config), read_directory(run.config)
+    saved, directory = load_run_config(run.config), read_directory(run.config)
     here = Path.cwd()
     directories = [directory, here] if directory is not None and directory != here else [here]
     shards = []

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from egmf_dist.config import Config, load_config
+from egmf_dist.config import Config, load_run_config
 from egmf_dist.data.run_data import RunData, open_split, open_stream
 from egmf_dist.errors import EgmfError
 from egmf_dist.inference.evaluate import check_modalities
@@ -79,7 +79,7 @@ def preflight_evaluation(run: Run, split: str, remove: Sequence[str], given: Pla
     _, description = describe_best(run)
     backbone = description.get("identity", description).get("backbone", {})
     places = locate(run, given, is_folder(backbone))
-    config = places.put_into(load_config(run.config))
+    config = places.put_into(load_run_config(run.config))
     check_trained(run, config, description)
     read_backbone(config, RunData.from_json(description["data"]))
     open_split(config, split)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from egmf_dist.config import load_config
+from egmf_dist.config import load_run_config
 from egmf_dist.errors import EgmfError
 from egmf_dist.run.folder import Run
 from egmf_dist.run.places import Places
@@ -33,7 +33,7 @@ def evaluate(
     run = Run(folder)
     if not run.config.is_file():
         raise EgmfError(f"run {run}: no {run.config.name} in it, so it is no run; give runs/NAME of a trained run")
-    config = load_config(run.config)
+    config = load_run_config(run.config)
     decision = choose(launch)
     if decision.way == "leave":
         return 0

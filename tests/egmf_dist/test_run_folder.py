@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from egmf_dist.config import Config, load_config, read_directory
+from egmf_dist.config import Config, load_config, load_run_config, read_directory
 from egmf_dist.config.schema import ON_RESUME
 from egmf_dist.errors import EgmfError
 from egmf_dist.files import write_json, write_text
@@ -76,10 +76,16 @@ def test_a_resumed_run_keeps_what_it_was_told_last(tmp_path, monkeypatch):
     assert load_config(run.config) == longer
     assert renew_settings(longer, run, "auto") == {}
     lines = run.config.read_text().splitlines()
-    run.config.write_text("\n".join(line for line in lines if not line.startswith(("format", "directory"))))
+    new = ("format", "directory", "  standardise", "  max_prompt_tokens", "  scoring")
+    run.config.write_text("\n".join(line for line in lines if not line.startswith(new)))
     assert read_directory(run.config) is None  # version 1
-    assert renew_settings(longer, run, "auto") == {}
+    # It read features as they are, and must not go on with others unseen.
+    with pytest.raises(EgmfError, match=r"data.standardise was False and is now True"):
+        renew_settings(longer, run, "auto")
+    raw = replace(longer, data=replace(longer.data, standardise=False))
+    assert renew_settings(raw, run, "auto") == {}
     assert read_directory(run.config) == second
+    assert load_run_config(run.config) == raw
 
 
 def test_two_starts_make_one_run(tmp_path, monkeypatch):
