@@ -76,7 +76,7 @@ DRIVER = """
         out["code"] = report(error, debug=False)
     out["environment_kept"] = dict(os.environ) == before
     below = psutil.Process().children(recursive=True)
-    psutil.wait_procs(below, timeout=10)
+    psutil.wait_procs(below, timeout=60)
     out["left"] = [p.name() for p in below if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
     print(json.dumps(out))
 """
