@@ -79,16 +79,21 @@ def share(count: int, rank: int, world: int) -> range:
 def sequential(count: int, rank: int, world: int, batch: int) -> list[IndexBatch]:
     """An evaluation's batches on ``rank``: every number below ``count`` exactly once over all ranks, in order.
 
-    Every rank gets the same number of batches (each of at most ``batch`` entries); one that would be empty holds a
-    filler of weight 0: the rank's first sample, or sample 0 where the rank has none.
+    Every rank gets as many batches, of the same sizes (at most ``batch`` entries), so that whoever cuts a batch further
+    cuts alike on all of them. What is missing in a rank's last batch are fillers of weight 0: the rank's first sample,
+    or sample 0 where the rank has none.
     """
     if batch < 1:
         raise ShardError(f"the batch is {batch}; at least 1 is needed")
     own = share(count, rank, world)
     filler = own[0] if own else 0
     longest = len(share(count, 0, world))
-    batches = [list(own[i : i + batch]) for i in range(0, longest, batch)]
-    return [IndexBatch(b, [1.0] * len(b)) if b else IndexBatch([filler], [0.0]) for b in batches]
+    batches = []
+    for first in range(0, longest, batch):
+        real = list(own[first : first + batch])
+        fillers = min(batch, longest - first) - len(real)
+        batches.append(IndexBatch(real + [filler] * fillers, [1.0] * len(real) + [0.0] * fillers))
+    return batches
 
 
 class Stream:

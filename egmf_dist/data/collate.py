@@ -17,7 +17,7 @@ from egmf_dist.data.prompt_ids import Limits, PromptEncoder
 from egmf_dist.data.standardise import Standardisation
 from egmf_dist.errors import EgmfError
 from egmf_dist.tasks.answers import AnswerTree
-from egmf_dist.tasks.prompts import answer_index, prompt_pieces, render_answer
+from egmf_dist.tasks.prompts import answer_index, answer_mark, prompt_pieces, render_answer
 from egmf_shards.sample import FEATURE_MODALITIES, Sample
 from egmf_shards.task import REGRESSION, Task
 
@@ -66,8 +66,8 @@ class Collator:
         self.answers: dict[tuple[str, str], list[list[int]]] = {}
         for name, task in self.tasks.items():
             for language in task.languages:
-                count = len(task.legal_answers(language))
-                self.answers[name, language] = [encoder.plain(render_answer(task, language, i)) for i in range(count)]
+                texts = [render_answer(task, language, i) for i in range(len(task.legal_answers(language)))]
+                self.answers[name, language] = [encoder.following(answer_mark(language), text) for text in texts]
                 try:
                     AnswerTree.build(self.answers[name, language])
                 except ValueError as error:

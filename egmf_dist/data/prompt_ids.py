@@ -2,7 +2,8 @@
 
 Rules, in this order: an utterance or preceding turn longer than ``max_text_tokens`` keeps its end; while the prompt is
 longer than its limit the oldest turn goes; then the utterance keeps its end; then the speaker's name goes. Question and
-answer are never cut. A character of several tokens (Chinese, emoji) goes whole. Nothing is decoded and encoded again,
+answer are never cut. A character (code point)
+of several tokens goes whole. Nothing is decoded and encoded again,
 because that may change the text and the number of its tokens.
 """
 
@@ -71,6 +72,15 @@ class PromptEncoder:
         """
         return self._checked(self._tokenize([text])["input_ids"][0], text)
 
+    def following(self, before: str, text: str) -> list[int]:
+        """All ids of ``text`` as it follows ``before``.
+
+        A tokenizer that marks the beginning of every text (SentencePiece's "▁") would put its mark before a text that
+        stands alone. Where the two texts' tokens merge, the text's own are taken.
+        """
+        first, both = self.plain(before), self.plain(before + text)
+        return both[len(first) :] if both[: len(first)] == first else self.plain(text)
+
     def texts(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of utterances, each at most ``max_text_tokens``: its end."""
         whole: list[list[int]] = self._tokenize(list(texts))["input_ids"]
@@ -98,9 +108,13 @@ class PromptEncoder:
         """Whether nothing can have to be cut; most prompts, found without looking for the places of their tokens."""
         if tokens > self.limit or not self.tokenizer.is_fast:
             return False
-        # A text has no more tokens than bytes (and one for a tokenizer's own mark before it).
+        if tokens <= self.max_text_tokens:
+            return True
+        # Without a normalizer a text has no more tokens than bytes.
+        if self.tokenizer.backend_tokenizer.normalizer is not None:
+            return False
         longest = max((len(piece.text[-piece.spoken - 1 :].encode()) for piece in pieces if piece.spoken), default=0)
-        return tokens <= self.max_text_tokens or longest < self.max_text_tokens
+        return longest < self.max_text_tokens
 
     def _fit(self, pieces: Sequence[Piece]) -> PromptIds:
         tokens = self._encode([piece.text for piece in pieces])

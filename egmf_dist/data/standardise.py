@@ -79,7 +79,7 @@ def standardisations(
         known = []
         for manifest, folder in zip(manifests, folders, strict=True):
             entry = manifest.get("statistics", {}).get(modality)
-            if entry is not None:
+            if entry is not None and entry["frames"]:
                 known.append(entry)
             elif manifest["dims"].get(modality, 0) and has_training_frames(manifest, modality):
                 raise EgmfError(

@@ -14,7 +14,7 @@ from egmf_dist.data.run_data import RunData, open_split
 from egmf_dist.errors import EgmfError
 from egmf_dist.files import write_json, write_json_lines
 from egmf_dist.inference.score import Prediction, evaluate_predictions, score_samples, written
-from egmf_dist.inference.scorer import choose_scorer, longest_sample
+from egmf_dist.inference.scorer import check_samples, choose_scorer
 from egmf_dist.model.build import build_egmf, load_trained, read_backbone
 from egmf_dist.run.folder import Run
 from egmf_dist.run.identity import check_trained
@@ -66,10 +66,8 @@ def evaluate(
     if console and distributed.rank() == 0:
         print(kernels, flush=True)
     module = initialise_for_scoring(config, model, settings)
-    everything = range(len(shards))
-    scorer, scoring = choose_scorer(
-        config.evaluation, module, capabilities, collator, longest_sample(shards, everything)
-    )
+    samples = check_samples(shards, range(len(shards)), collator)
+    scorer, scoring = choose_scorer(config.evaluation, module, capabilities, collator, samples)
     if console and distributed.rank() == 0:
         print(scoring, flush=True)
 

@@ -3,10 +3,10 @@
 * :class:`TreeScorer`: all answers in one pass over their prefix tree, under a 4-D mask. For backbones that honour one.
 * :class:`SequenceScorer`: every answer as a sequence of its own, as in training. Right for any model; slower.
 
-``auto`` takes the tree where the backbone's configuration says it can, and only after a real sample was scored both
+``auto`` takes the tree where the backbone's configuration says it can, and only after real samples were scored both
 ways: they must agree to :data:`AGREEMENT`. In bf16 rounding alone moves a score further, so the measure is the rounding
-seen on the same sample, which is scored once more behind other padding. That second scoring also shows a model that
-ignores its padding mask; such a model is refused, because a sample's loss would depend on its batch.
+seen when the same samples are scored behind other padding, or one part in 256 of the largest score. Padding also shows
+a model that ignores its padding mask; such a model is refused, because a sample's loss would depend on its batch.
 
 Memory is bounded whatever the number of answers (a task has at most 10,000): at most :data:`LOGITS` logits and
 :data:`MASK` numbers of a mask at once. How many passes that takes depends on the run's tasks and settings and never on
@@ -43,8 +43,13 @@ AGREEMENT = 1e-4
 """Nats by which the two ways may differ on one answer in fp32."""
 _NOISE = 4.0
 """In bf16 they may differ by this many times the rounding seen."""
-_IGNORES_PADDING = {torch.float32: 1e-3, torch.bfloat16: 0.5}
-"""A score that padding moves further than this is no rounding."""
+_PADDING = (1, 3, 8)
+"""Columns of padding that scores are compared behind."""
+_IGNORES_PADDING = {torch.float32: 1e-4, torch.bfloat16: 2**-5}
+"""A score that padding moves further than this part of the largest is no rounding."""
+_CANDIDATES = 64
+"""Samples whose prompts are looked at to find those that reach furthest."""
+_FAILURES = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError)
 
 
 class Scorer(Protocol):
@@ -163,10 +168,25 @@ class SequenceScorer:
         return batch._replace(answers=rows)
 
 
-def longest_sample(shards: ShardSet, chosen: Sequence[int]) -> Sample:
-    """Of the chosen samples the one with the longest utterance: the likeliest to reach past a window."""
+def check_samples(shards: ShardSet, chosen: Sequence[int], collator: Collator) -> list[Sample]:
+    """What the ways of scoring are compared on: of each task and language the sample with the longest prompt.
+
+    Among some samples spread over the chosen ones and that with the longest utterance. A window, or a table of
+    positions, shows only where a prompt reaches past it.
+
+    Raises:
+        EgmfError: on every rank, one of them cannot read a sample.
+    """
     numbers = np.asarray(chosen)
-    return shards[int(numbers[shards.column("text_chars")[numbers].argmax()])]
+    spread = numbers[:: max(1, len(numbers) // _CANDIDATES)]
+    longest = numbers[shards.column("text_chars")[numbers].argmax()]
+    found: dict[tuple[str, str], tuple[int, Sample]] = {}
+    with distributed.failing_together():
+        for sample in shards.read([*spread.tolist(), int(longest)]).samples:
+            tokens = int(collator([sample], [1.0]).prompt_mask_BL.sum())
+            if tokens > found.get((sample.task, sample.language), (0, sample))[0]:
+                found[sample.task, sample.language] = tokens, sample
+    return [sample for _, sample in found.values()]
 
 
 class Choice(NamedTuple):
@@ -178,63 +198,88 @@ class Choice(NamedTuple):
 
 
 def choose_scorer(
-    config: EvaluationConfig, model: nn.Module, capabilities: Capabilities, collator: Collator, sample: Sample
+    config: EvaluationConfig,
+    model: nn.Module,
+    capabilities: Capabilities,
+    collator: Collator,
+    samples: Sequence[Sample],
 ) -> Choice:
-    """Choose by capability, check on a real sample; every rank must call this together.
+    """Choose by capability, check on real samples; every rank must call this together, and all choose alike.
 
     Args:
         config: ``scoring`` and ``batch_size``.
         model: EGMF in evaluation mode.
         capabilities: its backbone's.
         collator: the run's.
-        sample: the sample, the same on every rank; the longer its prompt, the more a window shows.
+        samples: see :func:`check_samples`; the same on every rank.
 
     Raises:
-        EgmfError: the tree was asked for and the backbone cannot, or the backbone ignores its padding.
+        EgmfError: the backbone cannot be run, its scores are not finite, it ignores its padding, or the tree was asked
+            for and it cannot.
     """
-    batch_size, pseudo_tokens = config.batch_size, _pseudo_tokens(model)
+    name, batch_size = capabilities.architecture, config.batch_size
     sequence = SequenceScorer(collator, capabilities, batch_size)
 
     def scored(way: Scorer) -> torch.Tensor:
-        return score(way, model, [sample], [1.0])[0].log_p_BC
+        return score(way, model, samples, [1.0] * len(samples))[0].log_p_BC
 
-    plain = scored(sequence)
-    noise = _distance(plain, scored(SequenceScorer(collator, capabilities, batch_size, padding=3)))
-    dtype = next(model.parameters()).dtype
-    if noise > _IGNORES_PADDING.get(dtype, 1.0):
+    try:
+        plain = scored(sequence)
+    except torch.OutOfMemoryError:
+        raise
+    except _FAILURES as error:
+        raise EgmfError(f"backbone: {name} cannot be run on embeddings: {_short(error)}") from error
+    if not _finite(plain):
         raise EgmfError(
-            f"backbone: a sample's score moves by {noise:.2g} with padding before it: {capabilities.architecture} "
-            "ignores its padding mask, so results would depend on the batch; take another backbone"
+            "the scores of a sample are not finite: the weights have diverged, or overflow in training.precision; "
+            "train again with a lower training.learning_rate, or in another precision"
         )
-    reason = capabilities.sequence_only or _attention_fault(model)
-    if config.scoring == "tree" and reason:
+    largest = _agreed(float(torch.where(torch.isfinite(plain), plain, 0.0).abs().max()))
+    noise = _agreed(
+        max(_distance(plain, scored(SequenceScorer(collator, capabilities, batch_size, n))) for n in _PADDING)
+    )
+    dtype = next(model.parameters()).dtype
+    if noise > _IGNORES_PADDING.get(dtype, 1.0) * max(largest, 1.0):
         raise EgmfError(
-            f"config: evaluation.scoring is 'tree', which {capabilities.architecture} cannot ({reason}); "
-            "'auto' takes the sequence way"
+            f"backbone: a sample's score moves by {noise:.2g} with padding before it: {name} "
+            "ignores its padding mask, so results would depend on the batch; take another backbone"
         )
     if config.scoring == "sequence":
         return Choice(sequence, "scoring: every answer as a sequence (evaluation.scoring)")
-    if reason:
-        return Choice(sequence, f"scoring: every answer as a sequence ({capabilities.architecture}: {reason})")
-    tree = TreeScorer(collator, capabilities, batch_size, pseudo_tokens)
-    allowed = max(AGREEMENT, _NOISE * noise if dtype != torch.float32 else 0.0)
-    try:
-        gap = _distance(plain, scored(tree))
-    except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
-        # Model code that stumbles over a mask of four dimensions does so on every rank alike.
-        if config.scoring == "tree":
-            raise
-        why = f"the tree's mask made it fail: {' '.join(str(error).split())[:120]}"
-        return Choice(sequence, f"scoring: every answer as a sequence ({why})")
-    if gap <= allowed:
+    reason, gap = capabilities.sequence_only or _attention_fault(model), 0.0
+    allowed = AGREEMENT if dtype == torch.float32 else max(AGREEMENT, _NOISE * noise, 2**-8 * largest)
+    if not reason:
+        tree = TreeScorer(collator, capabilities, batch_size, _pseudo_tokens(model))
+        try:
+            gap = _agreed(_distance(plain, scored(tree)))
+        except torch.OutOfMemoryError:
+            raise  # perhaps this rank's alone; the others would wait
+        except _FAILURES as error:
+            # Model code that stumbles over a mask of four dimensions does so on every rank alike.
+            reason = f"the tree's mask made it fail: {_short(error)}"
+        if gap > allowed:
+            reason = f"the tree's scores differ by {gap:.2g}, more than {allowed:.0e}"
+    if not reason:
         return Choice(tree, f"scoring: all answers in one pass over their tree (both ways agree to {gap:.0e})")
     if config.scoring == "tree":
         raise EgmfError(
-            f"config: evaluation.scoring is 'tree', but on sample {sample.id} it differs from the sequence way by "
-            f"{gap:.2g}; take 'auto' or 'sequence'"
+            f"config: evaluation.scoring is 'tree', which {name} cannot ({reason}); 'auto' takes the sequence way"
         )
-    why = f"on sample {sample.id} the tree's scores differ by {gap:.2g}, more than {allowed:.0e}"
-    return Choice(sequence, f"scoring: every answer as a sequence ({why})")
+    return Choice(sequence, f"scoring: every answer as a sequence ({name}: {reason})")
+
+
+def _agreed(number: float) -> float:
+    """The largest of all ranks' numbers."""
+    return max(distributed.share_objects([number]))
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+
+
+def _finite(log_p_BC: torch.Tensor) -> bool:
+    """Whether every legal answer has a finite score, on every rank; what is not legal is minus infinity."""
+    return not _agreed(float(torch.isnan(log_p_BC).any() or torch.isposinf(log_p_BC).any()))
 
 
 def _pseudo_tokens(model: nn.Module) -> int:

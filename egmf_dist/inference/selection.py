@@ -34,11 +34,12 @@ def chosen_for_validation(task_of: Sequence[int] | np.ndarray, wanted: int) -> l
     if not 0 < wanted < len(tasks):
         return list(range(len(tasks)))
     _, number, counts = np.unique(tasks, return_inverse=True, return_counts=True)
-    # Largest remainders: whole shares first, then one more for those that lost most by it.
-    share = counts * wanted / len(tasks)
-    quota = np.maximum(np.floor(share).astype(int), 1)
-    for task in np.argsort(np.floor(share) - share, kind="stable"):
-        quota[task] += quota.sum() < wanted
+    # One of each task; the rest by largest remainders: whole shares first, then one more for those that lost most.
+    left = max(0, wanted - len(counts))
+    share = (counts - 1) * left / max(1, len(tasks) - len(counts))
+    quota = 1 + np.floor(share).astype(int)
+    lost = np.argsort(np.floor(share) - share, kind="stable")
+    quota[lost[: max(0, wanted - quota.sum())]] += 1
     order = Order(len(tasks), 0, "validation").indices(0, len(tasks))
     chosen = [order[number[order] == task][: quota[task]] for task in range(len(counts))]
     return sorted(np.concatenate(chosen).tolist())
@@ -77,8 +78,10 @@ def check_definable(select_by: str, shards: ShardSet, chosen: Sequence[int]) -> 
         ShardError: a sample is damaged.
     """
     samples: list[Sample] = []
-    for first in range(0, len(chosen), _READ):
-        samples += shards.read(chosen[first : first + _READ]).samples
+    while len(samples) < len(chosen):
+        # Twice as many each time: a long split without the task is judged a few times, not once a batch.
+        more = chosen[len(samples) : len(samples) + max(_READ, len(samples))]
+        samples += shards.read(more).samples
         if selection_score(_perfect(samples, shards.tasks), select_by) > UNDEFINED:
             return
     held = {name: sum(s.task == name for s in samples) for name in shards.tasks}

@@ -50,7 +50,7 @@ class Capabilities:
     kinds: tuple[LayerKind, ...]
     """Its kinds of attention layers; empty where one of them is not known here."""
     recurrent: bool
-    """Some layers carry a state along the sequence."""
+    """Some layers carry a state along the sequence, or attend in a way that is not known here."""
     sequence_only: str
     """Why the answers' tree cannot be scored in one pass; empty where a 4-D mask is honoured, a mapping of them where
     there are several kinds of layers."""
@@ -73,9 +73,11 @@ class Capabilities:
         layers = [
             f"{k.name.split('_')[0]}{f' {k.window or k.chunk}' if k.window or k.chunk else ''}" for k in self.kinds
         ]
-        layers += ["recurrent"] if self.recurrent else []
+        layers += ["recurrent or other"] if self.recurrent else []
         reach = f"{self.longest} positions" if self.longest else "no limit of positions"
-        return f"backbone: {self.architecture}, width {self.width}, {reach}, layers {' + '.join(layers) or 'unknown'}"
+        text = f"backbone: {self.architecture}, width {self.width}, {reach}, layers {' + '.join(layers) or 'unknown'}"
+        text += ", tied embeddings" if self.tied else ""
+        return text + (f", {self.beyond} special tokens without a row" if self.beyond else "")
 
 
 def _check_path(config: BackboneConfig) -> None:
@@ -140,7 +142,12 @@ def read_capabilities(config: BackboneConfig, tokenizer: PreTrainedTokenizerBase
     if bidirectional or (getattr(text, "is_decoder", None) is False and "create_bidirectional_mask" in source):
         raise EgmfError(f"{where}: it reads in both directions; a causal (decoder) language model is needed")
     kinds, recurrent = _layers(text, source)
-    longest = next((int(n) for n in (getattr(text, name, None) for name in _LONGEST) if n), None)
+    longest = next((int(n) for n in (getattr(text, name, None) for name in _LONGEST) if n and n > 0), None)
+    if getattr(text, "hidden_size_per_layer_input", None):
+        raise EgmfError(
+            f"{where}: its layers read token ids beside the embeddings, and a pseudo token has no id; take a backbone "
+            "without per-layer embeddings"
+        )
     if tokenizer.eos_token_id is None:
         raise EgmfError(
             f"{where}: its tokenizer has no end-of-sequence token; EGMF trains the answer's end with it: "
@@ -189,6 +196,8 @@ def _modelling_source(config: Any, where: str, remote_code: bool) -> str:
         if remote_code:
             return ""
         raise EgmfError(f"{where}: transformers has no causal language model of this kind")
+    if "inputs_embeds" not in inspect.signature(model.forward).parameters:
+        raise EgmfError(f"{where}: it reads token ids alone, and pseudo tokens are embeddings; take another backbone")
     return inspect.getsource(sys.modules[model.__module__])
 
 
@@ -219,6 +228,8 @@ def _sequence_only(text: Any, kinds: tuple[LayerKind, ...], recurrent: bool, sou
         return "recurrent layers"
     if alibi:
         return "ALiBi"
+    if "local" in (getattr(text, "attention_layers", None) or ()):
+        return "windows of its own"  # GPT-Neo's are tables by column
     if len(kinds) > 1 and not re.search(r"isinstance\([^)]*mask[^)]*, dict\)", source):
         return "several kinds of layers and no mapping of masks"
     return ""
@@ -269,7 +280,7 @@ def load_backbone(config: BackboneConfig, dtype: torch.dtype) -> PreTrainedModel
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
         target_modules=targets,
-        exclude_modules=_other_than_text(model),
+        exclude_modules=_not_for_lora(model),
     )
     try:
         adapted: Any = get_peft_model(model, settings, autocast_adapter_dtype=False)
@@ -280,13 +291,24 @@ def load_backbone(config: BackboneConfig, dtype: torch.dtype) -> PreTrainedModel
     return adapted
 
 
-def _other_than_text(model: PreTrainedModel) -> str | None:
-    """A pattern of the modules beside the language model (a vision tower), which no prompt reaches; None for none."""
-    if model.config is model.config.get_text_config():
-        return None
-    decoder = model.get_decoder()
-    name = next((name for name, module in model.named_modules() if module is decoder and name), None)
-    return None if name is None else rf"(?!{re.escape(name)}\.).*"
+def _not_for_lora(model: PreTrainedModel) -> str | None:
+    """A pattern of the modules that get no adapter; None for none.
+
+    Those beside the language model (a vision tower), which no prompt reaches, and linear layers whose own forward gives
+    something else than one tensor (Llama 4's routers).
+    """
+    patterns = {
+        rf".*\.{re.escape(name.rpartition('.')[2])}"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and type(module).__module__.startswith("transformers.models.")
+        and type(module).forward is not nn.Linear.forward
+    }
+    if model.config is not model.config.get_text_config():
+        decoder = model.get_decoder()
+        beside = next((name for name, module in model.named_modules() if module is decoder and name), None)
+        patterns |= set() if beside is None else {rf"(?!{re.escape(beside)}\.).*"}
+    return "|".join(sorted(patterns)) or None
 
 
 def embedding_rms(embedding: nn.Module, vocabulary: int) -> float:

@@ -236,7 +236,8 @@ class EGMF(nn.Module):
 
     def _score_rows(self, batch: RaggedBatch, rows: AnswerRows, pseudo_BKH: torch.Tensor | None) -> torch.Tensor:
         """As :meth:`_score_trees`, every answer read as a row of its own."""
-        log_p_BC = batch.prompt_BL.new_full((len(batch.ids), rows.answers), float("-inf"), dtype=torch.float32)
+        # One more column takes what filling rows give.
+        log_p = batch.prompt_BL.new_full((len(batch.ids), rows.answers + 1), float("-inf"), dtype=torch.float32)
         for first in range(0, len(rows.sample_R), rows.rows_at_once):
             part = slice(first, first + rows.rows_at_once)
             sample_R, target_RA, mask_RA = rows.sample_R[part], rows.target_RA[part], rows.target_mask_RA[part]
@@ -244,5 +245,5 @@ class EGMF(nn.Module):
             own_RKH = None if pseudo_BKH is None else pseudo_BKH[sample_R]
             logits = self._answer_logits(prompt, target_RA, mask_RA, own_RKH)
             picked_RA = logits.gather(2, target_RA[:, :, None])[:, :, 0].float() - log_normalisers(logits)
-            log_p_BC[sample_R, rows.answer_R[part]] = torch.where(mask_RA, picked_RA, 0.0).sum(1)
-        return log_p_BC
+            log_p[sample_R, rows.answer_R[part]] = torch.where(mask_RA, picked_RA, 0.0).sum(1)
+        return log_p[:, : rows.answers]

@@ -108,6 +108,7 @@ def tree_masks(
     sees[:, before:, before:] = tree.sees_BNN
     itself = torch.eye(columns, dtype=torch.bool, device=device)
     position = tree_positions(prefix, tree)
+    nothing, hidden = (torch.full((), n, dtype=dtype, device=device) for n in (0.0, torch.finfo(dtype).min))
     masks = {}
     for kind in kinds:
         reached = sees
@@ -116,6 +117,5 @@ def tree_masks(
         if kind.chunk is not None:
             chunk = position // kind.chunk
             reached = reached & (chunk[:, :, None] == chunk[:, None, :])
-        mask = torch.zeros(sees.shape, dtype=dtype, device=device)
-        masks[kind.name] = mask.masked_fill(~(reached | itself), torch.finfo(dtype).min)[:, None]
+        masks[kind.name] = torch.where(reached | itself, nothing, hidden)[:, None]
     return masks if len(masks) > 1 else next(iter(masks.values()))

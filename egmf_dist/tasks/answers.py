@@ -183,7 +183,7 @@ class AnswerRows(NamedTuple):
     sample_R: torch.Tensor
     """int64: which sample of the batch."""
     answer_R: torch.Tensor
-    """int64: which of its legal answers."""
+    """int64: which of its legal answers; C for a row that only fills."""
     target_RA: torch.Tensor
     """int64: the answer's ids and end-of-sequence, padded on the left."""
     target_mask_RA: torch.Tensor
@@ -194,13 +194,14 @@ class AnswerRows(NamedTuple):
     """The most rows of one forward of the LLM."""
 
     def filled_to(self, rows: int) -> AnswerRows:
-        """At least so many rows, by repeating the first one."""
+        """At least so many rows, by repeating the first one; the repeated ones' scores go nowhere."""
         more = max(0, rows - len(self.sample_R))
         moved: dict[str, Any] = {
             name: torch.cat([part, part[:1].expand(more, *part.shape[1:])])
             for name, part in self._asdict().items()
             if isinstance(part, torch.Tensor)
         }
+        moved["answer_R"][len(self.sample_R) :] = self.answers
         return self._replace(**moved)
 
     def to(self, device: torch.device) -> AnswerRows:

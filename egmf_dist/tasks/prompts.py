@@ -47,18 +47,22 @@ def prompt_pieces(sample: Sample, task: Task, context_turns: int) -> list[Piece]
     for turn in sample.context[-context_turns:] if context_turns else ():
         line = f"{turn.speaker}: {turn.text}" if turn.speaker else turn.text
         pieces.append(Piece("turn", line + "\n", len(turn.text)))
-    mark = _ANSWER_MARK.get(sample.language, _ANSWER_MARK["en"])
     return [
         *pieces,
         Piece("speaker", f"[{sample.speaker}] ", 0),
         Piece("text", sample.text, len(sample.text)),
-        Piece("question", f"\n{task.questions[sample.language]} {mark}", 0),
+        Piece("question", f"\n{task.questions[sample.language]} {answer_mark(sample.language)}", 0),
     ]
 
 
 def render_prompt(sample: Sample, task: Task, context_turns: int) -> str:
     """The whole prompt of one sample as text; see :func:`prompt_pieces`."""
     return "".join(piece.text for piece in prompt_pieces(sample, task, context_turns))
+
+
+def answer_mark(language: str) -> str:
+    """The words between question and answer."""
+    return _ANSWER_MARK.get(language, _ANSWER_MARK["en"])
 
 
 def render_answer(task: Task, language: str, index: int) -> str:

@@ -27,7 +27,7 @@ from egmf_dist.data.bad_samples import BadSamples
 from egmf_dist.data.loader import load
 from egmf_dist.data.run_data import RunData, open_split, open_stream
 from egmf_dist.inference.score import evaluate_predictions, score_samples
-from egmf_dist.inference.scorer import Choice, Scorer, choose_scorer, longest_sample
+from egmf_dist.inference.scorer import Choice, Scorer, check_samples, choose_scorer
 from egmf_dist.inference.selection import check_selection, chosen_for_validation, selection_score
 from egmf_dist.model.backbone import Capabilities
 from egmf_dist.model.build import build_egmf, read_backbone, trained_parameters
@@ -169,8 +169,8 @@ def check_scoring(
     """
     engine.eval()
     chosen = chosen_for_validation(validation.task_numbers, config.training.validation_samples)
-    sample = longest_sample(validation, chosen)
-    choice = choose_scorer(config.evaluation, engine.module, capabilities, collator, sample)
+    samples = check_samples(validation, chosen, collator)
+    choice = choose_scorer(config.evaluation, engine.module, capabilities, collator, samples)
     batch_size = config.evaluation.batch_size
     first = chosen[: 2 * batch_size * distributed.world_size()]
     rows = score_samples(engine.module, validation, choice.scorer, batch_size, first)

@@ -16,6 +16,7 @@ from egmf_dist import distributed, worker
 from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, TrainingConfig
 from egmf_dist.distributed import process_group
 from egmf_dist.run.folder import Run, open_run
+from egmf_dist.run.records import read_records
 
 
 def main() -> None:
@@ -40,9 +41,10 @@ def run_all(job):
         )  # fmt: skip
         run = Path(job["runs"]) / name
         train(config, run, "never")
+        losses = [r["loss"] for r in read_records(run / "metrics.jsonl") if r["kind"] == "train"]
         train(config, run, str(run / "checkpoints" / "step-0000002"))
         evaluation = {"verb": "evaluate", "run": str(run), "split": "test", "remove": [], "remove_each": False}
-        results[name] = worker.run(evaluation | {"console": False})
+        results[name] = worker.run(evaluation | {"console": False}) | {"losses": losses}
     return results
 
 

@@ -19,6 +19,7 @@ from egmf_dist.data import Collator
 from egmf_dist.data.run_data import RunData
 from egmf_dist.errors import EgmfError
 from egmf_dist.inference.scorer import SequenceScorer, TreeScorer, choose_scorer
+from egmf_dist.model.backbone import load_tokenizer, read_capabilities
 from egmf_dist.model.build import build_egmf, read_backbone
 from egmf_shards.sample import Turn
 
@@ -65,13 +66,34 @@ FAMILIES = {
 }  # fmt: skip
 
 
+TEXT = ["i am glad no wait Emotion? Answer: neutral joy anger -0.5 1.0"] * 4
+
+
+def make_sentencepiece():
+    """As Llama 2's and Phi-3's: a mark before every text and for every space, bytes for what it does not know."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    special = ["<pad>", "<eos>", "<bos>", "<unk>"]
+    known = trainers.BpeTrainer(vocab_size=400, special_tokens=[*special, *(f"<0x{i:02X}>" for i in range(256))])
+    tokenizer.train_from_iterator([word for line in TEXT for word in line.split(" ")], known)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>", unk_token="<unk>"
+    )
+
+
 def make_tokenizer(start: tuple[str, ...]):
     from tokenizers import ByteLevelBPETokenizer, processors
     from transformers import PreTrainedTokenizerFast
 
     bpe = ByteLevelBPETokenizer()
-    text = ["i am glad no wait Emotion? Answer: neutral joy anger -0.5 1.0"] * 4
-    bpe.train_from_iterator(text, vocab_size=300, special_tokens=["<pad>", "<eos>", *start])
+    bpe.train_from_iterator(TEXT, vocab_size=300, special_tokens=["<pad>", "<eos>", *start])
     if start:
         bpe._tokenizer.post_processor = processors.TemplateProcessing(
             single=" ".join([*start, "$A"]), special_tokens=[(s, bpe.token_to_id(s)) for s in start]
@@ -83,7 +105,7 @@ def make_tokenizer(start: tuple[str, ...]):
 def save_model(folder: Path, kind: str, start: tuple[str, ...], settings: dict, vocabulary: int = 0) -> Path:
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    tokenizer = make_tokenizer(start)
+    tokenizer = make_sentencepiece() if kind == "phi3" else make_tokenizer(start)
     tokenizer.save_pretrained(folder)
     config = AutoConfig.for_model(
         kind, vocab_size=vocabulary or len(tokenizer), pad_token_id=0, eos_token_id=1, bos_token_id=None, **settings
@@ -168,7 +190,7 @@ def test_scores_are_those_of_one_forward_an_answer(load, make_samples, tasks, al
     """The way that is chosen gives, in a batch, the loss of every legal answer fed alone."""
     model, collator, capabilities = load(name)
     samples = spoken(make_samples, 6)
-    choice = choose_scorer(Config().evaluation, model, capabilities, collator, samples[5])
+    choice = choose_scorer(Config().evaluation, model, capabilities, collator, samples[4:])
     assert choice.scorer.way == FAMILIES[name][3], choice.line
     with torch.no_grad():
         scored = model(choice.scorer.prepare(samples, [1.0] * 6), mode="score").log_p_BC
@@ -201,18 +223,66 @@ def test_every_id_before_a_text_is_read(load, families):
         assert collator.tokenizer.convert_ids_to_tokens(list(capabilities.start)) == list(start), name
 
 
+def test_an_answer_follows_the_prompt_as_its_tokenizer_writes_it(load, tasks):
+    """A tokenizer that puts a mark before every text puts none between "Answer:" and the answer."""
+    _, collator, _ = load("phi3")
+    tokenizer = collator.tokenizer
+    for word, ids in zip(tasks["emotion"].answers["en"], collator.answers["emotion", "en"], strict=True):
+        whole = tokenizer(f"Answer: {word}", add_special_tokens=False)["input_ids"]
+        assert whole == [*tokenizer("Answer:", add_special_tokens=False)["input_ids"], *ids]
+    alone = tokenizer(" joy", add_special_tokens=False)["input_ids"]
+    assert len(alone) > len(collator.answers["emotion", "en"][1]), "alone it begins with a mark of its own"
+
+
+def test_a_backbone_that_needs_token_ids_is_refused(families, monkeypatch):
+    """Before any weight is loaded: Gemma 3n's layers look every word up once more."""
+    from transformers import AutoConfig
+
+    config = BackboneConfig(path=str(families["llama"]))
+    tokenizer = load_tokenizer(config)
+    monkeypatch.setattr(
+        "egmf_dist.model.backbone.load_backbone_config", lambda config: AutoConfig.for_model("gemma3n_text")
+    )
+    with pytest.raises(EgmfError, match="per-layer embeddings"):
+        read_capabilities(config, tokenizer)
+
+
+def test_weights_that_are_not_finite_are_said_to_be(load, make_samples, alone):
+    model, collator, capabilities = load("qwen3")
+    broken = model.pseudo_tokens.scale.data.clone()
+    model.pseudo_tokens.scale.data.fill_(float("nan"))
+    try:
+        with pytest.raises(EgmfError, match="scores of a sample are not finite"):
+            choose_scorer(Config().evaluation, model, capabilities, collator, make_samples(2))
+    finally:
+        model.pseudo_tokens.scale.data.copy_(broken)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_bf16_rounding_is_no_disagreement(load, make_samples, alone, name):
+    """Trees that are right in fp32 stay the choice in bf16, whichever samples are looked at."""
+    import copy
+
+    model, collator, capabilities = load(name)
+    half = copy.deepcopy(model).bfloat16()
+    samples = spoken(make_samples, 12)
+    for first in range(0, 12, 3):
+        choice = choose_scorer(Config().evaluation, half, capabilities, collator, samples[first : first + 3])
+        assert choice.scorer.way == "tree", choice.line
+
+
 def test_a_tree_without_the_window_would_be_found_out(load, make_samples, alone):
     """The check before step 1: a backbone whose window is not in its configuration is scored answer by answer."""
     model, collator, capabilities = load("mistral")
     hidden = replace(capabilities, kinds=(capabilities.kinds[0]._replace(window=None),))
     model.capabilities = hidden
     try:
-        choice = choose_scorer(Config().evaluation, model, hidden, collator, spoken(make_samples, 6)[5])
+        choice = choose_scorer(Config().evaluation, model, hidden, collator, spoken(make_samples, 6)[4:])
         assert choice.scorer.way == "sequence"
         assert "differ by" in choice.line
         asked = replace(Config().evaluation, scoring="tree")
-        with pytest.raises(EgmfError, match="differs from the sequence way"):
-            choose_scorer(asked, model, hidden, collator, spoken(make_samples, 6)[5])
+        with pytest.raises(EgmfError, match=r"which mistral cannot .the tree's scores differ by"):
+            choose_scorer(asked, model, hidden, collator, spoken(make_samples, 6)[4:])
     finally:
         model.capabilities = capabilities
 
@@ -220,10 +290,10 @@ def test_a_tree_without_the_window_would_be_found_out(load, make_samples, alone)
 def test_a_model_that_fails_under_the_trees_mask_is_scored_by_sequences(load, make_samples, alone):
     """Bloom unpacks a mask of two dimensions; what says so here is the check, not its configuration."""
     model, collator, capabilities = load("bloom")
-    sample = spoken(make_samples, 6)[5]
-    choice = choose_scorer(Config().evaluation, model, replace(capabilities, sequence_only=""), collator, sample)
+    samples = spoken(make_samples, 6)[5:]
+    choice = choose_scorer(Config().evaluation, model, replace(capabilities, sequence_only=""), collator, samples)
     assert choice.scorer.way == "sequence"
-    assert "made it fail: too many values to unpack" in choice.line
+    assert "made it fail: ValueError: too many values to unpack" in choice.line
 
 
 def test_a_model_that_ignores_its_padding_is_refused(load, make_samples, alone, monkeypatch):
@@ -235,7 +305,7 @@ def test_a_model_that_ignores_its_padding_is_refused(load, make_samples, alone, 
 
     monkeypatch.setattr(model, "_logits", deaf)
     with pytest.raises(EgmfError, match="ignores its padding mask"):
-        choose_scorer(Config().evaluation, model, capabilities, collator, spoken(make_samples, 6)[5])
+        choose_scorer(Config().evaluation, model, capabilities, collator, spoken(make_samples, 6)[5:])
 
 
 def test_a_tree_in_several_passes_scores_the_same(load, make_samples):
@@ -302,7 +372,10 @@ def test_train_resume_evaluate(families, tmp_path, run_ranks):
         records = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         assert [r["step"] for r in records if r["kind"] == "train"] == [1, 2, 3, 4], name
         assert all(np.isfinite(r["loss"]) for r in records if r["kind"] == "train"), name
-        start = next(r for r in records if r["kind"] == "start")
+        starts = [r for r in records if r["kind"] == "start"]
+        assert [r["step"] for r in starts] == [0, 2], name  # the second one went on from the checkpoint
+        assert [r["loss"] for r in records if r["kind"] == "train"] == result["losses"], name
+        start = starts[0]
         way = "tree" if "in one pass" in start["scoring"] else "sequence"
         assert way == FAMILIES[name][3], start["scoring"]
         assert sum(task["n"] for task in result["tasks"].values()) == result["samples"] > 0, name

@@ -64,6 +64,8 @@ def test_a_subset_holds_every_task_by_its_share(wanted):
     chosen = chosen_for_validation(task_of, wanted)
     assert chosen == sorted(set(chosen)) == chosen_for_validation(task_of, wanted)
     assert len(chosen) == max(wanted, 3)
+    for more in range(3, 60):
+        assert len(chosen_for_validation(task_of, more)) == more
     counts = np.bincount(task_of[chosen], minlength=3)
     assert counts.min() >= 1
     assert abs(counts - np.array([757, 3, 240]) * wanted / 1000).max() <= 2
