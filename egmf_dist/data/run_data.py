@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -35,6 +35,21 @@ class RunData:
         """
         known = standardisations(shards.manifests, shards.folders, shards.dims) if config.standardise else {}
         return cls(dict(shards.tasks), list(shards.languages), dict(shards.dims), known)
+
+    def keeping(self, known: Mapping[str, Any] | None) -> tuple[RunData, str | None]:
+        """The same data, standardised as the run's earlier steps were, and a sentence where the folders say otherwise.
+
+        A manifest's statistics are no part of its data's identity: they may have been made anew, with more digits.
+
+        Args:
+            known: by modality what :meth:`to_json` calls ``standardisations``; None for a run without earlier steps.
+        """
+        now = self.to_json()["standardisations"]
+        if known is None or known == now:
+            return self, None
+        kept = {name: Standardisation.from_json(s) for name, s in known.items()}
+        said = "the folders' feature statistics are not those the run was started with; it keeps its own"
+        return replace(self, standardisations=kept), said
 
     def collator(self, tokenizer: PreTrainedTokenizerBase, config: DataConfig, limits: Limits) -> Collator:
         """The collator that packs this run's samples.

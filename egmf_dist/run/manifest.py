@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -16,8 +17,10 @@ from egmf_dist.run.identity import Identity
 PACKAGES = ("torch", "deepspeed", "transformers", "peft", "ray", "webdataset", "triton")
 
 
-def write_manifest(run: Run, config: Config, identity: Identity, hosts: list[str]) -> None:
-    """Write versions, seeds, data and base model identity, and hosts."""
+def write_manifest(
+    run: Run, config: Config, identity: Identity, hosts: list[str], standardisations: Mapping[str, Any]
+) -> None:
+    """Write versions, seeds, data and base model identity, hosts, and by what statistics features are standardised."""
     manifest: dict[str, Any] = {
         "egmf_dist": __version__,
         "python": platform.python_version(),
@@ -25,6 +28,7 @@ def write_manifest(run: Run, config: Config, identity: Identity, hosts: list[str
         "identity": identity.to_json(),
         "data": config.data.shards,
         "hosts": hosts,
+        "standardisations": dict(standardisations),
     }
     write_json(run.manifest, stamped(manifest))
 
@@ -39,6 +43,19 @@ def read_identity(run: Run) -> Identity | None:
         return Identity.from_json(read_stamped(run.manifest).get("identity"), run.manifest)
     except DamagedError:
         return None
+
+
+def read_standardisations(run: Run) -> dict[str, Any] | None:
+    """By what statistics the run's features have been standardised so far; None where nothing says so.
+
+    Raises:
+        EgmfError: a later version wrote it.
+    """
+    try:
+        known = read_stamped(run.manifest).get("standardisations")
+    except DamagedError:
+        return None
+    return known if isinstance(known, dict) else None
 
 
 def installed(package: str) -> str | None:

@@ -33,7 +33,7 @@ from egmf_dist.model.backbone import Capabilities
 from egmf_dist.model.build import build_egmf, read_backbone, trained_parameters
 from egmf_dist.run.folder import Run
 from egmf_dist.run.identity import Identity, backbone_identity
-from egmf_dist.run.manifest import write_manifest
+from egmf_dist.run.manifest import read_standardisations, write_manifest
 from egmf_dist.run.records import Records
 from egmf_dist.training.best import save_best
 from egmf_dist.training.checkpoint import Progress, Resumed, load_checkpoint, save_checkpoint
@@ -85,7 +85,8 @@ def train(config: Config, run: Run, start: Start) -> dict[str, Any]:
     training = config.training
     ranks, rank, device = distributed.world_size(), distributed.rank(), distributed.device()
     shards, validation = open_split(config, "train"), open_split(config, "valid")
-    run_data = RunData.of(shards, config.data)
+    known = distributed.on_rank_zero(lambda: read_standardisations(run))
+    run_data, other_statistics = RunData.of(shards, config.data).keeping(known)
     check_selection(training.select_by, run_data.tasks)
     stream = open_stream(config, shards, rank, ranks)
     capabilities, collator = read_backbone(config, run_data)
@@ -106,11 +107,13 @@ def train(config: Config, run: Run, start: Start) -> dict[str, Any]:
         records = Records(run, rank == 0, start.console, progress.step)
         stack.callback(records.close)
         hosts = distributed.gather_objects(platform.node())
-        distributed.on_rank_zero(lambda: write_manifest(run, config, identity, hosts or []))
+        distributed.on_rank_zero(
+            lambda: write_manifest(run, config, identity, hosts or [], run_data.to_json()["standardisations"])
+        )
         scorer, scoring = check_scoring(engine, validation, collator, capabilities, config)
         said = {"backbone": capabilities.describe(), "scoring": scoring, "changed": dict(start.changed)}
         records.write(start_record(config, progress, ranks, model, kernels) | said)
-        for message in [*resumed.skipped, *shards.faults]:
+        for message in [*resumed.skipped, *shards.faults, *filter(None, [other_statistics])]:
             records.write({"kind": "warning", "step": progress.step, "message": message})
         reason = "all steps done"
         clock = Clock()

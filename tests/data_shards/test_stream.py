@@ -205,3 +205,14 @@ def test_refusals():
         share(5, 2, 2)
     with pytest.raises(ShardError, match="the batch is 0"):
         sequential(5, 0, 1, 0)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+def test_every_rank_scores_batches_of_the_same_sizes(world):
+    """Whoever cuts a batch further makes as many pieces on every rank: else they wait for each other for ever."""
+    for count in range(1, 40):
+        for batch in (1, 2, 3, 7):
+            ranks = [sequential(count, rank, world, batch) for rank in range(world)]
+            assert len({tuple(len(b.indices) for b in plan) for plan in ranks}) == 1
+            pairs = [(i, w) for plan in ranks for b in plan for i, w in zip(b.indices, b.weights, strict=True)]
+            assert sorted(i for i, w in pairs if w) == list(range(count))

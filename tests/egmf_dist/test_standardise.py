@@ -99,3 +99,16 @@ def test_a_folder_without_statistics_is_refused(make_samples, tmp_path, loss_of,
     with pytest.raises(EgmfError, match=r"manifest has no statistics of audio.*egmf shards index --force"):
         loss_of(folder)
     assert np.isfinite(loss_of(folder, False))
+
+
+def test_a_resumed_run_keeps_the_statistics_of_its_first_steps(make_samples, tmp_path, write_toy_shards):
+    """They are no part of the data's identity, and a folder's may be made anew."""
+    config = Config(data=DataConfig(shards=[write_toy_shards(tmp_path / "a", make_samples(16))]))
+    data = RunData.of(open_split(config, "train"), config.data)
+    known = json.loads(json.dumps(data.to_json()))["standardisations"]
+    assert data.keeping(None) == (data, None)
+    assert data.keeping(known)[1] is None
+    known["audio"]["mean"][0] += 1.0
+    kept, said = data.keeping(known)
+    assert "it keeps its own" in said
+    assert kept.standardisations["audio"].mean[0] == data.standardisations["audio"].mean[0] + 1.0
