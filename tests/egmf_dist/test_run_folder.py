@@ -131,7 +131,7 @@ def test_a_folder_that_is_gone_is_no_hub_model(tmp_path, monkeypatch):
     assert locate(run, Places([]), False).backbone == "models/tiny"
     identity = Identity(1, "d", 0, {"sha256": "b"})
     monkeypatch.setattr(manifest, "installed", lambda package: None)
-    manifest.write_manifest(run, config, identity, ["host"])
+    manifest.write_manifest(run, config, identity, ["host"], {})
     assert manifest.read_identity(run) == identity
     says = r"its backbone, 'models/tiny' when it was trained, cannot be found \(looked in .*\); .* --backbone.path"
     with pytest.raises(EgmfError, match=says):
