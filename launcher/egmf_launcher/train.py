@@ -111,7 +111,8 @@ def check_paths(config: Config) -> None:
             continue  # preflight opens it
         if not (Path(folder) / "manifest.json").is_file():
             raise EgmfError(
-                f"config: data.shards names {folder}, which holds no manifest.json; make shards with egmf shards import"
+                f"config: data.shards names {folder}, which holds no manifest.json; make shards with "
+                "egmf shards import, or say with --data.shards where they lie now"
             )
     if not config.backbone.path:
         raise EgmfError("config: backbone.path is empty; name a folder or hub id of a causal language model")
