@@ -11,11 +11,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+_UNFINISHED, _OLD, _GONE = ".tmp", ".old", ".gone"
+
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 so that a reader sees the old file or the new one, never half of it, and the disk holds it."""
     # The name is this writer's own: two evaluations of one split at once must not write into one file.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_UNFINISHED}")
     try:
         with open(temporary, "w", encoding="utf-8") as file:
             file.write(text)
@@ -66,7 +68,7 @@ def sync_tree(folder: Path) -> None:
 
 def replace_folder(temporary: Path, final: Path) -> None:
     """Rename a finished folder into place; one of the same name is moved aside first and removed last."""
-    aside = final.with_name(f".{final.name}.old")
+    aside = final.with_name(f".{final.name}{_OLD}")
     shutil.rmtree(aside, ignore_errors=True)
     if final.exists():
         os.rename(final, aside)
@@ -77,10 +79,31 @@ def replace_folder(temporary: Path, final: Path) -> None:
 
 def remove_folder(folder: Path) -> None:
     """Remove a folder so that its name is gone at once: what a kill leaves of it is not taken for whole."""
-    aside = folder.with_name(f".{folder.name}.old")
+    aside = folder.with_name(f".{folder.name}{_GONE}")
     shutil.rmtree(aside, ignore_errors=True)
     os.rename(folder, aside)
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def unfinished(final: Path) -> Path:
+    """Where a folder is made before :func:`replace_folder` gives it its name."""
+    return final.with_name(f".{final.name}{_UNFINISHED}")
+
+
+def discard_unfinished(folder: Path) -> None:
+    """Clear up after writers of this module that were killed; none may be at work on what lies in ``folder``.
+
+    A whole folder that was moved aside, and whose successor did not get its name any more, gets its own back.
+    """
+    for path in folder.glob(".*"):
+        final = path.with_name(path.name[1:].removesuffix(_OLD))
+        if path.name.endswith(_OLD) and path.is_dir() and not final.exists():
+            os.rename(path, final)
+        elif path.name.endswith((_UNFINISHED, _OLD, _GONE)):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def sha256(path: Path) -> str:

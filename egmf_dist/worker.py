@@ -15,7 +15,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
 
     Jobs::
 
-        {"verb": "train", "config": {...}, "run": PATH, "resume": "auto"|"never"|PATH, "launch": TOKEN,
+        {"verb": "train", "config": {...}, "run": PATH, "resume": "auto"|"never"|CHECKPOINT, "launch": TOKEN,
          "changed": {...}, "console": bool}
         {"verb": "evaluate", "run": PATH, "split": NAME, "remove": [...], "remove_each": bool, "launch": TOKEN,
          "shards": [...], "backbone": PATH, "console": bool}

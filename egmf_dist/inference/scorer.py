@@ -203,6 +203,7 @@ def choose_scorer(
     capabilities: Capabilities,
     collator: Collator,
     samples: Sequence[Sample],
+    trained: bool = True,
 ) -> Choice:
     """Choose by capability, check on real samples; every rank must call this together, and all choose alike.
 
@@ -212,6 +213,7 @@ def choose_scorer(
         capabilities: its backbone's.
         collator: the run's.
         samples: see :func:`check_samples`; the same on every rank.
+        trained: the model has taken a step.
 
     Raises:
         EgmfError: the backbone cannot be run, its scores are not finite, it ignores its padding, or the tree was asked
@@ -230,10 +232,16 @@ def choose_scorer(
     except _FAILURES as error:
         raise EgmfError(f"backbone: {name} cannot be run on embeddings: {_short(error)}") from error
     if not _finite(plain):
-        raise EgmfError(
-            "the scores of a sample are not finite: the weights have diverged, or overflow in training.precision; "
-            "train again with a lower training.learning_rate, or in another precision"
+        cause = (
+            "the weights have diverged, or overflow in training.precision; train again with a lower "
+            "training.learning_rate, or in another precision"
         )
+        if not trained:
+            cause = (
+                f"nothing is trained yet, so the weights of the {name} backbone are not finite or overflow in "
+                "training.precision; take sound weights, or another precision"
+            )
+        raise EgmfError(f"the scores of a sample are not finite: {cause}")
     largest = _agreed(float(torch.where(torch.isfinite(plain), plain, 0.0).abs().max()))
     noise = _agreed(
         max(_distance(plain, scored(SequenceScorer(collator, capabilities, batch_size, n))) for n in _PADDING)

@@ -7,9 +7,11 @@ import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -99,8 +101,8 @@ def _load(what: str, loader: Any, config: BackboneConfig, **options: Any) -> Any
         return loader.from_pretrained(
             config.path, revision=config.revision, trust_remote_code=config.trust_remote_code, **options
         )
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except (OSError, ValueError, SafetensorError, UnpicklingError, EOFError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise EgmfError(f"backbone {config.path!r}: its {what} cannot be loaded: {reason}") from error
 
 

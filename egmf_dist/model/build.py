@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -71,12 +72,15 @@ def load_trained(model: nn.Module, folder: Path) -> None:
     """Fill the trained parameters of a model (not yet given to DeepSpeed) from ``folder/trained.safetensors``.
 
     Raises:
-        EgmfError: the file is missing, or its names or shapes are not this model's.
+        EgmfError: the file is missing or damaged, or its names or shapes are not this model's.
     """
     path = folder / TRAINED_FILE
     if not path.is_file():
         raise EgmfError(f"{path}: no such file; give the folder of a trained adapter")
-    saved, own = load_file(path), trained_parameters(model)
+    try:
+        saved, own = load_file(path), trained_parameters(model)
+    except (OSError, SafetensorError) as error:
+        raise EgmfError(f"{path}: cannot be read: {error}; put it back from a copy") from error
     if saved.keys() != own.keys():
         odd = sorted(saved.keys() ^ own.keys())
         raise EgmfError(f"{path}: does not fit this model: {len(odd)} names differ, the first is {odd[0]}")

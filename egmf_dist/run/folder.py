@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
+import shlex
 import shutil
+import time
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -13,12 +16,24 @@ from typing import Any
 from egmf_dist.config import Config, dump_config, load_run_config, read_directory
 from egmf_dist.config.schema import ON_RESUME
 from egmf_dist.errors import EgmfError
-from egmf_dist.files import sync_tree
+from egmf_dist.files import discard_unfinished, sync_tree
+
+NOW_PREFIX = ".now-"
+"""Of files that are made to ask for the file system's time (:mod:`egmf_dist.run.lock`)."""
+PINNED_PREFIX = ".pinned-"
+"""Of folders in which an evaluation holds the best adapter (:mod:`egmf_dist.training.best`)."""
+_DAY_S = 86400.0
 
 
 def checkpoint_name(step: int) -> str:
     """Folder of the checkpoint, or adapter, taken after ``step`` steps."""
     return f"step-{step:07d}"
+
+
+def step_of(name: str) -> int | None:
+    """The inverse of :func:`checkpoint_name`, zeros in front or not; None for another name."""
+    number = name.removeprefix("step-")
+    return int(number) if number != name and number.isdecimal() else None
 
 
 @dataclass(frozen=True)
@@ -74,6 +89,11 @@ class Run:
         """The checkpoint after ``step`` steps."""
         return self.checkpoints / checkpoint_name(step)
 
+    def saved_checkpoints(self) -> dict[int, Path]:
+        """The folders of checkpoints by step, sound or not."""
+        found = {step_of(path.name): path for path in self.checkpoints.glob("step-*")}
+        return {step: found[step] for step in sorted(step for step in found if step is not None)}
+
     @property
     def adapters(self) -> Path:
         """Folder of the adapters that were best when they were saved."""
@@ -128,25 +148,17 @@ def check_run(config: Config, run: Run, resume: str) -> dict[str, list[Any]]:
         config: the resolved settings.
         run: the run.
         resume: ``never`` (the run must not exist), ``auto`` (go on with it, or start it where it does not exist, so
-            that a job script can always say so), or the path of one of its own checkpoints.
+            that a job script can always say so), or one of its own checkpoints (:func:`named_checkpoint`).
 
     Returns:
         Settings that the run was started with and that change now.
 
     Raises:
-        EgmfError: the run exists and is not to be resumed, was made with other settings or is no run; or ``resume`` is
-            a path that is not a folder in ``run/checkpoints``.
+        EgmfError: the run exists and is not to be resumed, was made with other settings or is no run; or ``resume``
+            names none of its checkpoints.
     """
     folder = run.folder
-    if resume not in ("auto", "never"):
-        if not folder.is_dir():
-            raise EgmfError(f"resume {resume}: there is no run {run} to go on with; start it without --resume")
-        if Path(resume).absolute().parent.resolve() != run.checkpoints.resolve():
-            raise EgmfError(
-                f"resume {resume}: not a checkpoint of run {run}; give {run.checkpoints}/step-N, auto or never"
-            )
-        if not Path(resume).is_dir():
-            raise EgmfError(f"resume {resume}: no such folder; give {run.checkpoints}/step-N, auto or never")
+    named_checkpoint(run, resume)
     if folder.exists() and not folder.is_dir():
         raise EgmfError(f"run {run}: a file of that name exists; choose another name")
     if folder.exists() and resume == "never":
@@ -160,6 +172,31 @@ def check_run(config: Config, run: Run, resume: str) -> dict[str, list[Any]]:
     return {}
 
 
+def named_checkpoint(run: Run, resume: str) -> Path | None:
+    """The checkpoint that ``--resume`` names: by its path, its folder's name, or its step (``step-2`` and ``2`` alike).
+
+    Returns:
+        Its folder; None for ``auto`` and ``never``.
+
+    Raises:
+        EgmfError: the run has no such checkpoint; names those it has.
+    """
+    if resume in ("auto", "never"):
+        return None
+    if not run.folder.is_dir():
+        raise EgmfError(f"--resume {resume}: there is no run {run} to go on with; start it without --resume")
+    saved = run.saved_checkpoints()
+    step = int(resume) if resume.isdecimal() else step_of(resume)
+    if step is None:
+        path = Path(resume).absolute()
+        step = step_of(path.name) if path.parent.resolve() == run.checkpoints.resolve() else None
+    if step in saved:
+        return saved[step]
+    there = ", ".join(f"step-{s}" for s in saved)
+    right = f"it has {there}; give one of them, auto or never" if there else "it has none yet; give auto or never"
+    raise EgmfError(f"--resume {resume}: not a checkpoint of run {run}; {right}")
+
+
 def open_run(config: Config, run: Run, resume: str) -> bool:
     """Check the folder as :func:`check_run` does and, for a new run, make it with the resolved settings inside.
 
@@ -167,23 +204,31 @@ def open_run(config: Config, run: Run, resume: str) -> bool:
         Whether this call made the run.
 
     Raises:
-        EgmfError: see :func:`check_run`; also where another process made the run in the meantime.
+        EgmfError: see :func:`check_run`; also where another process made the run in the meantime, or the folder cannot
+            be made.
     """
     check_run(config, run, resume)
     if run.config.is_file():
         return False
+    missing = [parent for parent in run.folder.parents if not parent.exists()]
     # A name of its own: two starts at once must not write into one folder, and only one rename succeeds.
     temporary = run.folder.with_name(f".{run.folder.name}.{secrets.token_hex(4)}.tmp")
-    temporary.mkdir(parents=True)
     try:
+        temporary.mkdir(parents=True)
         dump_config(config, Run(temporary).config, Path.cwd())
         sync_tree(temporary)
         os.rename(temporary, run.folder)  # onto an empty folder, or where there is none
-    except OSError:
-        if not run.config.is_file():
-            raise
-        check_run(config, run, resume)
-        return False
+    except OSError as error:
+        if run.config.is_file():
+            check_run(config, run, resume)
+            return False
+        shutil.rmtree(temporary, ignore_errors=True)
+        for parent in missing:  # innermost first
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+        raise EgmfError(
+            f"run {run}: its folder cannot be made ({error.strerror}); choose another place with --run"
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return True
@@ -199,7 +244,8 @@ def renew_settings(config: Config, run: Run, resume: str) -> dict[str, list[Any]
         EgmfError: see :func:`check_run`.
     """
     changed = check_run(config, run, resume)
-    if changed or read_directory(run.config) is None:  # version 1 did not say where its paths start
+    # Its paths start here from now on, even if each reads as before; version 1 did not say where.
+    if changed or read_directory(run.config) != Path.cwd():
         dump_config(config, run.config, Path.cwd())
     return changed
 
@@ -225,10 +271,23 @@ def discard_storage(storage: Path) -> None:
         storage.parent.rmdir()
 
 
-def discard_left_storage(run: Run) -> None:
-    """Remove what killed trainings left of Ray's files; the caller holds the run's lock, so none of them lives."""
+def discard_leftovers(run: Run) -> None:
+    """Remove what killed trainings and evaluations left behind; the caller holds the run's lock, so no training lives.
+
+    An evaluation may be beside it: a name that one has given to an adapter goes after a day.
+    """
     for storage in run.ray.glob(run.ray_storage("train", "*").name):
         discard_storage(storage)
+    for folder in (run.folder, run.checkpoints, run.adapters):
+        discard_unfinished(folder)
+    for probe in run.folder.glob(f"{NOW_PREFIX}*"):
+        probe.unlink(missing_ok=True)
+    beside = run.folder.absolute()
+    for folder, pattern in ((run.adapters, f"{PINNED_PREFIX}*"), (beside.parent, f".{beside.name}.????????.tmp")):
+        for left in folder.glob(pattern):
+            with contextlib.suppress(OSError):
+                if time.time() - left.stat().st_mtime > _DAY_S:
+                    shutil.rmtree(left)
 
 
 def changes(run: Run, saved: Config, given: Config) -> dict[str, list[Any]]:
@@ -249,8 +308,8 @@ def changes(run: Run, saved: Config, given: Config) -> dict[str, list[Any]]:
                 continue
             if ON_RESUME not in setting.metadata:
                 raise EgmfError(
-                    f"run {run}: {key} was {was!r} and is now {now!r}; resume with the settings it was started with, "
-                    "or choose another name"
+                    f"run {run}: {key} was {was!r} and is now {now!r}; resume with the settings it was started with "
+                    f"(--{key} {_written(was)}), or choose another name"
                 )
             different[key] = [was, now]
     if saved.data.in_blocks != given.data.in_blocks:
@@ -260,3 +319,8 @@ def changes(run: Run, saved: Config, given: Config) -> dict[str, list[Any]]:
             f"({', '.join(given.data.shards)}); the run was started with what is {right} there, and cannot go on so"
         )
     return different
+
+
+def _written(value: Any) -> str:
+    """A setting's value as the command line takes it."""
+    return shlex.quote(value if isinstance(value, str) else json.dumps(value))

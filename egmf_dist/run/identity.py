@@ -17,6 +17,10 @@ from egmf_dist.errors import EgmfError
 from egmf_dist.run.folder import Run
 from egmf_dist.run.formats import DamagedError
 
+_WEIGHTS_AND_SETTINGS = (".json", ".safetensors", ".bin", ".model")
+_TOKENIZERS, _VOCABULARIES = (".tiktoken", ".jinja", ".py"), ("merges.txt", "vocab.txt")
+_WHOLE, _BLOCKS, _BLOCK = 2**26, 256, 2**14
+
 
 @dataclass(frozen=True)
 class Identity:
@@ -45,13 +49,15 @@ class Identity:
         try:
             backbone = dict(data["backbone"])
             if "sha256" in backbone:
-                backbone = {"sha256": str(backbone["sha256"])}
+                backbone.pop("path", None)
             return cls(int(data["world_size"]), str(data["data"]), int(data["seed"]), backbone)
         except (KeyError, TypeError, ValueError) as error:
             raise DamagedError(f"{where} is damaged (it names no identity)") from error
 
 
-def check_identity(made_with: Identity, now: Identity, what: str, keys: tuple[str, ...] = ()) -> None:
+def check_identity(
+    made_with: Identity, now: Identity, what: str, keys: tuple[str, ...] = (), otherwise: str = ", or start a new run"
+) -> None:
     """Refuse weights that belong to something else.
 
     Args:
@@ -59,15 +65,22 @@ def check_identity(made_with: Identity, now: Identity, what: str, keys: tuple[st
         now: of this start.
         what: the checkpoint or run, for the message.
         keys: the parts to compare; all by default.
+        otherwise: what else could be done, the message's end.
 
     Raises:
         EgmfError: the first part that differs, and what would be right.
     """
     for key in keys or tuple(Identity.__dataclass_fields__):
         then, given = getattr(made_with, key), getattr(now, key)
-        if then == given:
+        if then == given or (key == "backbone" and _same_backbone(then, given)):
             continue
-        raise EgmfError(f"{what}: {_difference(key, then, given)}, or start a new run")
+        raise EgmfError(f"{what}: {_difference(key, then, given)}{otherwise}")
+
+
+def _same_backbone(then: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
+    """By the hashes that both know: a run of before knows fewer."""
+    common = then.keys() & given.keys()
+    return bool(common) and all(then[name] == given[name] for name in common)
 
 
 def check_trained(run: Run, config: Config, description: Mapping[str, Any]) -> None:
@@ -88,12 +101,12 @@ def check_trained(run: Run, config: Config, description: Mapping[str, Any]) -> N
     if "identity" not in description:
         part = {"world_size": 0, "data": "", "seed": 0, "backbone": description.get("backbone")}
         then = Identity.from_json(part, f"run {run}: its adapter")
-        return check_identity(then, replace(then, backbone=now), f"run {run}", ("backbone",))
+        return check_identity(then, replace(then, backbone=now), f"run {run}", ("backbone",), "")
     then = Identity.from_json(description["identity"], f"run {run}: its adapter")
     # Only the index counts here: training shards may be gone by the time the test split is scored.
     tolerant = replace(config, data=replace(config.data, bad_samples="skip"))
     found = replace(then, data=open_split(tolerant, "train").index_hash, backbone=now)
-    return check_identity(then, found, f"run {run}", ("data", "backbone"))
+    return check_identity(then, found, f"run {run}", ("data", "backbone"), "")
 
 
 def _difference(key: str, then: Any, given: Any) -> str:
@@ -128,8 +141,10 @@ def is_folder(backbone: Mapping[str, Any]) -> bool:
 def backbone_identity(config: BackboneConfig) -> dict[str, Any]:
     """What names the base model, to tell whether an adapter is put on the model it was trained with.
 
-    A hub model: id, revision and resolved commit. A folder: a hash of its configuration, tokenizer and weights; of a
-    file over 64 MiB its size and its first MiB count, which holds the safetensors header.
+    A hub model: id, revision and resolved commit. A folder: ``sha256``, a hash of its configuration, tokenizer and
+    weights in which of a file over 64 MiB its size and its first MiB count, and ``spread``, in which it is its size and
+    256 blocks of 16 KiB spread over it (two models fine-tuned from one may differ in a few layers alone) and every file
+    that makes a tokenizer counts. Runs of before know the first alone.
 
     Raises:
         EgmfError: a hub model's configuration cannot be loaded.
@@ -140,10 +155,20 @@ def backbone_identity(config: BackboneConfig) -> dict[str, Any]:
 
         commit = getattr(load_backbone_config(config), "_commit_hash", None)
         return {"path": config.path, "revision": config.revision, "commit": commit}
-    digest = hashlib.sha256()
-    for file in sorted(p for p in folder.iterdir() if p.suffix in (".json", ".safetensors", ".bin", ".model")):
+    first, spread = hashlib.sha256(), hashlib.sha256()
+    for file in sorted(path for path in folder.iterdir() if path.is_file()):
+        in_first = file.suffix in _WEIGHTS_AND_SETTINGS
+        if not in_first and file.suffix not in _TOKENIZERS and file.name not in _VOCABULARIES:
+            continue
         size = file.stat().st_size
         with open(file, "rb") as opened:
-            content = opened.read(2**20 if size > 2**26 else size)
-        digest.update(f"{file.name} {size} ".encode() + hashlib.sha256(content).digest())
-    return {"sha256": digest.hexdigest()}
+            head = opened.read(size if size <= _WHOLE else 2**20)
+            blocks = hashlib.sha256(head)
+            if in_first:
+                first.update(f"{file.name} {size} ".encode() + blocks.digest())
+            if size > _WHOLE:
+                for number in range(_BLOCKS):
+                    opened.seek((size - _BLOCK) * number // (_BLOCKS - 1))
+                    blocks.update(opened.read(_BLOCK))
+        spread.update(f"{file.name} {size} ".encode() + blocks.digest())
+    return {"sha256": first.hexdigest(), "spread": spread.hexdigest()}

@@ -5,13 +5,17 @@ The process that drives a training (Ray's driver, or rank 0 where ranks were sta
 
 * an advisory lock (``flock``) on the file, which the operating system gives back however the process ends. Linux's NFS
   client carries it to the server, so it holds between machines, too; some file systems know none, or only a local one;
-* host, process id and start time in the file: on this host a number that is gone, or is another process's by now, is a
-  dead holder;
-* the file's modification time, which the holder moves twice a minute: of a holder on another host nothing else can be
-  known where the lock does not reach it. It is compared with a time of the same file server, not with this clock.
+* what the file says of the holder. The running kernel is named by its boot id, not by the host's name, which clones and
+  containers share: within one kernel the lock reaches everybody, and within one pid namespace a process id with its
+  start time says who is dead;
+* the file's modification time, which the holder moves twice a minute: of a holder under another kernel nothing else can
+  be known where the lock does not reach it. It is compared with a time of the same file server, not with this clock. A
+  start waits until such a holder has been silent for long enough, so that a job that is queued again on another machine
+  goes on by itself.
 
 A holder that was given up while it only slept must not go on: its launch has a token, which stands in the file, and
-ranks compare it before they move a pointer (:func:`check_held`).
+ranks compare it before they move a pointer (:func:`check_held`). A file that is gone or says nothing counts as given
+up.
 """
 
 from __future__ import annotations
@@ -26,18 +30,23 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
 
 from egmf_dist.errors import EgmfError
-from egmf_dist.run.folder import Run
+from egmf_dist.run.folder import NOW_PREFIX, Run
 from egmf_dist.run.formats import DamagedError, read_stamped, stamped
 
 HEARTBEAT_S = 30.0
 SILENCE_S = 300.0
-"""A holder on another host that has not touched its lock for this long has stopped."""
+"""A holder under another kernel that has not touched its lock for this long has stopped."""
+_WRITING_S = 2.0
+"""A lock file that says nothing is looked at again for this long: its holder may be just writing it."""
+_SIZE = 1024
+"""Bytes of the file, blanks at its end: one write over the old text, so that a reader sees the one or the other."""
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 _descriptors: set[int] = set()
 
@@ -53,15 +62,13 @@ os.register_at_fork(after_in_child=_forget_in_a_child)
 
 
 @contextlib.contextmanager
-def held(run: Run, launch: str) -> Iterator[str | None]:
+def held(run: Run, launch: str, say: Callable[[str], None] = print) -> Iterator[None]:
     """Hold a run that exists during the body.
 
     Args:
         run: the run.
         launch: this launch's token.
-
-    Yields:
-        A sentence where the lock of a process that is gone was taken over, else None.
+        say: gets a sentence where a silent holder is waited for, and where one that is gone is taken over.
 
     Raises:
         EgmfError: another process holds it; names host, process and since when.
@@ -71,10 +78,10 @@ def held(run: Run, launch: str) -> Iterator[str | None]:
     stop = threading.Event()
     beat = threading.Thread(target=_beat, args=(descriptor, stop), name="run-lock", daemon=True)
     try:
-        said = _take_over(run, locked)
+        _take_over(run, locked, say)
         _write(descriptor, launch)
         beat.start()
-        yield said
+        yield
     finally:
         stop.set()
         if beat.is_alive():
@@ -94,11 +101,14 @@ def check_held(run: Run, launch: str | None) -> None:
         launch: this launch's token; None where none was given: then nothing is checked.
 
     Raises:
-        EgmfError: somebody else holds it.
+        EgmfError: somebody else holds it, or the file that says who does is gone or damaged.
     """
-    holder = {} if launch is None else _holder(run)
-    if holder.get("launch", launch) != launch:
-        raise EgmfError(f"run {run}: {_named(holder)} has taken it over; this start ends here")
+    if launch is None:
+        return
+    holder = _settled_holder(run)
+    if holder.get("launch") != launch:
+        who = f"{_named(holder)} has taken it over" if holder else f"{run.lock} is gone or damaged, so it is not held"
+        raise EgmfError(f"run {run}: {who}; this start ends here")
 
 
 def _open(run: Run) -> tuple[int, bool]:
@@ -128,36 +138,50 @@ def _lock(descriptor: int) -> bool:
     return True
 
 
-def _take_over(run: Run, locked: bool) -> str | None:
-    """What is to be said of the holder that the file still names; None where it names none.
+def _take_over(run: Run, locked: bool, say: Callable[[str], None]) -> None:
+    """See to it that the holder that the file still names, if any, is gone.
 
     Raises:
-        EgmfError: it may be alive.
+        EgmfError: it is alive.
     """
     holder = _holder(run)
     if not holder:
-        return None
-    if holder.get("host") == socket.gethostname():
-        # On one host the lock reaches everybody.
-        if not locked and _alive(holder):
-            raise _refusal(run)
-    elif _silence(run) < SILENCE_S:
-        raise EgmfError(
-            f"run {run}: {_named(holder)} holds it and was alive {_silence(run):.0f} s ago; wait for it or stop it; "
-            f"if that process is gone, remove {run.lock}, or wait until {SILENCE_S:.0f} s have passed"
+        return
+    if not _same(holder, "kernel") or (not locked and not _same(holder, "processes")):
+        _await_silence(run, holder, say)
+    elif not locked and _alive(holder):
+        raise _refusal(run)
+    say(f"run {run}: {_named(holder)} held the run and ended without giving it back; taken over")
+
+
+def _await_silence(run: Run, holder: dict[str, Any], say: Callable[[str], None]) -> None:
+    """Wait until a holder of whom nothing else can be known has not touched its lock for long enough.
+
+    Raises:
+        EgmfError: it touches it.
+    """
+    now, touched = _times(run)
+    left = SILENCE_S - (now - touched)
+    if left > 0:
+        say(
+            f"run {run}: {_named(holder)} holds it and was alive {max(0.0, now - touched):.0f} s ago; "
+            f"going on in {left:.0f} s if it stays silent (if that process is gone, removing {run.lock} "
+            "before the next start saves the wait)"
         )
-    return f"{_named(holder)} held the run and ended without giving it back; taken over"
+    while now - touched < SILENCE_S:
+        time.sleep(min(HEARTBEAT_S / 6, max(0.01, SILENCE_S - (now - touched))))
+        now, seen = _times(run)
+        if seen != touched:
+            raise EgmfError(
+                f"run {run}: {_named(_holder(run))} is training it; wait for it or stop it, or choose another name "
+                "with --run"
+            )
 
 
 def _refusal(run: Run) -> EgmfError:
-    for _ in range(20):
-        holder = _holder(run)
-        if holder:
-            break
-        time.sleep(0.1)  # it has the lock and is about to write its name
-    here = holder.get("host") == socket.gethostname()
+    holder = _settled_holder(run)  # it has the lock and may be about to write its name
     who = _named(holder) if holder else "another process"
-    if here and not _alive(holder):
+    if _same(holder, "processes") and not _alive(holder):
         who = f"a process that {who} left behind"
     return EgmfError(f"run {run}: {who} is training it; wait for it or stop it, or choose another name with --run")
 
@@ -170,24 +194,57 @@ def _alive(holder: dict[str, Any]) -> bool:
         return False
 
 
-def _silence(run: Run) -> float:
-    """Seconds since the holder last touched its lock, by the clock of the file system."""
-    with tempfile.NamedTemporaryFile(dir=run.folder, prefix=".now-") as probe:
+def _times(run: Run) -> tuple[float, float]:
+    """Now, and when the holder last touched its lock, both by the clock of the file system."""
+    with tempfile.NamedTemporaryFile(dir=run.folder, prefix=NOW_PREFIX) as probe:
         probe.write(b"0")
         probe.flush()
         now = os.stat(probe.name).st_mtime
     try:
-        return max(0.0, now - run.lock.stat().st_mtime)
+        with open(run.lock, "rb") as file:  # opening asks an NFS server anew; a plain stat may be a minute old
+            return now, os.fstat(file.fileno()).st_mtime
     except FileNotFoundError:
-        return SILENCE_S
+        return now, now - SILENCE_S
+
+
+def _settled_holder(run: Run) -> dict[str, Any]:
+    """What the lock file says, a moment allowed for its being written; empty where it stays without a word."""
+    until = time.monotonic() + _WRITING_S
+    while True:
+        holder = _holder(run)
+        if holder or time.monotonic() > until:
+            return holder
+        time.sleep(0.1)
 
 
 def _holder(run: Run) -> dict[str, Any]:
-    """What the lock file says; empty where there is none, or its holder is just writing it."""
+    """What the lock file says; empty where there is none, or it cannot be read."""
     try:
         return read_stamped(run.lock)
     except DamagedError:
         return {}
+
+
+def _here() -> dict[str, str | None]:
+    """What names this host, its running kernel, and the pid namespace in it; None where the system does not say."""
+
+    def said(read: Callable[[], str]) -> str | None:
+        try:
+            return read().strip()
+        except OSError:
+            return None
+
+    kernel = said(lambda: Path("/proc/sys/kernel/random/boot_id").read_text())
+    namespace = said(lambda: os.readlink("/proc/self/ns/pid"))
+    return {"host": socket.gethostname(), "kernel": kernel, "processes": kernel and f"{kernel} {namespace}"}
+
+
+def _same(holder: dict[str, Any], what: str) -> bool:
+    """Whether ``kernel`` or ``processes`` of a holder are this process's; by the host's name where one does not say."""
+    here = _here()
+    if holder.get(what) is None or here[what] is None:
+        return holder.get("host") == here["host"]
+    return bool(holder[what] == here[what])
 
 
 def _named(holder: dict[str, Any]) -> str:
@@ -197,16 +254,15 @@ def _named(holder: dict[str, Any]) -> str:
 def _write(descriptor: int, launch: str) -> None:
     """In place: a new file under the name would be without our lock."""
     process = psutil.Process()
-    holder = {
-        "host": socket.gethostname(),
+    holder = _here() | {
         "pid": process.pid,
         "started": process.create_time(),
         "since": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "launch": launch,
     }
-    text = (json.dumps(stamped(holder), indent=2) + "\n").encode()
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, text, 0)
+    text = json.dumps(stamped(holder), indent=2).encode()
+    os.pwrite(descriptor, text.ljust(_SIZE - 1) + b"\n", 0)
+    os.ftruncate(descriptor, max(_SIZE, len(text) + 1))
     os.fsync(descriptor)
 
 

@@ -46,7 +46,7 @@ def read_identity(run: Run) -> Identity | None:
 
 
 def read_standardisations(run: Run) -> dict[str, Any] | None:
-    """By what statistics the run's features have been standardised so far; None where nothing says so.
+    """By what statistics the newest start standardised features; None where nothing says so.
 
     Raises:
         EgmfError: a later version wrote it.

@@ -55,7 +55,8 @@ def found_again(config: Config, run: Run) -> Config:
     backbone = find(path, directories if path in known else directories[:1])
     identity = read_identity(run)
     if backbone is None and identity is not None and is_folder(identity.backbone):
-        raise EgmfError(f"run {run}: {_gone('its backbone', path, directories)} --backbone.path")
+        looked = directories if path in known else directories[:1]
+        raise EgmfError(f"run {run}: {_gone('backbone', path, looked, 'backbone.path', path not in known)}")
     return Places(shards, backbone).put_into(config)
 
 
@@ -72,17 +73,19 @@ def locate(run: Run, given: Places, backbone_was_folder: bool) -> Places:
     """
     saved, directory = load_run_config(run.config), read_directory(run.config)
     here = Path.cwd()
-    directories = [directory, here] if directory is not None and directory != here else [here]
+    trained_in = [directory, here] if directory is not None and directory != here else [here]
+    looked = trained_in if given.shards is None else [here]
     shards = []
     for path in saved.data.shards if given.shards is None else given.shards:
-        found = find(path, directories if given.shards is None else [here])
+        found = find(path, looked)
         if found is None or ("://" not in found and not (Path(found) / "manifest.json").is_file()):
-            raise EgmfError(f"run {run}: {_gone('its shards', path, directories)} --data.shards")
+            raise EgmfError(f"run {run}: {_gone('shards', path, looked, 'data.shards', given.shards is not None)}")
         shards.append(found)
+    looked = trained_in if given.backbone is None else [here]
     path = saved.backbone.path if given.backbone is None else given.backbone
-    backbone = find(path, directories if given.backbone is None else [here])
+    backbone = find(path, looked)
     if backbone_was_folder and (backbone is None or not Path(backbone).is_dir()):
-        raise EgmfError(f"run {run}: {_gone('its backbone', path, directories)} --backbone.path")
+        raise EgmfError(f"run {run}: {_gone('backbone', path, looked, 'backbone.path', given.backbone is not None)}")
     return Places(shards, backbone or path)
 
 
@@ -99,6 +102,9 @@ def find(path: str, directories: Sequence[Path]) -> str | None:
     return None
 
 
-def _gone(what: str, path: str, directories: Sequence[Path]) -> str:
+def _gone(what: str, path: str, directories: Sequence[Path], setting: str, is_given: bool) -> str:
     where = "" if Path(path).is_absolute() else f" (looked in {' and '.join(map(str, directories))})"
-    return f"{what}, {path!r} when it was trained, cannot be found{where}; say where that is now with"
+    if is_given:
+        holds = "a manifest.json" if what == "shards" else "the backbone that it was trained with"
+        return f"--{setting} {path} is no folder that holds {holds}{where}; give the one where its {what} lie now"
+    return f"its {what}, {path!r} when it was trained, cannot be found{where}; say where that is now with --{setting}"

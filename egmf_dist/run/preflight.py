@@ -30,7 +30,7 @@ def preflight(config: Config, ranks: int, run: Run, resume: str) -> None:
         config: the resolved settings.
         ranks: how many will train.
         run: the run; need not exist.
-        resume: ``never``, ``auto``, or a checkpoint's path.
+        resume: ``never``, ``auto``, or a checkpoint's step, name or path.
 
     Raises:
         EgmfError: a setting does not fit the data or the number of ranks, the backbone cannot be loaded, or the
@@ -49,7 +49,7 @@ def preflight(config: Config, ranks: int, run: Run, resume: str) -> None:
     if not run.folder.is_dir():
         return
     checkpoint = find_checkpoint(run, resume, hashes=False)
-    made_with = read_identity(run) if checkpoint is None else checkpoint.identity
+    made_with = read_identity(run) if checkpoint is None else checkpoint.record.identity
     if made_with is not None:
         now = Identity(ranks, shards.index_hash, config.training.seed, backbone_identity(config.backbone))
         if checkpoint is not None:

@@ -6,23 +6,27 @@ import contextlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
 from egmf_dist import distributed
 from egmf_dist.errors import EgmfError
-from egmf_dist.files import replace_folder, sha256, sync_tree, write_json
+from egmf_dist.files import replace_folder, sha256, sync_tree, unfinished, write_json
 from egmf_dist.model.build import TRAINED_FILE, trained_parameters
-from egmf_dist.run.folder import Run, checkpoint_name
+from egmf_dist.run.folder import PINNED_PREFIX, Run, checkpoint_name
 from egmf_dist.run.formats import DamagedError, read_stamped, stamped
 from egmf_dist.run.lock import check_held
 
+T = TypeVar("T")
+
 DESCRIPTION = "adapter.json"
+_MEND = "; put it back from a copy, or have the best adapter chosen anew by training on: --resume auto"
 
 
 def gather_trained(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -56,18 +60,46 @@ def save_best(model: nn.Module, run: Run, step: int, description: dict[str, Any]
 
     def publish() -> None:
         final = run.adapter(step)
-        temporary = final.with_name(f".{final.name}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        save_file(weights, temporary / TRAINED_FILE)
-        hashed = {"sha256": sha256(temporary / TRAINED_FILE)}
-        write_json(temporary / DESCRIPTION, stamped(description | hashed))
-        sync_tree(temporary)
-        check_held(run, launch)
-        replace_folder(temporary, final)
-        point_to_best(run, step)
+        temporary = unfinished(final)
+        with writing(temporary, f"adapter {final}"):
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            save_file(weights, temporary / TRAINED_FILE)
+            hashed = {"sha256": sha256(temporary / TRAINED_FILE)}
+            write_json(temporary / DESCRIPTION, stamped(description | hashed))
+            sync_tree(temporary)
+            check_held(run, launch)
+            replace_folder(temporary, final)
+            point_to_best(run, step)
 
     distributed.on_rank_zero(publish)
+
+
+@contextlib.contextmanager
+def writing(temporary: Path, what: str) -> Iterator[None]:
+    """Leave nothing of a folder behind where the body fails, and say in one line where the disk did not take it.
+
+    Args:
+        temporary: the folder.
+        what: it will be.
+
+    Raises:
+        EgmfError: the system, safetensors or torch's writer could not write.
+    """
+    try:
+        yield
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        # torch's writer hides the system's reason; any other RuntimeError, a dead peer's, is not the disk's.
+        if isinstance(error, OSError | SafetensorError) or "PytorchStreamWriter" in str(error):
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            place = next(folder for folder in temporary.absolute().parents if folder.is_dir())
+            free = shutil.disk_usage(place).free / 2**20
+            raise EgmfError(
+                f"{what} cannot be written ({reason}; {free:,.0f} MiB are free in {place}); make room, then go on "
+                "with --resume auto"
+            ) from error
+        raise
 
 
 def point_to_best(run: Run, step: int) -> None:
@@ -113,34 +145,27 @@ def pin(run: Run) -> Best:
     Raises:
         EgmfError: see :func:`best_adapter`.
     """
-    folder = run.adapters / f".pinned-{secrets.token_hex(4)}"
-    for last in (False, False, True):
-        try:
-            found, description = describe_best(run)
-        except DamagedError:
-            if last:
-                raise
-            continue
+    folder = run.adapters / f"{PINNED_PREFIX}{secrets.token_hex(4)}"
+
+    def link() -> Best:
+        found, description = _describe(run)
         weights, pinned = found / TRAINED_FILE, folder / TRAINED_FILE
         folder.mkdir(exist_ok=True)
         try:
-            try:
-                os.link(weights, pinned)
-            except FileNotFoundError:
-                raise
-            except OSError:
-                shutil.copyfile(weights, pinned)
-            if sha256(pinned) != description.get("sha256"):
-                raise EgmfError(f"{weights} is damaged: its hash is not the one in {DESCRIPTION}")
-            return Best(found.name, folder, description)
+            os.link(weights, pinned)
         except FileNotFoundError as error:
-            if last:  # not removed by a training in this moment: lost
-                shutil.rmtree(folder, ignore_errors=True)
-                raise EgmfError(f"{weights} is missing; put it back from a copy, or train on") from error
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-    raise AssertionError
+            raise DamagedError(f"{weights} is missing") from error
+        except OSError:
+            shutil.copyfile(weights, pinned)
+        if sha256(pinned) != description.get("sha256"):
+            raise EgmfError(f"{weights} is damaged: its hash is not the one in {DESCRIPTION}{_MEND}")
+        return Best(found.name, folder, description)
+
+    try:
+        return _beside_a_training(link)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def describe_best(run: Run) -> tuple[Path, dict[str, Any]]:
@@ -149,6 +174,21 @@ def describe_best(run: Run) -> tuple[Path, dict[str, Any]]:
     Raises:
         EgmfError: the run has none yet, or its description cannot be read.
     """
+    return _beside_a_training(lambda: _describe(run))
+
+
+def _beside_a_training(action: Callable[[], T]) -> T:
+    """Do it again where a file was missing: a training may have replaced the best adapter in this moment."""
+    for _ in range(2):
+        with contextlib.suppress(DamagedError):
+            return action()
+    try:
+        return action()
+    except DamagedError as error:
+        raise EgmfError(f"{error}{_MEND}") from error
+
+
+def _describe(run: Run) -> tuple[Path, dict[str, Any]]:
     if not run.best.is_file():
         what = "no such run"
         if run.folder.is_dir():

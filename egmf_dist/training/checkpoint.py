@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,12 +23,12 @@ from safetensors.torch import load_file, save_file
 
 from egmf_dist import distributed
 from egmf_dist.errors import EgmfError
-from egmf_dist.files import remove_folder, replace_folder, sha256, sync_tree, write_json
-from egmf_dist.run.folder import Run, checkpoint_name
+from egmf_dist.files import remove_folder, replace_folder, sha256, sync_tree, unfinished, write_json
+from egmf_dist.run.folder import Run, checkpoint_name, named_checkpoint, step_of
 from egmf_dist.run.formats import DamagedError, read_stamped, stamped
 from egmf_dist.run.identity import Identity, check_identity
 from egmf_dist.run.lock import check_held
-from egmf_dist.training.best import point_to_best
+from egmf_dist.training.best import point_to_best, writing
 
 STATE = "state"
 RECORD = "checkpoint.json"
@@ -62,12 +63,22 @@ class Progress:
         return cls(**{f.name: data[f.name] for f in fields(cls) if f.name in data})
 
 
+class Record(NamedTuple):
+    """What a checkpoint says of itself."""
+
+    progress: Progress
+    identity: Identity
+    standardisations: dict[str, Any] | None
+    """By what statistics features were standardised; None in checkpoints that do not say so."""
+    sha256: dict[str, str]
+    """Hashes of its files, by path."""
+
+
 class Found(NamedTuple):
     """The checkpoint that a start goes on from."""
 
     folder: Path
-    progress: Progress
-    identity: Identity
+    record: Record
     skipped: list[str]
     """Newer ones that were passed over, and why, a sentence each."""
 
@@ -81,7 +92,13 @@ class Resumed(NamedTuple):
 
 
 def save_checkpoint(
-    engine: Any, run: Run, progress: Progress, identity: Identity, keep: int, launch: str | None = None
+    engine: Any,
+    run: Run,
+    progress: Progress,
+    identity: Identity,
+    standardisations: Mapping[str, Any],
+    keep: int,
+    launch: str | None = None,
 ) -> None:
     """Write a checkpoint; every rank must call this.
 
@@ -90,19 +107,45 @@ def save_checkpoint(
         run: the run, whose folder all ranks share.
         progress: where the run stands.
         identity: what a resume must agree with.
+        standardisations: by what statistics features are standardised, JSON-able.
         keep: how many checkpoints stay.
         launch: this launch's token.
 
     Raises:
-        EgmfError: another launch has taken the run over.
+        EgmfError: another launch has taken the run over, or the disk does not take it; nothing of it is left then.
     """
     final = run.checkpoint(progress.step)
-    temporary = final.with_name(f".{final.name}.tmp")
+    temporary = unfinished(final)
+    with writing(temporary, f"checkpoint {final}"):
+        _save(engine, run, progress, temporary, launch)
+
+        def publish() -> None:
+            with writing(temporary, f"checkpoint {final}"):
+                files = sorted(p for p in temporary.rglob("*") if p.is_file())
+                hashes = {str(p.relative_to(temporary)): sha256(p) for p in files}
+                record = {
+                    "progress": progress.__dict__,
+                    "identity": identity.to_json(),
+                    "standardisations": dict(standardisations),
+                    "sha256": hashes,
+                }
+                write_json(temporary / RECORD, stamped(record))
+                check_held(run, launch)
+                replace_folder(temporary, final)
+                point_to(run, progress.step, launch)
+            prune(run, progress.step, keep)
+
+        distributed.on_rank_zero(publish)
+
+
+def _save(engine: Any, run: Run, progress: Progress, temporary: Path, launch: str | None) -> None:
+    """Every rank's part, into ``temporary``, and on the disk."""
 
     def prepare() -> None:
         check_held(run, launch)
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+        with writing(temporary, f"checkpoint {run.checkpoint(progress.step)}"):
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
 
     distributed.on_rank_zero(prepare)
     engine.save_checkpoint(str(temporary), tag=STATE, save_latest=False, exclude_frozen_parameters=True)
@@ -116,18 +159,6 @@ def save_checkpoint(
         sync_tree(temporary)
     distributed.barrier()
 
-    def publish() -> None:
-        files = sorted(p for p in temporary.rglob("*") if p.is_file())
-        hashes = {str(p.relative_to(temporary)): sha256(p) for p in files}
-        record = {"progress": progress.__dict__, "identity": identity.to_json(), "sha256": hashes}
-        write_json(temporary / RECORD, stamped(record))
-        check_held(run, launch)
-        replace_folder(temporary, final)
-        point_to(run, progress.step, launch)
-        prune(run, progress.step, keep)
-
-    distributed.on_rank_zero(publish)
-
 
 def point_to(run: Run, step: int, launch: str | None) -> None:
     """Make the checkpoint of ``step`` the one to go on from."""
@@ -140,12 +171,12 @@ def prune(run: Run, step: int, keep: int) -> None:
     Checkpoints after ``step`` are of a timeline that was given up by resuming from an earlier one; of the others the
     newest ``keep`` stay. Adapters stay that a kept checkpoint calls its best: a resume from it must find them.
     """
-    checkpoints = saved_checkpoints(run)
+    checkpoints = run.saved_checkpoints()
     kept = sorted(s for s in checkpoints if s <= step)[-keep:]
     best, known = set(), True
     for s in kept:
         try:
-            best.add(checkpoint_name(read_record(checkpoints[s])[0].best_step))
+            best.add(checkpoint_name(read_record(checkpoints[s]).progress.best_step))
         except DamagedError:
             known = False  # which adapter it needs cannot be told: none goes
     stale = [path for s, path in checkpoints.items() if s not in kept]
@@ -155,14 +186,8 @@ def prune(run: Run, step: int, keep: int) -> None:
         remove_folder(path)
 
 
-def saved_checkpoints(run: Run) -> dict[int, Path]:
-    """The folders of checkpoints by step."""
-    found = {p.name.removeprefix("step-"): p for p in run.checkpoints.glob("step-*")}
-    return {int(step): path for step, path in found.items() if step.isdecimal()}
-
-
-def read_record(checkpoint: Path) -> tuple[Progress, Identity, dict[str, str]]:
-    """What a checkpoint says of itself: where it was taken, what it belongs to, and the hashes of its files.
+def read_record(checkpoint: Path) -> Record:
+    """What a checkpoint says of itself.
 
     Raises:
         DamagedError: it cannot be read.
@@ -172,7 +197,8 @@ def read_record(checkpoint: Path) -> tuple[Progress, Identity, dict[str, str]]:
     record = read_stamped(path)
     try:
         hashes = {str(name): str(digest) for name, digest in record["sha256"].items()}
-        return Progress.from_json(record["progress"]), Identity.from_json(record["identity"], path), hashes
+        progress, identity = Progress.from_json(record["progress"]), Identity.from_json(record["identity"], path)
+        return Record(progress, identity, record.get("standardisations"), hashes)
     except (KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"{path} is damaged (it lacks {error})") from error
 
@@ -183,8 +209,7 @@ def verify(checkpoint: Path) -> None:
     Raises:
         DamagedError: names the first that is missing or damaged.
     """
-    _, _, hashes = read_record(checkpoint)
-    for name, digest in hashes.items():
+    for name, digest in read_record(checkpoint).sha256.items():
         path = checkpoint / name
         if not path.is_file():
             raise DamagedError(f"{path} is missing")
@@ -198,7 +223,7 @@ def find_checkpoint(run: Run, resume: str, launch: str | None = None, hashes: bo
     Args:
         run: the run.
         resume: ``auto`` is the newest sound one that is no later than what ``latest.json`` names (None where there is
-            no checkpoint at all), a path that one, ``never`` None.
+            no checkpoint at all), a step, name or path that one, ``never`` None.
         launch: this launch's token. If it stands in ``latest.json``, the workers of this launch were started again
             after they had gone on or saved, and go on from there whatever ``resume`` says.
         hashes: compare files with their hashes; without, only records are read.
@@ -212,21 +237,19 @@ def find_checkpoint(run: Run, resume: str, launch: str | None = None, hashes: bo
         resume = "auto"
     if resume == "never":
         return None
-    if resume != "auto":
-        path = Path(resume)
-        if run.checkpoints.resolve() != path.resolve().parent:
-            raise EgmfError(f"resume {path}: not a checkpoint of run {run}; give {run.checkpoints}/step-N or auto")
+    path = named_checkpoint(run, resume)
+    if path is not None:
         try:
             return _sound(path, hashes, [])
         except DamagedError as error:
-            raise EgmfError(f"resume {path}: {error}; give another one, {run.checkpoints}/step-N, or auto") from error
-    saved = saved_checkpoints(run)
+            raise EgmfError(f"--resume {resume}: {error}; give another one, or auto") from error
+    saved = run.saved_checkpoints()
     skipped = []
     newest = max(saved, default=0)
     if pointed is not None:
         name = str(pointed.get("checkpoint"))
-        number = name.removeprefix("step-")
-        newest = int(number) if number.isdecimal() else newest
+        step = step_of(name)
+        newest = newest if step is None else step
         if newest not in saved:
             skipped.append(f"checkpoint {run.checkpoints / name} is missing")
     elif saved or run.latest.exists():
@@ -239,7 +262,7 @@ def find_checkpoint(run: Run, resume: str, launch: str | None = None, hashes: bo
     if skipped:
         raise EgmfError(
             f"run {run}: no sound checkpoint to go on from: {'; '.join(skipped)}; "
-            "put one back from a copy, give one with --resume PATH, or start a new run"
+            "put one back from a copy, give one with --resume STEP, or start a new run"
         )
     return None
 
@@ -252,10 +275,10 @@ def _pointed(run: Run) -> dict[str, Any] | None:
 
 
 def _sound(checkpoint: Path, hashes: bool, skipped: list[str]) -> Found:
-    progress, identity, _ = read_record(checkpoint)
+    record = read_record(checkpoint)
     if hashes:
         verify(checkpoint)
-    return Found(checkpoint, progress, identity, skipped)
+    return Found(checkpoint, record, skipped)
 
 
 def load_checkpoint(
@@ -273,7 +296,7 @@ def load_checkpoint(
     def choose() -> Found | None:
         found = find_checkpoint(run, resume, launch)
         if found is not None:
-            check_identity(found.identity, identity, f"checkpoint {found.folder}")
+            check_identity(found.record.identity, identity, f"checkpoint {found.folder}")
         return found
 
     found: Found | None = distributed.on_rank_zero(choose)
@@ -289,8 +312,8 @@ def load_checkpoint(
 
     def rewind() -> None:
         check_held(run, launch)
-        point_to(run, found.progress.step, launch)
-        point_to_best(run, found.progress.best_step)
+        point_to(run, found.record.progress.step, launch)
+        point_to_best(run, found.record.progress.best_step)
 
     distributed.on_rank_zero(rewind)
-    return Resumed(found.progress, found.skipped)
+    return Resumed(found.record.progress, found.skipped)

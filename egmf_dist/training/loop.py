@@ -36,7 +36,7 @@ from egmf_dist.run.identity import Identity, backbone_identity
 from egmf_dist.run.manifest import read_standardisations, write_manifest
 from egmf_dist.run.records import Records
 from egmf_dist.training.best import save_best
-from egmf_dist.training.checkpoint import Progress, Resumed, load_checkpoint, save_checkpoint
+from egmf_dist.training.checkpoint import Progress, Resumed, find_checkpoint, load_checkpoint, save_checkpoint
 from egmf_dist.training.engine import deepspeed_settings, initialise, learning_rate_factor, partitioned_loading
 from egmf_dist.training.supervision import Facts, Losses, Supervision, next_step, note_bad
 from egmf_shards import ShardSet
@@ -48,7 +48,7 @@ class Start:
 
     resume: str = "never"
     """``auto`` (the newest sound checkpoint, or from the start where there is none), ``never``, or a checkpoint's
-    path; see :func:`egmf_dist.training.checkpoint.find_checkpoint`."""
+    step, name or path; see :func:`egmf_dist.training.checkpoint.find_checkpoint`."""
     launch: str | None = None
     """This launch's token, the same when its workers are started again; None outside of a launch."""
     changed: Mapping[str, Any] = field(default_factory=dict)
@@ -85,7 +85,7 @@ def train(config: Config, run: Run, start: Start) -> dict[str, Any]:
     training = config.training
     ranks, rank, device = distributed.world_size(), distributed.rank(), distributed.device()
     shards, validation = open_split(config, "train"), open_split(config, "valid")
-    known = distributed.on_rank_zero(lambda: read_standardisations(run))
+    known = distributed.on_rank_zero(lambda: known_standardisations(run, start))
     run_data, other_statistics = RunData.of(shards, config.data).keeping(known)
     check_selection(training.select_by, run_data.tasks)
     stream = open_stream(config, shards, rank, ranks)
@@ -104,13 +104,13 @@ def train(config: Config, run: Run, start: Start) -> dict[str, Any]:
 
         resumed = load_checkpoint(engine, run, start.resume, identity, start.launch) or Resumed(Progress(), [])
         progress = resumed.progress
+        # Before anything is written: what fails here must not use up the run's name.
+        scorer, scoring = check_scoring(engine, validation, collator, capabilities, config, progress.step > 0)
         records = Records(run, rank == 0, start.console, progress.step)
         stack.callback(records.close)
         hosts = distributed.gather_objects(platform.node())
-        distributed.on_rank_zero(
-            lambda: write_manifest(run, config, identity, hosts or [], run_data.to_json()["standardisations"])
-        )
-        scorer, scoring = check_scoring(engine, validation, collator, capabilities, config)
+        standardisations = run_data.to_json()["standardisations"]
+        distributed.on_rank_zero(lambda: write_manifest(run, config, identity, hosts or [], standardisations))
         said = {"backbone": capabilities.describe(), "scoring": scoring, "changed": dict(start.changed)}
         records.write(start_record(config, progress, ranks, model, kernels) | said)
         for message in [*resumed.skipped, *shards.faults, *filter(None, [other_statistics])]:
@@ -149,7 +149,8 @@ def train(config: Config, run: Run, start: Start) -> dict[str, Any]:
                 clock.restart()
                 progress.without_improvement = 0 if improved else progress.without_improvement + 1
             if saves or finished(progress, training):
-                save_checkpoint(engine, run, progress, identity, training.keep_checkpoints, start.launch)
+                keep = training.keep_checkpoints
+                save_checkpoint(engine, run, progress, identity, standardisations, keep, start.launch)
                 clock.restart()
         if progress.step < training.steps:
             reason = f"{progress.without_improvement} validations without a better score"
@@ -162,8 +163,16 @@ def train(config: Config, run: Run, start: Start) -> dict[str, Any]:
     }
 
 
+def known_standardisations(run: Run, start: Start) -> dict[str, Any] | None:
+    """By what statistics the steps that a start goes on from standardised features; None where there are none."""
+    found = find_checkpoint(run, start.resume, start.launch, hashes=False)
+    if found is not None and found.record.standardisations is not None:
+        return found.record.standardisations
+    return read_standardisations(run)  # checkpoints of before do not say
+
+
 def check_scoring(
-    engine: Any, validation: ShardSet, collator: Collator, capabilities: Capabilities, config: Config
+    engine: Any, validation: ShardSet, collator: Collator, capabilities: Capabilities, config: Config, trained: bool
 ) -> Choice:
     """Choose how answers are scored and score two batches: what would fail at the first validation fails before step 1.
 
@@ -173,7 +182,7 @@ def check_scoring(
     engine.eval()
     chosen = chosen_for_validation(validation.task_numbers, config.training.validation_samples)
     samples = check_samples(validation, chosen, collator)
-    choice = choose_scorer(config.evaluation, engine.module, capabilities, collator, samples)
+    choice = choose_scorer(config.evaluation, engine.module, capabilities, collator, samples, trained)
     batch_size = config.evaluation.batch_size
     first = chosen[: 2 * batch_size * distributed.world_size()]
     rows = score_samples(engine.module, validation, choice.scorer, batch_size, first)

@@ -266,7 +266,7 @@ def _train(parser: jsonargparse.ArgumentParser) -> None:
         "--run", type=str | None, default=None, help="the run's folder; null: runs/NAME of the config file"
     )
     parser.add_argument(
-        "--resume", type=str, default="never", help="never, auto (newest checkpoint) or a checkpoint's path"
+        "--resume", type=str, default="never", help="never, auto (newest checkpoint), a checkpoint's step or its path"
     )
     _launching(parser)
     add_config_arguments(parser)

@@ -11,7 +11,7 @@ from typing import Any
 
 from egmf_dist.config import Config
 from egmf_dist.errors import EgmfError
-from egmf_dist.run.folder import Run, check_run, discard_left_storage, discard_unused, open_run, renew_settings
+from egmf_dist.run.folder import Run, check_run, discard_leftovers, discard_unused, open_run, renew_settings
 from egmf_dist.run.lock import held
 from egmf_launcher import demo
 from egmf_launcher.decide import LaunchArguments
@@ -31,7 +31,7 @@ def train(
     Args:
         config: the settings.
         folder: the run's, ``runs/NAME``.
-        resume: ``never``, ``auto`` or a checkpoint's path.
+        resume: ``never``, ``auto`` or a checkpoint's step, name or path.
         launch: what the command line says about launching.
         arguments: the command line itself, to be given on under ``--launcher deepspeed``.
         prepare_demo: make the demo's data and backbone first where they are missing.
@@ -57,10 +57,8 @@ def train(
     with contextlib.ExitStack() as stack:
 
         def hold() -> None:
-            said = stack.enter_context(held(run, launch_token))
-            if said is not None:
-                print(f"run {run}: {said}", flush=True)
-            discard_left_storage(run)
+            stack.enter_context(held(run, launch_token, lambda said: print(said, flush=True)))
+            discard_leftovers(run)
 
         def prepare() -> None:
             nonlocal made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -9,13 +10,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from egmf_dist.errors import EgmfError
 from egmf_dist.files import remove_folder, replace_folder, sha256
 from egmf_dist.run.folder import Run
 from egmf_dist.run.formats import FORMAT
 from egmf_dist.run.identity import Identity, check_identity
-from egmf_dist.training import best, checkpoint
+from egmf_dist.training import best, checkpoint, loop
 from egmf_dist.training.best import describe_best, point_to_best
 from egmf_dist.training.checkpoint import (
     Progress,
@@ -52,6 +54,10 @@ def save(run: Run, step: int, best: int) -> Path:
         point_to_best(run, best)
     point_to(run, step, "first")
     return folder
+
+
+def hold(run: Run, launch: str) -> None:
+    run.lock.write_text(json.dumps({"format": 2, "host": "h", "pid": 7, "since": "9:00", "launch": launch}))
 
 
 def found(run: Run, resume: str = "auto", launch: str | None = None) -> str | None:
@@ -168,14 +174,14 @@ def test_auto_walks_back_to_the_newest_sound_one_and_says_so(run, damage, says):
     damage(run)
     result = find_checkpoint(run, "auto")
     assert result.folder == run.checkpoint(200)
-    assert result.progress.step == 200
+    assert result.record.progress.step == 200
     (skipped,) = result.skipped
     assert says in skipped
     with pytest.raises(EgmfError, match="step-0000300"):
         find_checkpoint(run, str(run.checkpoint(300)))
     for step in (100, 200):
         (run.checkpoint(step) / "weights").unlink()
-    with pytest.raises(EgmfError, match=r"no sound checkpoint to go on from: .*give one with --resume PATH") as caught:
+    with pytest.raises(EgmfError, match=r"no sound checkpoint to go on from: .*give one with --resume STEP") as caught:
         find_checkpoint(run, "auto")
     assert "\n" not in str(caught.value)
 
@@ -199,6 +205,7 @@ def test_a_lost_pointer_is_no_reason_to_begin_anew(run, content):
 
 def test_another_runs_checkpoint_is_refused(tmp_path):
     folder = save(Run(tmp_path / "old"), 100, 100)
+    (tmp_path / "new").mkdir()
     with pytest.raises(EgmfError, match="not a checkpoint of run"):
         find_checkpoint(Run(tmp_path / "new"), str(folder))
 
@@ -215,7 +222,7 @@ def test_a_later_version_is_refused_not_skipped(run):
 
 
 def test_another_identity_is_named(run):
-    made_with = find_checkpoint(run, str(save(run, 100, 100))).identity
+    made_with = find_checkpoint(run, str(save(run, 100, 100))).record.identity
     check_identity(made_with, IDENTITY, "checkpoint x")
     for change, says in (
         ({"seed": 1}, "made with training.seed 0, this start has 1"),
@@ -233,7 +240,8 @@ def test_a_record_of_another_version_lacks_and_holds_other_counters(run):
     record = json.loads(path.read_text())
     del record["progress"]["bad"]
     path.write_text(json.dumps(record | {"progress": record["progress"] | {"of_a_later_version": 3}}))
-    progress, identity, _ = read_record(folder)
+    progress, identity, standardisations, _ = read_record(folder)
+    assert standardisations is None
     assert (progress.step, progress.bad, identity) == (100, 0, IDENTITY)
     verify(folder)
 
@@ -260,20 +268,24 @@ def alone(monkeypatch):
 @pytest.mark.usefixtures("alone")
 def test_loading_an_earlier_one_takes_both_pointers_back(run):
     """What was best after it belongs to steps that are about to be repeated, and so does the newest checkpoint."""
+    hold(run, "first")
     for step, best_step in ((2, 0), (4, 4), (6, 4)):
         if best_step:
             run.adapter(best_step).mkdir(parents=True, exist_ok=True)
             (run.adapter(best_step) / "adapter.json").write_text("{}")
             point_to_best(run, best_step)
-        save_checkpoint(Engine(), run, Progress(step=step, best_step=best_step), IDENTITY, keep=3, launch="first")
+        save_checkpoint(Engine(), run, Progress(step=step, best_step=best_step), IDENTITY, {}, keep=3, launch="first")
     assert describe_best(run)[0].name == "step-0000004"
+    hold(run, "second")
     resumed = load_checkpoint(Engine(), run, str(run.checkpoint(2)), IDENTITY, launch="second")
     assert resumed.progress.step == 2
     assert json.loads(run.latest.read_text()) == {
         "format": FORMAT, "checkpoint": "step-0000002", "launch": "second"
     }  # fmt: skip
     assert not run.best.exists()  # it had none yet
+    hold(run, "third")
     assert load_checkpoint(Engine(), run, "auto", IDENTITY, launch="third").progress.step == 2
+    hold(run, "fourth")
     assert load_checkpoint(Engine(), run, str(run.checkpoint(6)), IDENTITY, launch="fourth").progress.step == 6
     assert describe_best(run)[0].name == "step-0000004"
 
@@ -290,7 +302,7 @@ def test_everything_is_on_the_disk_before_the_pointer_moves(run, monkeypatch):
             return real(*arguments)
 
         monkeypatch.setattr(module, name, noted)
-    save_checkpoint(Engine(), run, Progress(step=2), IDENTITY, keep=1)
+    save_checkpoint(Engine(), run, Progress(step=2), IDENTITY, {}, keep=1)
     assert done == [
         "sync_tree .step-0000002.tmp",
         "write_json checkpoint.json",
@@ -301,10 +313,11 @@ def test_everything_is_on_the_disk_before_the_pointer_moves(run, monkeypatch):
 
 @pytest.mark.usefixtures("alone")
 def test_a_launch_that_was_given_up_moves_no_pointer(run):
-    save_checkpoint(Engine(), run, Progress(step=2), IDENTITY, keep=3, launch="mine")
-    run.lock.write_text(json.dumps({"format": 2, "host": "h", "pid": 7, "since": "9:00", "launch": "another"}))
+    hold(run, "mine")
+    save_checkpoint(Engine(), run, Progress(step=2), IDENTITY, {}, keep=3, launch="mine")
+    hold(run, "another")
     with pytest.raises(EgmfError, match=r"process 7 on host h \(since 9:00\) has taken it over"):
-        save_checkpoint(Engine(), run, Progress(step=4), IDENTITY, keep=3, launch="mine")
+        save_checkpoint(Engine(), run, Progress(step=4), IDENTITY, {}, keep=3, launch="mine")
     assert found(run) == "step-0000002"
     assert names(run.checkpoints) == ["step-0000002"]
 
@@ -354,3 +367,56 @@ def test_an_adapter_stays_while_it_is_evaluated(run, monkeypatch, links):
         remove_folder(run.adapter(5))
         assert (adapter.folder / best.TRAINED_FILE).read_text() == "weights 5"
     assert [path.name for path in run.adapters.iterdir()] == ["best.json"]
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (RuntimeError("[enforce fail] PytorchStreamWriter failed writing file\nmore"), "[enforce fail] Pytorch"),
+        (SafetensorError("Error while serializing: I/O error"), "Error while serializing"),
+        (RuntimeError("Connection closed by peer"), None),
+        (KeyboardInterrupt(), None),
+    ],
+)
+def test_a_full_disk_leaves_nothing_half_written(run: Run, error: BaseException, says: str | None) -> None:
+    folder = run.checkpoints / ".step-0000002.tmp"
+    folder.mkdir(parents=True)
+    (folder / "weights").touch()
+    with pytest.raises((EgmfError, type(error))) as caught, best.writing(folder, "checkpoint 2"):
+        raise error
+    assert list(run.checkpoints.iterdir()) == []
+    if says is None:
+        assert caught.value is error
+        return
+    assert isinstance(caught.value, EgmfError)
+    said = str(caught.value)
+    assert said.startswith(f"checkpoint 2 cannot be written ({says}")
+    assert said.endswith(f"MiB are free in {run.checkpoints}); make room, then go on with --resume auto")
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize("damage", ["", "{", None])
+def test_a_best_adapter_that_cannot_be_read_says_what_to_do(run: Run, damage: str | None) -> None:
+    save(run, 2, 2)
+    path = run.adapter(2) / best.DESCRIPTION
+    if damage is not None:
+        path.write_text(damage)
+    with pytest.raises(EgmfError, match=r"adapter.json is .*; put it back from a copy, or have the best adapter"):
+        describe_best(run)
+    run.best.write_text("")
+    with pytest.raises(EgmfError, match=r"best.json is damaged .*; put it back from a copy, or have the best adapter"):
+        best.pin(run)
+    assert [p.name for p in run.adapters.iterdir() if p.name.startswith(".")] == []
+
+
+def test_a_checkpoint_says_by_what_features_were_standardised(run: Run) -> None:
+    """The manifest is the newest start's; it may be of another timeline, or damaged."""
+    folder = save(run, 2, 0)
+    start = loop.Start("auto")
+    run.manifest.write_text(json.dumps({"standardisations": {"audio": 1}}))
+    assert loop.known_standardisations(run, start) == {"audio": 1}
+    record = json.loads((folder / "checkpoint.json").read_text())
+    (folder / "checkpoint.json").write_text(json.dumps(record | {"standardisations": {"audio": 2}}))
+    assert loop.known_standardisations(run, start) == {"audio": 2}
+    assert loop.known_standardisations(run, loop.Start("never")) == {"audio": 1}

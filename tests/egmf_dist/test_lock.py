@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from egmf_dist.errors import EgmfError
@@ -52,8 +53,7 @@ def test_a_second_process_is_told_who_holds_the_run(run):
     assert "\n" not in str(caught.value)
     assert json.loads(run.lock.read_text())["launch"] == "other", "the holder was not disturbed"
     process.communicate("\n")
-    with held(run, "mine") as said:
-        assert said is None
+    assert take(run) == []
     assert list(run.folder.iterdir()) == []
 
 
@@ -61,10 +61,9 @@ def test_the_lock_of_a_killed_process_is_taken_over_and_that_is_said(run):
     process = start(run)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    with held(run, "mine") as said:
-        assert said is not None
-        assert f"process {process.pid} on host {socket.gethostname()}" in said
-        assert said.endswith("ended without giving it back; taken over")
+    (said,) = take(run)
+    assert f"process {process.pid} on host {socket.gethostname()}" in said
+    assert said.endswith("ended without giving it back; taken over")
     assert list(run.folder.iterdir()) == []
 
 
@@ -77,8 +76,7 @@ def test_a_loader_process_does_not_keep_the_lock_of_its_dead_trainer(run):
         process.send_signal(signal.SIGKILL)
         process.wait()
         os.kill(child, 0)  # it is there
-        with held(run, "mine") as said:
-            assert said is not None
+        assert len(take(run)) == 1
     finally:
         os.kill(child, signal.SIGKILL)
 
@@ -87,16 +85,55 @@ def write(run: Run, **holder: object) -> None:
     run.lock.write_text(json.dumps({"format": 2, "pid": 7, "since": "9:00", "launch": "other"} | holder))
 
 
-def test_a_holder_on_another_host_is_refused_until_it_has_been_silent(run):
+def take(run: Run) -> list[str]:
+    """Hold the run for a moment; what was said."""
+    said: list[str] = []
+    with held(run, "mine", said.append):
+        assert json.loads(run.lock.read_text())["launch"] == "mine"
+    return said
+
+
+def silent_since(run: Run, seconds: float) -> None:
+    touched = run.lock.stat().st_mtime - seconds
+    os.utime(run.lock, (touched, touched))
+
+
+def test_a_holder_on_another_host_is_waited_for_until_it_has_been_silent(run, monkeypatch):
     write(run, host="elsewhere.invalid", started=0.0)
-    with pytest.raises(EgmfError, match=r"process 7 on host elsewhere.invalid \(since 9:00\) holds it") as caught:
-        held(run, "mine").__enter__()
-    assert f"remove {run.lock}, or wait until 300 s have passed" in str(caught.value)
+    silent_since(run, lock.SILENCE_S - 1.5)
+    waits, taken = take(run)
+    assert "process 7 on host elsewhere.invalid (since 9:00) holds it and was alive 29" in waits
+    assert "if it stays silent" in waits
+    assert f"removing {run.lock} before the next start saves the wait" in waits
+    assert "host elsewhere.invalid" in taken
+
+    write(run, host="elsewhere.invalid", started=0.0)
+    silent_since(run, 10)
+    monkeypatch.setattr(lock.time, "sleep", lambda seconds: os.utime(run.lock))  # it beats
+    with pytest.raises(EgmfError, match=r"process 7 on host elsewhere.invalid .* is training it; wait for it or stop"):
+        held(run, "mine", lambda said: None).__enter__()
     assert [p.name for p in run.folder.iterdir()] == [run.lock.name]
-    long_ago = run.lock.stat().st_mtime - lock.SILENCE_S - 1
-    os.utime(run.lock, (long_ago, long_ago))
-    with held(run, "mine") as said:
-        assert "host elsewhere.invalid" in str(said)
+
+
+@pytest.mark.parametrize("named", ["kernel", "processes"])
+def test_a_name_shared_by_two_machines_or_containers_does_not_make_them_one(run, monkeypatch, named):
+    """Clones and containers share host names: the kernel and its pid namespace say who can see whom."""
+    here = lock._here()
+    assert here["kernel"]
+    assert here["processes"]
+    # A process of the same number and time lives here; it is not the holder.
+    process = psutil.Process()
+    holder = here | {"pid": process.pid, "started": process.create_time(), named: "another"}
+    if named == "processes":
+        monkeypatch.setattr(lock, "_lock", lambda descriptor: False)  # with locks, one kernel is enough
+    write(run, **holder)
+    silent_since(run, lock.SILENCE_S - 0.2)
+    waits, _ = take(run)
+    assert "if it stays silent" in waits
+    write(run, **(holder | {"host": "another.invalid", named: here[named]}))
+    monkeypatch.setattr(lock, "_lock", lambda descriptor: True)
+    (said,) = take(run)
+    assert "another.invalid" in said, "the same kernel under another name: its lock is free, so it is gone"
 
 
 def test_without_locks_of_the_file_system_the_process_is_looked_for(run, monkeypatch):
@@ -110,15 +147,14 @@ def test_without_locks_of_the_file_system_the_process_is_looked_for(run, monkeyp
     holder = json.loads(run.lock.read_text())
     process.send_signal(signal.SIGKILL)
     process.wait()
-    with held(run, "mine") as said:
-        assert said is not None
+    assert len(take(run)) == 1
     write(run, **(holder | {"pid": os.getpid()}))  # the number is another process's by now
-    with held(run, "mine") as said:
-        assert said is not None
+    assert len(take(run)) == 1
 
 
 def test_the_holder_shows_that_it_lives_and_notices_that_it_was_given_up(run, monkeypatch):
     monkeypatch.setattr(lock, "HEARTBEAT_S", 0.01)
+    monkeypatch.setattr(lock, "_WRITING_S", 0.1)
     with held(run, "mine"):
         os.utime(run.lock, (1.0, 1.0))
         for _ in range(500):
@@ -131,7 +167,24 @@ def test_the_holder_shows_that_it_lives_and_notices_that_it_was_given_up(run, mo
         write(run, host="elsewhere.invalid")
         with pytest.raises(EgmfError, match=r"process 7 on host elsewhere.invalid .* has taken it over"):
             check_held(run, "mine")
+        for left in ("", '{"format": 2, "host', '{"format": 2}'):
+            run.lock.write_text(left)
+            with pytest.raises(EgmfError, match=r"this start ends here"):
+                check_held(run, "mine")
+        run.lock.unlink()
+        with pytest.raises(EgmfError, match=r"lock.json is gone or damaged, so it is not held; this start ends here"):
+            check_held(run, "mine")
+        write(run, host="elsewhere.invalid")
     assert run.lock.exists(), "it is not this launch's to remove"
+
+
+def test_a_lock_that_is_just_being_written_is_looked_at_again(run, monkeypatch):
+    with held(run, "mine"):
+        text = run.lock.read_text()
+        run.lock.write_text("")
+        monkeypatch.setattr(lock.time, "sleep", lambda seconds: run.lock.write_text(text))
+        check_held(run, "mine")
+        assert len(text) == lock._SIZE, "one write over the old text, whole or not there"
 
 
 def test_whoever_waits_for_the_lock_does_not_get_a_removed_file(run, monkeypatch):

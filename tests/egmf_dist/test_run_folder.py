@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import fields, replace
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -14,9 +16,10 @@ from egmf_dist.errors import EgmfError
 from egmf_dist.files import write_json, write_text
 from egmf_dist.run import folder, manifest
 from egmf_dist.run.console import rate
-from egmf_dist.run.folder import Run, check_run, discard_left_storage, open_run, renew_settings
+from egmf_dist.run.folder import Run, check_run, discard_leftovers, open_run, renew_settings
 from egmf_dist.run.identity import Identity
 from egmf_dist.run.places import Places, found_again, locate
+from egmf_dist.run.records import read_records
 
 MAY_CHANGE = {
     "data.shards", "data.group_by_length", "data.workers", "data.prefetch", "data.bad_samples",
@@ -138,6 +141,15 @@ def test_a_folder_that_is_gone_is_no_hub_model(tmp_path, monkeypatch):
         found_again(config, run)
     with pytest.raises(EgmfError, match=says):
         locate(run, Places([]), True)
+    # What the command line says was never so when the run was trained.
+    given = replace(config, backbone=replace(config.backbone, path="typo"))
+    wrong = r"--backbone.path typo is no folder that holds the backbone that it was trained with \(looked in .*\); give"
+    with pytest.raises(EgmfError, match=wrong):
+        found_again(given, run)
+    with pytest.raises(EgmfError, match=wrong):
+        locate(run, Places([], "typo"), True)
+    with pytest.raises(EgmfError, match=r"--data.shards typo is no folder that holds a manifest.json"):
+        locate(run, Places(["typo"]), True)
 
 
 def test_a_package_that_is_not_installed_has_no_version(monkeypatch):
@@ -153,8 +165,61 @@ def test_only_what_killed_trainings_left_of_ray_is_removed(tmp_path):
     run = Run(tmp_path)
     for verb in ("train", "evaluate"):
         run.ray_storage(verb, "1").mkdir(parents=True)
-    discard_left_storage(run)
+    discard_leftovers(run)
     assert list(run.ray.iterdir()) == [run.ray_storage("evaluate", "1")]
+
+
+def test_what_a_kill_left_half_done_is_cleared_up(tmp_path):
+    run = Run(tmp_path / "runs" / "mine")
+    whole = {run.checkpoint(2), run.adapter(2), run.adapters / ".pinned-1"}
+    left = {
+        run.checkpoints / ".step-0000004.tmp", run.checkpoints / ".step-0000002.old",
+        run.adapters / ".step-0000001.gone", run.adapters / ".pinned-2", run.folder.with_name(".mine.01234567.tmp"),
+    }  # fmt: skip
+    for path in whole | left:
+        path.mkdir(parents=True)
+        (path / "file").write_text(path.name)
+    # Moved aside for a new one of the same step, which did not get its name any more.
+    os.rename(run.adapter(2), run.adapters / ".step-0000002.old")
+    files = {run.folder / ".now-1", run.folder / ".metrics.jsonl.0123.tmp"}
+    for path in files:
+        path.touch()
+    for path in left:
+        os.utime(path, (1.0, 1.0))
+    discard_leftovers(run)
+    assert {path for path in whole if path.is_dir()} == whole
+    assert (run.adapter(2) / "file").read_text() == run.adapter(2).name
+    assert [path for path in left | files if path.exists()] == []
+
+
+def test_a_folder_that_cannot_be_made_leaves_none_of_those_above_it(tmp_path, monkeypatch):
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(folder, "dump_config", full)
+    with pytest.raises(EgmfError, match=r"its folder cannot be made \(No space left on device\); choose another place"):
+        open_run(Config(), Run(tmp_path / "a" / "b" / "mine"), "never")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(EgmfError, match=r"its folder cannot be made \(Not a directory\)"):
+        open_run(Config(), Run(tmp_path / "file" / "mine"), "never")
+
+
+def test_settings_are_written_again_where_their_paths_start_elsewhere(tmp_path, monkeypatch):
+    run, config = Run(tmp_path / "mine"), Config()
+    for place in ("a", "b"):
+        (tmp_path / place).mkdir()
+        monkeypatch.chdir(tmp_path / place)
+        if place == "a":
+            open_run(config, run, "never")
+        else:
+            assert renew_settings(config, run, "auto") == {}
+        assert read_directory(run.config) == Path.cwd()
+
+
+def test_only_a_broken_line_of_the_records_is_left_out(tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"a": 1}\n{"a": 2, "b\n\xff\n7\n{"a": 3}\n{"a"')
+    assert read_records(tmp_path / "metrics.jsonl") == [{"a": 1}, {"a": 3}]
 
 
 def test_a_file_that_cannot_be_written_leaves_the_old_one_and_nothing_else(tmp_path):

@@ -8,11 +8,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from egmf_dist.config import BackboneConfig
 from egmf_dist.errors import EgmfError
 from egmf_dist.inference.score import evaluate_predictions, written
-from egmf_dist.model.backbone import load_tokenizer
+from egmf_dist.model.backbone import load_backbone, load_tokenizer
+from egmf_dist.run import identity
 from egmf_dist.run.identity import backbone_identity
 
 
@@ -54,6 +56,48 @@ def test_a_remade_backbone_is_another_one(random_backbone, tmp_path):
     content[-1] ^= 1
     weights.write_bytes(content)
     assert backbone_identity(BackboneConfig(path=str(copy)))["sha256"] != before["sha256"]
+
+
+def test_models_that_differ_deep_in_a_long_file_are_two(random_backbone, tmp_path, monkeypatch):
+    """Two fine-tuned from one: the same size, header and embedding. A run of before knows the first hash alone."""
+    monkeypatch.setattr(identity, "_WHOLE", 2**20)
+    copy = tmp_path / "copy"
+    shutil.copytree(random_backbone, copy)
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes().ljust(3 * 2**20, b"0"))
+    (copy / "merges.txt").write_text("a b")
+    before = backbone_identity(BackboneConfig(path=str(copy)))
+    assert backbone_identity(BackboneConfig(path=str(copy))) == before
+
+    def refused(then: dict, now: dict) -> bool:
+        parts = [identity.Identity(1, "d", 0, part) for part in (then, now)]
+        try:
+            identity.check_identity(*parts, "run x")
+        except EgmfError as error:
+            return "another model than it was made with" in str(error)
+        return False
+
+    with open(weights, "r+b") as file:
+        file.seek(2 * 2**20)
+        file.write(b"1")
+    after = backbone_identity(BackboneConfig(path=str(copy)))
+    assert refused(before, after)
+    assert not refused({"sha256": before["sha256"]}, after)
+    assert refused({"sha256": "other"}, after)
+    assert refused({"path": "owner/name", "revision": None, "commit": None}, after)
+    (copy / "merges.txt").write_text("a c")
+    assert refused(after, backbone_identity(BackboneConfig(path=str(copy))))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_damaged_weights_are_said_in_one_line(random_backbone, tmp_path, name):
+    copy = tmp_path / "copy"
+    shutil.copytree(random_backbone, copy)
+    content = (copy / "model.safetensors").read_bytes()
+    (copy / "model.safetensors").unlink()
+    (copy / name).write_bytes(content[:-7])
+    with pytest.raises(EgmfError, match=r"backbone '.*copy': its weights cannot be loaded: [^\n]+$"):
+        load_backbone(BackboneConfig(path=str(copy)), torch.float32)
 
 
 @pytest.mark.parametrize("path", ["", "./none", "none/of/them", "tests/none"])

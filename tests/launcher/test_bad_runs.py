@@ -108,9 +108,16 @@ def listing(folder: Path) -> list[str]:
         ("--run runs/old --resume auto --backbone.path ./other_model", "backbone.path changed: another model than"),
         ("--run runs/old --resume auto --data.shards [file://good]", "data.shuffle auto means another order where"),
         ("--run runs/old --resume auto --workers 3", "made with 2 ranks, this start has 3"),
-        ("--run runs/old --resume runs/old/checkpoints/step-0000007", "no such folder"),
+        (
+            "--run runs/old --resume runs/old/checkpoints/step-0000007",
+            "not a checkpoint of run runs/old; it has step-1",
+        ),
+        ("--run runs/old --resume 7", "--resume 7: not a checkpoint of run runs/old; it has step-1; give one of them"),
         ("--run runs/old --resume runs/old/checkpoints", "not a checkpoint of run runs/old"),
         ("--run runs/old --resume good", "not a checkpoint of run runs/old"),
+        ("--run runs/old --resume auto --data.standardise false", "(--data.standardise true), or choose another name"),
+        ("--run=", "--run is empty; give the run's folder"),
+        ("--run c.yaml/mine", "its folder cannot be made (Not a directory)"),
         ("--resume runs/old/checkpoints/step-0000001", "there is no run runs/new to go on with"),
     ],
 )
@@ -118,7 +125,7 @@ def test_nothing_is_left_behind(line: str, says: str, here: Path, capsys: pytest
     before = listing(here)
     given = line.split()
     for name, value in (("--config", "c.yaml"), ("--run", "runs/new"), ("--workers", "2")):
-        if name not in given:
+        if not any(word.split("=")[0] == name for word in given):
             given = [name, value, *given]
     assert main(["train", *given]) == 2
     error = capsys.readouterr().err
@@ -132,7 +139,8 @@ def test_nothing_is_left_behind(line: str, says: str, here: Path, capsys: pytest
 def test_a_checkpoint_must_be_of_this_data_and_backbone(here: Path) -> None:
     config, run = load_config("c.yaml"), Run(Path("runs/old"))
     preflight(config, 2, run, "auto")
-    preflight(config, 2, run, "runs/old/checkpoints/step-0000001")
+    for resume in ("runs/old/checkpoints/step-0000001", "step-0000001", "step-1", "1"):
+        preflight(config, 2, run, resume)
     record = run.checkpoint(1) / "checkpoint.json"
     content = json.loads(record.read_text())
     for key, other, says in (

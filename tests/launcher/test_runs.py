@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 
 from egmf_dist.config import load_config
 from egmf_dist.run.folder import Run
@@ -252,3 +253,17 @@ def test_damaged_and_moved(place: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert steps_of(run, "train") == [1, 2, 3, 4, 5, 6, 7]
     assert load_config(run.config).training.steps == 7
     assert f"directory: {tmp_path}" in run.config.read_text()
+
+
+def test_what_fails_before_step_1_does_not_use_up_the_runs_name(place: Path) -> None:
+    """Weights that are not finite are found by the first scores, and the second start is told the same."""
+    shutil.copytree(place / "model", place / "nan")
+    path = place / "nan" / "model.safetensors"
+    weights = load_file(path)
+    next(iter(weights.values())).fill_(float("nan"))
+    save_file(weights, path, {"format": "pt"})
+    for _ in range(2):
+        done = call(train("fresh", "--backbone.path", "nan"), place)
+        assert done.returncode == 2
+        assert "nothing is trained yet, so the weights of the qwen2 backbone are not finite" in done.stderr
+        assert not (place / "fresh").exists()

@@ -2,7 +2,8 @@
 
 Nothing in a file says it, so the zeros do. Where lengths are given, a clip tells where the rows that its length leaves
 over are zeros on one side and not on the other. Without lengths, a clip tells where it has rows of zeros on one side
-alone; real frames of zeros (no face) do that, too, so the majority counts. ``--padding`` says it instead.
+alone; real frames of zeros (no face) do that, too, so a clear majority counts, and without one the file is refused.
+``--padding`` says it instead.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from egmf_shards.messages import listed
 
 FRONT, END = "front", "end"
 SIDES = (FRONT, END)
+_CLEAR = 2
+"""A majority of so many times the others decides."""
 
 
 def check_side(given: str | None) -> None:
@@ -63,23 +66,31 @@ class PaddingSide:
         """``front`` or ``end``.
 
         Raises:
-            ShardError: lengths and zeros contradict each other, so that any side would cut real frames away.
+            ShardError: lengths and zeros, or zeros alone, contradict each other, so that any side would cut real frames
+                away.
         """
         if self._given is not None:
             return self._given
         front, end, neither = (self.told[side] for side in (FRONT, END, "neither"))
+        decide = f"or decide with --padding {FRONT} or --padding {END}"
         if not self._with_lengths:
+            fewer, more = sorted((len(front), len(end)))
+            if fewer and more < _CLEAR * fewer:
+                raise ShardError(
+                    f"{self._where}: {len(front)} clips have zeros in front alone ({listed(front[:1])}) and {len(end)} "
+                    f"at the end alone ({listed(end[:1])}), so which of them are padding cannot be told; "
+                    f"give lengths, {decide}"
+                )
             return FRONT if len(front) > len(end) else END
-        decide = f"check the lengths, or decide with --padding {FRONT} or --padding {END}"
         if front and end:
             raise ShardError(
                 f"{self._where}: by their lengths {len(front)} clips have their zeros in front ({listed(front[:1])}) "
-                f"and {len(end)} at the end ({listed(end[:1])}); {decide}"
+                f"and {len(end)} at the end ({listed(end[:1])}); check the lengths, {decide}"
             )
         if neither and not front and not end:
             raise ShardError(
                 f"{self._where}: the lengths of {len(neither)} clips, the first {listed(neither[:1])}, leave over rows "
-                f"that are no zeros on either side, and no clip tells where the padding is; {decide}"
+                f"that are no zeros on either side, and no clip tells where the padding is; check the lengths, {decide}"
             )
         return FRONT if front else END
 

@@ -88,7 +88,7 @@ def _check_header(header: list[str], columns: Sequence[str], where: str) -> None
         alike = next((name for name in header if name.strip().lower() == column.lower()), None)
         if alike is not None:
             raise ShardError(
-                f"{where}: the header says {alike!r}; {column!r}, without blanks and so written, is needed"
+                f"{where}: the header says {alike!r} where {column!r} is needed; write it so, blanks and case too"
             )
         raise ShardError(f"{where}: has no column {column!r}; its columns are {', '.join(header) or '(none)'}"[:400])
 
