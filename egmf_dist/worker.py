@@ -18,7 +18,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         {"verb": "train", "config": {...}, "run": PATH, "resume": "auto"|"never"|CHECKPOINT, "launch": TOKEN,
          "changed": {...}, "console": bool}
         {"verb": "evaluate", "run": PATH, "split": NAME, "remove": [...], "remove_each": bool, "launch": TOKEN,
-         "shards": [...], "backbone": PATH, "console": bool}
+         "shards": [...], "backbone": PATH, "evaluation": {...}, "console": bool}
 
     Where ranks were started by somebody else each has made its own job; rank 0 has looked at the run's folder and
     taken its lock, so its job is done by all. ``launch`` and what follows it may be left out.
@@ -45,4 +45,5 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         from egmf_dist.inference.evaluate import Places, evaluate
 
         places = Places(job.get("shards"), job.get("backbone"))
-        return evaluate(run, job["split"], job["remove"], job["remove_each"], places, job["console"])
+        settings = job.get("evaluation", {})
+        return evaluate(run, job["split"], job["remove"], job["remove_each"], places, settings, job["console"])

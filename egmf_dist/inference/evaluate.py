@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.progress import Progress
@@ -18,7 +18,7 @@ from egmf_dist.inference.scorer import check_samples, choose_scorer
 from egmf_dist.model.build import build_egmf, load_trained, read_backbone
 from egmf_dist.run.folder import Run
 from egmf_dist.run.identity import check_trained
-from egmf_dist.run.places import NOWHERE_ELSE, Places
+from egmf_dist.run.places import Places
 from egmf_dist.training.best import best_adapter
 from egmf_dist.training.engine import deepspeed_settings, initialise_for_scoring, partitioned_loading
 from egmf_shards import ShardSet
@@ -30,7 +30,8 @@ def evaluate(
     split: str,
     remove: Sequence[str],
     remove_each: bool,
-    places: Places = NOWHERE_ELSE,
+    places: Places,
+    evaluation: Mapping[str, Any],
     console: bool = True,
 ) -> dict[str, Any]:
     """Score a split with the run's best adapter; every rank must call this.
@@ -41,6 +42,7 @@ def evaluate(
         remove: modalities taken away from every sample; the result goes to ``SPLIT-without-A-B.json``.
         remove_each: also score with each modality of the run removed alone, under the key ``removed``.
         places: where data and backbone lie now.
+        evaluation: settings of that section instead of the run's.
         console: rank 0 shows progress.
 
     Returns:
@@ -53,7 +55,9 @@ def evaluate(
     check_modalities(remove)
     with best_adapter(run) as adapter:
         description = adapter.description
-        config = places.put_into(config_from_dict(description["config"]))
+        saved = description["config"]
+        saved = saved | {"evaluation": saved["evaluation"] | evaluation}
+        config = places.put_into(config_from_dict(saved))
         run_data = RunData.from_json(description["data"])
         check_trained(run, config, description)
         shards = open_split(config, split)

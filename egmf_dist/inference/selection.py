@@ -61,7 +61,7 @@ def check_selection(select_by: str, tasks: Mapping[str, Task]) -> None:
         raise EgmfError(f"{where}; the metrics of {name} are {', '.join(metric_names(tasks[name]))}")
 
 
-def check_definable(select_by: str, shards: ShardSet, chosen: Sequence[int]) -> None:
+def check_definable(select_by: str, shards: ShardSet, chosen: Sequence[int]) -> str | None:
     """Refuse a selection that no model could define on the validation samples, however good it were.
 
     The metric of a perfect model is computed; where even that is undefined (no sample of the task, one value
@@ -73,6 +73,9 @@ def check_definable(select_by: str, shards: ShardSet, chosen: Sequence[int]) -> 
         shards: the validation split.
         chosen: which of its samples are scored.
 
+    Returns:
+        A sentence where the selection is a mean over tasks and one of them can add nothing to it.
+
     Raises:
         EgmfError: names the metric and what the validation samples hold.
         ShardError: a sample is damaged.
@@ -82,8 +85,16 @@ def check_definable(select_by: str, shards: ShardSet, chosen: Sequence[int]) -> 
         # Twice as many each time: a long split without the task is judged a few times, not once a batch.
         more = chosen[len(samples) : len(samples) + max(_READ, len(samples))]
         samples += shards.read(more).samples
-        if selection_score(_perfect(samples, shards.tasks), select_by) > UNDEFINED:
-            return
+        best = _perfect(samples, shards.tasks)
+        undefined = [] if select_by else _without_headline(best, shards.tasks)
+        if selection_score(best, select_by) > UNDEFINED and not undefined:
+            return None
+    if samples and selection_score(best, select_by) > UNDEFINED:
+        return (
+            f"{', '.join(undefined)} can be judged by no model on the {len(samples)} validation samples that are "
+            "scored (too few of them, or one value everywhere), so the adapter is selected by the other tasks; raise "
+            "training.validation_samples, or choose training.select_by"
+        )
     held = {name: sum(s.task == name for s in samples) for name in shards.tasks}
     what = f"training.select_by {select_by!r}" if select_by else "weighted F1 and Corr of every task"
     raise EgmfError(
@@ -91,6 +102,15 @@ def check_definable(select_by: str, shards: ShardSet, chosen: Sequence[int]) -> 
         f"({', '.join(f'{name}: {n}' for name, n in held.items())}, or one value everywhere); choose another "
         "training.select_by, or raise training.validation_samples"
     )
+
+
+def _without_headline(results: Mapping[str, Any], tasks: Mapping[str, Task]) -> list[str]:
+    """The tasks whose headline metric is undefined."""
+    return [
+        name
+        for name in tasks
+        if name not in results or results[name]["metrics"][HEADLINE[results[name]["kind"]]] is None
+    ]
 
 
 def _perfect(samples: Sequence[Sample], tasks: Mapping[str, Task]) -> dict[str, Any]:

@@ -7,9 +7,12 @@ a checkpoint's hashes) is found by the ranks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from egmf_dist.config import Config, load_run_config
+from egmf_dist.config.validate import validate
 from egmf_dist.data.run_data import RunData, open_split, open_stream
 from egmf_dist.errors import EgmfError
 from egmf_dist.inference.evaluate import check_modalities
@@ -23,7 +26,7 @@ from egmf_dist.training.best import describe_best
 from egmf_dist.training.checkpoint import find_checkpoint
 
 
-def preflight(config: Config, ranks: int, run: Run, resume: str) -> None:
+def preflight(config: Config, ranks: int, run: Run, resume: str) -> str | None:
     """Check everything that every rank would find out later.
 
     Args:
@@ -31,6 +34,9 @@ def preflight(config: Config, ranks: int, run: Run, resume: str) -> None:
         ranks: how many will train.
         run: the run; need not exist.
         resume: ``never``, ``auto``, or a checkpoint's step, name or path.
+
+    Returns:
+        What a person should know before it begins; None for nothing.
 
     Raises:
         EgmfError: a setting does not fit the data or the number of ranks, the backbone cannot be loaded, or the
@@ -44,10 +50,10 @@ def preflight(config: Config, ranks: int, run: Run, resume: str) -> None:
     run_data = RunData.of(shards, config.data)
     check_selection(config.training.select_by, run_data.tasks)
     chosen = chosen_for_validation(validation.task_numbers, config.training.validation_samples)
-    check_definable(config.training.select_by, validation, chosen)
+    said = check_definable(config.training.select_by, validation, chosen)
     read_backbone(config, run_data)
     if not run.folder.is_dir():
-        return
+        return said
     checkpoint = find_checkpoint(run, resume, hashes=False)
     made_with = read_identity(run) if checkpoint is None else checkpoint.record.identity
     if made_with is not None:
@@ -56,9 +62,12 @@ def preflight(config: Config, ranks: int, run: Run, resume: str) -> None:
             check_identity(made_with, now, f"checkpoint {checkpoint.folder}")
         else:  # nothing is trained yet that another number of ranks could not do
             check_identity(made_with, now, f"run {run}", ("data", "backbone"))
+    return said
 
 
-def preflight_evaluation(run: Run, split: str, remove: Sequence[str], given: Places) -> Places:
+def preflight_evaluation(
+    run: Run, split: str, remove: Sequence[str], given: Places, evaluation: Mapping[str, Any]
+) -> Places:
     """Check everything that every rank would find out later about an evaluation.
 
     Args:
@@ -66,13 +75,14 @@ def preflight_evaluation(run: Run, split: str, remove: Sequence[str], given: Pla
         split: what is scored.
         remove: modalities to be taken away.
         given: where data and backbone lie, as far as the command line says so.
+        evaluation: settings of that section instead of the run's.
 
     Returns:
         Where they lie.
 
     Raises:
-        EgmfError: nothing is trained yet, a modality does not exist, data or backbone are not there or not those of
-            the run.
+        EgmfError: nothing is trained yet, a modality or setting does not exist, data or backbone are not there or not
+            those of the run.
         ShardError: a folder of shards is damaged, or has no such split.
     """
     check_modalities(remove)
@@ -80,6 +90,7 @@ def preflight_evaluation(run: Run, split: str, remove: Sequence[str], given: Pla
     backbone = description.get("identity", description).get("backbone", {})
     places = locate(run, given, is_folder(backbone))
     config = places.put_into(load_run_config(run.config))
+    validate(replace(config, evaluation=replace(config.evaluation, **evaluation)))
     check_trained(run, config, description)
     read_backbone(config, RunData.from_json(description["data"]))
     open_split(config, split)

@@ -231,6 +231,7 @@ def evaluate(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
         options.remove or [],
         options.remove_each,
         Places(options.data.shards, options.backbone.path),
+        {name: value for name, value in options.evaluation.as_dict().items() if value is not None},
         launch_arguments(options),
         arguments,
     )

@@ -20,12 +20,23 @@ def evaluate(
     remove: Sequence[str],
     remove_each: bool,
     places: Places,
+    evaluation: Mapping[str, Any],
     launch: LaunchArguments,
     arguments: Sequence[str],
 ) -> int:
     """Score a split of a run and print the table; returns the exit code.
 
     Harmless beside a training of the run: it has its own files of Ray, and moves nothing that training reads.
+
+    Args:
+        folder: the run's.
+        split: what is scored.
+        remove: modalities taken away from every sample.
+        remove_each: also score with each alone taken away.
+        places: where data and backbone lie now.
+        evaluation: settings of that section that are given instead of the run's.
+        launch: what the command line says about launching.
+        arguments: the command line itself, to be given on under ``--launcher deepspeed``.
 
     Raises:
         EgmfError: the run is not there, a modality does not exist, or its data or backbone are not found or others.
@@ -40,12 +51,12 @@ def evaluate(
     if decision.way == "deepspeed":
         return reexecute_under_deepspeed(decision, launch.hostfile, arguments)
     job: dict[str, Any] = {"verb": "evaluate", "run": str(run), "split": split, "launch": new_launch()}
-    job.update(remove=list(remove), remove_each=remove_each)
+    job.update(remove=list(remove), remove_each=remove_each, evaluation=dict(evaluation))
 
     def prepare() -> None:
         from egmf_dist.run.preflight import preflight_evaluation
 
-        found = preflight_evaluation(run, split, remove, places)
+        found = preflight_evaluation(run, split, remove, places, evaluation)
         job.update(shards=found.shards, backbone=found.backbone)
 
     result = launch_job(decision, job, config.launch, prepare=prepare)

@@ -282,6 +282,11 @@ def _evaluate(parser: jsonargparse.ArgumentParser) -> None:
     shards = "folders of shards lie"
     parser.add_argument("--data.shards", type=list[str] | None, default=None, help=moved.format(shards))
     parser.add_argument("--backbone.path", type=str | None, default=None, help=moved.format("backbone lies"))
+    instead = "instead of the run's: {}"
+    samples = instead.format("samples scored at once on one rank")
+    parser.add_argument("--evaluation.batch_size", type=int | None, default=None, help=samples)
+    way = instead.format("how legal answers are scored (auto, tree, sequence)")
+    parser.add_argument("--evaluation.scoring", choices=["auto", "tree", "sequence"], default=None, help=way)
     _launching(parser)
 
 

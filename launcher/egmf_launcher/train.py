@@ -76,7 +76,9 @@ def train(
                 demo.prepare(given)
             from egmf_dist.run.preflight import preflight
 
-            preflight(given, decision.ranks(os.environ), run, resume)
+            said = preflight(given, decision.ranks(os.environ), run, resume)
+            if said is not None:
+                print(f"warning: {said}", flush=True)
             if existed:
                 new = False
             else:

@@ -87,7 +87,7 @@ def test_a_selection_that_no_model_could_define_is_refused(make_samples, tasks):
     everything = range(200)
     for select_by in ("", "emotion.weighted_f1", "emotion.ece", "sentiment.corr", "sentiment.mae"):
         split = split_of(samples, tasks)
-        check_definable(select_by, split, everything)
+        assert check_definable(select_by, split, everything) is None
         assert len(split.reads) == 1, "a few samples are enough to see that it is defined"
     constant = [replace(s, value=0.5) if s.task == "sentiment" else s for s in samples]
     check_definable("sentiment.mae", split_of(constant, tasks), everything)
@@ -96,6 +96,10 @@ def test_a_selection_that_no_model_could_define_is_refused(make_samples, tasks):
     emotion = [i for i, s in enumerate(samples) if s.task == "emotion"]
     with pytest.raises(EgmfError, match=r"undefined for any model on the 100 validation samples"):
         check_definable("sentiment.mae", split_of(samples, tasks), emotion)
+    constant_task = split_of(constant, tasks)
+    assert "sentiment can be judged by no model on the 200 validation samples" in check_definable(
+        "", constant_task, everything
+    )
     one = [next(i for i, s in enumerate(samples) if s.task == "sentiment")]
     with pytest.raises(EgmfError, match="weighted F1 and Corr of every task is undefined"):
         check_definable("", split_of(samples, tasks), one)

@@ -217,6 +217,8 @@ def test_damaged_and_moved(place: Path, tmp_path: Path, monkeypatch: pytest.Monk
         ([*evaluate, *model, "--data.shards", "[other]"], "the shards in data.shards changed: other data than"),
         ([*evaluate, *data, "--backbone.path", "changed"], "the backbone in backbone.path changed: another model"),
         ([*evaluate, *data, *model, "--split", "tset"], "'tset'"),
+        ([*evaluate, *data, *model, "--evaluation.batch_size", "0"], "evaluation.batch_size is 0"),
+        ([*evaluate, *data, "--backbone.path", "nowhere"], "--backbone.path nowhere is no folder that holds the backb"),
         ([*evaluate, *data, *model, "--remove", "smell"], "modality 'smell' does not exist"),
         (resume, "its backbone, 'model' when it was trained, cannot be found (looked in"),
         ([*resume, *model], "data.shards names data, which holds no manifest.json"),
@@ -230,8 +232,10 @@ def test_damaged_and_moved(place: Path, tmp_path: Path, monkeypatch: pytest.Monk
         assert error.count("\n") == 1
     assert run.config.read_text() == before
 
-    done = call(["egmf", *evaluate, *data, *model], tmp_path)
+    way = ["--evaluation.scoring", "sequence", "--evaluation.batch_size", "5"]
+    done = call(["egmf", *evaluate, *data, *model, *way], tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads(run.evaluation("valid").read_text())["scoring"] == "sequence"
 
     cut = next(path for path in run.checkpoint(6).rglob("*") if path.suffix == ".pt")
     cut.write_bytes(cut.read_bytes()[:100])
