@@ -8,8 +8,13 @@ import json
 import os
 import secrets
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
+
+from egmf_dist.errors import EgmfError
 
 _UNFINISHED, _OLD, _GONE = ".tmp", ".old", ".gone"
 
@@ -110,3 +115,30 @@ def sha256(path: Path) -> str:
     """Hex digest of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def writing(temporary: Path, what: str) -> Iterator[None]:
+    """Leave nothing of a folder behind where the body fails, and say in one line where the disk did not take it.
+
+    Args:
+        temporary: the folder.
+        what: it will be.
+
+    Raises:
+        EgmfError: the system, safetensors or torch's writer could not write.
+    """
+    try:
+        yield
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        # torch's writer hides the system's reason; any other RuntimeError, a dead peer's, is not the disk's.
+        if isinstance(error, OSError | SafetensorError) or "PytorchStreamWriter" in str(error):
+            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+            place = next(folder for folder in temporary.absolute().parents if folder.is_dir())
+            free = shutil.disk_usage(place).free / 2**20
+            raise EgmfError(
+                f"{what} cannot be written ({reason}; {free:,.0f} MiB are free in {place}); make room, then go on "
+                "with --resume auto"
+            ) from error
+        raise

@@ -95,6 +95,8 @@ class BackboneConfig:
     """Hub revision (branch, tag or commit)."""
     trust_remote_code: bool = False
     """Allow code that ships with the model to run. Leave off unless you have read it."""
+    tuning: str = "lora"
+    """What of it is trained: `lora`, `frozen` (nothing), `full` (everything), or `MODULE:NAME` of your own."""
     lora_rank: int = 32
     """Rank r of the LoRA matrices; 0 freezes the backbone wholly."""
     lora_alpha: int = 128
@@ -107,7 +109,10 @@ class BackboneConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The expert-guided fusion."""
+    """The fusion."""
+
+    fusion: str = "experts"
+    """Which fusion: `experts`, three experts under a two-level gate, or `MODULE:NAME` of your own."""
 
     width: int = 128
     """Width d of the packed tokens; a multiple of 16 (kernels load 16 bytes at a time)."""
@@ -146,6 +151,8 @@ class ModelConfig:
 class TrainingConfig:
     """The optimisation."""
 
+    objective: str = "answers"
+    """What is minimised: `answers`, -log p of the right answers, or `MODULE:NAME` of your own."""
     seed: int = 0
     """Seed of initialisation, order and dropout."""
     steps: int = free(1200)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 import egmf_kernels
-from egmf_dist.tasks.answers import AnswerRows, TreePasses
+from egmf_dist.data.answers import AnswerRows, TreePasses
 
 
 class RaggedBatch(NamedTuple):

@@ -12,12 +12,12 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from egmf_dist.config import DataConfig
+from egmf_dist.data.answers import AnswerTree
 from egmf_dist.data.batch import RaggedBatch
 from egmf_dist.data.prompt_ids import Limits, PromptEncoder
+from egmf_dist.data.prompts import answer_index, answer_mark, prompt_pieces, render_answer
 from egmf_dist.data.standardise import Standardisation
 from egmf_dist.errors import EgmfError
-from egmf_dist.tasks.answers import AnswerTree
-from egmf_dist.tasks.prompts import answer_index, answer_mark, prompt_pieces, render_answer
 from egmf_shards.sample import FEATURE_MODALITIES, Sample
 from egmf_shards.task import REGRESSION, Task
 

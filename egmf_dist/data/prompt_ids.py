@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from egmf_dist.data.prompts import Piece
 from egmf_dist.errors import EgmfError
-from egmf_dist.tasks.prompts import Piece
 
 
 class Limits(NamedTuple):

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from egmf_dist.tasks.metrics import HEADLINE
+from egmf_dist.metrics.by_task import HEADLINE
 from egmf_shards.sample import MODALITIES
 
 

@@ -9,18 +9,18 @@ from typing import Any
 from rich.progress import Progress
 
 from egmf_dist import distributed
+from egmf_dist.build import build_egmf, read_backbone
 from egmf_dist.config import config_from_dict
 from egmf_dist.data.run_data import RunData, open_split
+from egmf_dist.engine import deepspeed_settings, initialise_for_scoring, partitioned_loading
 from egmf_dist.errors import EgmfError
 from egmf_dist.files import write_json, write_json_lines
 from egmf_dist.inference.score import Prediction, evaluate_predictions, score_samples, written
 from egmf_dist.inference.scorer import check_samples, choose_scorer
-from egmf_dist.model.build import build_egmf, load_trained, read_backbone
+from egmf_dist.model.adapter import best_adapter, load_trained
 from egmf_dist.run.folder import Run
 from egmf_dist.run.identity import check_trained
 from egmf_dist.run.places import Places
-from egmf_dist.training.best import best_adapter
-from egmf_dist.training.engine import deepspeed_settings, initialise_for_scoring, partitioned_loading
 from egmf_shards import ShardSet
 from egmf_shards.sample import MODALITIES
 

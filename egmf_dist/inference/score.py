@@ -14,11 +14,9 @@ from torch import nn
 
 from egmf_dist import distributed
 from egmf_dist.errors import EgmfError
-from egmf_dist.inference.scorer import Scorer, score
-from egmf_dist.model.egmf import Scores
-from egmf_dist.tasks.metrics import evaluate_task
+from egmf_dist.inference.scorer import Scorer, Scores, score
+from egmf_dist.metrics.by_task import evaluate_task
 from egmf_shards import Sample, ShardSet, Task, sequential
-from egmf_shards.sample import MODALITIES
 from egmf_shards.task import CLASSIFICATION
 
 Prediction = dict[str, Any]
@@ -62,7 +60,7 @@ def score_samples(
             for modality in remove:
                 samples = [s.without(modality) for s in samples]
         scores, cut = score(scorer, model, samples, batch_plan.weights)
-        rows = predictions(samples, scorer.collator.tasks, scores, model_experts(model), cut)
+        rows = predictions(samples, scorer.collator.tasks, scores, getattr(model, "diagnostics", {}), cut)
         mine.extend(
             (place, row) for place, row, w in zip(batch_plan.indices, rows, batch_plan.weights, strict=True) if w > 0
         )
@@ -75,17 +73,11 @@ def score_samples(
     return [row for _, row in together]
 
 
-def model_experts(model: nn.Module) -> list[str]:
-    """Names of the enabled experts, in the gate's order."""
-    fusion = getattr(model, "fusion", None)
-    return [] if fusion is None else list(fusion.experts)
-
-
 def predictions(
     samples: Sequence[Sample],
     tasks: Mapping[str, Task],
     scores: Scores,
-    experts: Sequence[str],
+    columns: Mapping[str, Sequence[str]],
     cut: Sequence[int],
 ) -> list[Prediction]:
     """One prediction per sample.
@@ -97,12 +89,11 @@ def predictions(
         samples: what was scored.
         tasks: the run's.
         scores: of the samples.
-        experts: names of the enabled experts.
+        columns: for each of the fusion's diagnostics the names of its columns.
         cut: per sample, how many tokens its prompt lost to the budget.
     """
     probability_BC = scores.log_p_BC.double().softmax(-1).cpu().numpy()
-    expert_BE = None if scores.expert_weight_BE is None else scores.expert_weight_BE.double().cpu().numpy()
-    modality_BM = None if scores.modality_weight_BM is None else scores.modality_weight_BM.double().cpu().numpy()
+    diagnostics = {name: value.double().cpu().numpy() for name, value in scores.diagnostics.items()}
     rows = []
     for b, sample in enumerate(samples):
         task = tasks[sample.task]
@@ -120,10 +111,9 @@ def predictions(
         }
         if cut[b]:
             row["prompt_tokens_cut"] = cut[b]
-        if expert_BE is not None and modality_BM is not None:
+        if diagnostics:
             row["gates"] = {
-                "experts": dict(zip(experts, expert_BE[b].tolist(), strict=True)),
-                "modalities": dict(zip(MODALITIES, modality_BM[b].tolist(), strict=True)),
+                name: dict(zip(columns[name], value[b].tolist(), strict=True)) for name, value in diagnostics.items()
             }
         rows.append(row)
     return rows

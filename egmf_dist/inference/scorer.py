@@ -25,12 +25,13 @@ from torch import nn
 
 from egmf_dist import distributed
 from egmf_dist.config import EvaluationConfig
+from egmf_dist.data.answers import AnswerRows, AnswerTree, TreeBatch, TreePasses, log_normalisers
 from egmf_dist.data.batch import RaggedBatch
 from egmf_dist.data.collate import Collator, pad_left
 from egmf_dist.errors import EgmfError
 from egmf_dist.model.backbone import Capabilities
-from egmf_dist.model.egmf import Scores
-from egmf_dist.tasks.answers import AnswerRows, AnswerTree, TreeBatch, TreePasses
+from egmf_dist.model.egmf import EGMF
+from egmf_dist.model.sequence import Columns, lay_out, tree_masks, tree_positions
 from egmf_shards import Sample, ShardSet
 
 LOGITS = 2**28
@@ -52,8 +53,17 @@ _CANDIDATES = 64
 _FAILURES = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError)
 
 
+class Scores(NamedTuple):
+    """What is known of a batch after scoring it."""
+
+    log_p_BC: torch.Tensor
+    """float32 log-probability of every legal answer; minus infinity where a task has fewer."""
+    diagnostics: dict[str, torch.Tensor]
+    """The fusion's (:class:`egmf_dist.model.fusion.base.Fused`)."""
+
+
 class Scorer(Protocol):
-    """A way of scoring."""
+    """A way of scoring; the model is called with it as it is with an objective."""
 
     way: str
     """``tree`` or ``sequence``."""
@@ -65,6 +75,10 @@ class Scorer(Protocol):
         Raises:
             EgmfError: a sample is not one of this run's.
         """
+        ...
+
+    def __call__(self, model: EGMF, batch: RaggedBatch) -> Scores:
+        """Score a prepared batch."""
         ...
 
 
@@ -93,7 +107,7 @@ def score(
         batch = batch._replace(answers=batch.answers.filled_to(most))
     batch = batch.to(distributed.device())
     with torch.no_grad():
-        scores: Scores = model(batch, mode="score")
+        scores: Scores = model(batch, scorer)
     return scores, batch.cut
 
 
@@ -103,7 +117,7 @@ class TreeScorer:
     way = "tree"
 
     def __init__(self, collator: Collator, capabilities: Capabilities, batch_size: int, pseudo_tokens: int) -> None:
-        self.collator = collator
+        self.collator, self.kinds, self.eos = collator, capabilities.kinds, capabilities.eos
         vocabulary = capabilities.vocabulary
         most_nodes = max(1, min(NODES, LOGITS // vocabulary - 1))
         self.trees = {key: AnswerTree.build_passes(ids, most_nodes) for key, ids in collator.answers.items()}
@@ -125,6 +139,28 @@ class TreeScorer:
             own = [known[number] if number < len(known) else None for known in trees]
             passes.append(TreeBatch.stack(own, [sum(len(t.paths) for t in known[:number]) for known in trees]))
         return batch._replace(answers=TreePasses(passes, self.answers, self.samples_at_once))
+
+    def __call__(self, model: EGMF, batch: RaggedBatch) -> Scores:
+        """See :class:`Scorer`."""
+        trees, fused = batch.answers, model.fuse(batch)
+        assert isinstance(trees, TreePasses), "another scorer has prepared this batch"
+        pseudo_BKH = model.speak(fused)
+        tokens = 0 if pseudo_BKH is None else pseudo_BKH.shape[1]
+        prefix = lay_out(model.start, tokens, batch.prompt_BL, batch.prompt_mask_BL)
+        embedded = model.embed_columns(prefix, pseudo_BKH)
+        # One more column takes what padding answers give.
+        log_p = embedded.new_full((len(embedded), trees.answers + 1), float("-inf"), dtype=torch.float32)
+        for whole in trees.passes:
+            for first in range(0, len(embedded), trees.samples_at_once):
+                rows = slice(first, first + trees.samples_at_once)
+                tree, own = whole.part(rows), Columns(*(part[rows] for part in prefix))
+                together = torch.cat([embedded[rows], model.embed(tree.tokens_BN)], 1)
+                masks = tree_masks(own, tree, self.kinds, together.dtype)
+                logits = model.logits(together, masks, tree_positions(own, tree), tree.tokens_BN.shape[1] + 1)
+                found_BC = tree.log_probabilities(logits, self.eos)
+                place_BC = torch.where(tree.place_BC < 0, trees.answers, tree.place_BC)
+                log_p[rows] = log_p[rows].scatter(1, place_BC, found_BC)
+        return Scores(log_p[:, : trees.answers], {} if fused is None else fused.diagnostics)
 
 
 class SequenceScorer:
@@ -166,6 +202,23 @@ class SequenceScorer:
             rows_at_once=self.rows_at_once,
         )
         return batch._replace(answers=rows)
+
+    def __call__(self, model: EGMF, batch: RaggedBatch) -> Scores:
+        """See :class:`Scorer`."""
+        rows, fused = batch.answers, model.fuse(batch)
+        assert isinstance(rows, AnswerRows), "another scorer has prepared this batch"
+        pseudo_BKH = model.speak(fused)
+        # One more column takes what filling rows give.
+        log_p = batch.prompt_BL.new_full((len(batch.ids), rows.answers + 1), float("-inf"), dtype=torch.float32)
+        for first in range(0, len(rows.sample_R), rows.rows_at_once):
+            part = slice(first, first + rows.rows_at_once)
+            sample_R, target_RA, mask_RA = rows.sample_R[part], rows.target_RA[part], rows.target_mask_RA[part]
+            prompt = batch.prompt_BL[sample_R], batch.prompt_mask_BL[sample_R]
+            own_RKH = None if pseudo_BKH is None else pseudo_BKH[sample_R]
+            logits = model.answer_logits(prompt, target_RA, mask_RA, own_RKH)
+            picked_RA = logits.gather(2, target_RA[:, :, None])[:, :, 0].float() - log_normalisers(logits)
+            log_p[sample_R, rows.answer_R[part]] = torch.where(mask_RA, picked_RA, 0.0).sum(1)
+        return Scores(log_p[:, : rows.answers], {} if fused is None else fused.diagnostics)
 
 
 def check_samples(shards: ShardSet, chosen: Sequence[int], collator: Collator) -> list[Sample]:

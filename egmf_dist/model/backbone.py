@@ -20,6 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 from egmf_dist.config import BackboneConfig
 from egmf_dist.data.prompt_ids import Limits
 from egmf_dist.errors import EgmfError
+from egmf_dist.model.tuning.base import TUNINGS, Tuning
 
 # Where configurations of different families keep the number of positions.
 _LONGEST = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
@@ -254,63 +255,23 @@ def _start(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def load_backbone(config: BackboneConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """The frozen causal LM with the LoRA adapter around it.
+    """The causal LM, frozen but for what ``backbone.tuning`` trains.
 
     Under ZeRO-3 an ``HfDeepSpeedConfig`` must be alive: transformers then partitions each weight as it is loaded.
 
     Args:
         config: where the model is and how its adapter looks.
-        dtype: of the frozen weights; the adapter's are fp32 until DeepSpeed casts them.
+        dtype: of its weights; an adapter's are fp32 until DeepSpeed casts them.
 
     Raises:
-        EgmfError: the model cannot be loaded or LoRA's targets are not in it.
+        EgmfError: the model cannot be loaded or tuned so.
     """
     disable_progress_bar()  # one bar per rank would drown the run's own
     model = _load("weights", AutoModelForCausalLM, config, dtype=dtype)
     model.config.use_cache = False
     model.requires_grad_(False)
-    if config.lora_rank == 0:
-        return model
-    from peft import LoraConfig, get_peft_model
-
-    targets: Any = config.lora_targets
-    if targets != "all-linear":
-        targets = [name.strip() for name in targets.split(",")]
-    settings = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=config.lora_rank,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules=targets,
-        exclude_modules=_not_for_lora(model),
-    )
-    try:
-        adapted: Any = get_peft_model(model, settings, autocast_adapter_dtype=False)
-    except ValueError as error:
-        raise EgmfError(
-            f"config: backbone.lora_targets {config.lora_targets!r}: {str(error).splitlines()[0]}"
-        ) from error
-    return adapted
-
-
-def _not_for_lora(model: PreTrainedModel) -> str | None:
-    """A pattern of the modules that get no adapter; None for none.
-
-    Those beside the language model (a vision tower), which no prompt reaches, and linear layers whose own forward gives
-    something else than one tensor (Llama 4's routers).
-    """
-    patterns = {
-        rf".*\.{re.escape(name.rpartition('.')[2])}"
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-        and type(module).__module__.startswith("transformers.models.")
-        and type(module).forward is not nn.Linear.forward
-    }
-    if model.config is not model.config.get_text_config():
-        decoder = model.get_decoder()
-        beside = next((name for name, module in model.named_modules() if module is decoder and name), None)
-        patterns |= set() if beside is None else {rf"(?!{re.escape(beside)}\.).*"}
-    return "|".join(sorted(patterns)) or None
+    tune: Tuning = TUNINGS.find(config.tuning)
+    return tune(model, config)
 
 
 def embedding_rms(embedding: nn.Module, vocabulary: int) -> float:

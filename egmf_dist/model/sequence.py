@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import torch
 
+from egmf_dist.data.answers import TreeBatch
 from egmf_dist.model.backbone import LayerKind
-from egmf_dist.tasks.answers import TreeBatch
 
 
 class Columns(NamedTuple):

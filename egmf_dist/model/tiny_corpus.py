@@ -16,8 +16,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from egmf_dist.data.prompts import answer_index, render_answer, render_prompt
 from egmf_dist.errors import EgmfError
-from egmf_dist.tasks.prompts import answer_index, render_answer, render_prompt
 from egmf_shards.reader import ShardSet
 from egmf_shards.sample import Sample
 from egmf_shards.task import Task

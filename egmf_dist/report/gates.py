@@ -1,4 +1,4 @@
-"""Whom the gate listens to: mean weight of each expert and each modality, by true class."""
+"""What the fusion says of itself, such as whom its gate listens to: the mean of each column, by true class."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from matplotlib.figure import Figure
 
 from egmf_dist.report.style import heat_map, new_figure, plain, tidy
 
-LEVELS = ("experts", "modalities")
 SIGNS = ("negative", "neutral", "positive")
 
 
 def gates_figure(task: str, split: str, rows: Sequence[dict[str, Any]], labels: Sequence[str]) -> Figure | None:
-    """Two heat maps from the predictions of one task, or None where no row holds gate weights.
+    """A heat map for each of the fusion's diagnostics in one task's predictions; None where no row holds any.
 
     Args:
         task: the task's name.
         split: which split was scored.
-        rows: the predictions; ``gates`` holds ``experts`` and ``modalities``, each a weight per name.
+        rows: the predictions; ``gates`` holds for each diagnostic a number per name.
         labels: the order of the classes; for a regression it is empty, and rows are negative, neutral and positive.
     """
     rows = [row for row in rows if any((row.get("gates") or {}).values())]
@@ -31,13 +30,13 @@ def gates_figure(task: str, split: str, rows: Sequence[dict[str, Any]], labels: 
     order += sorted(set(classes) - set(order))
     names = [f"{name} ({classes.count(name)})" for name in order]
     figure = new_figure(10, max(2.6, 0.52 * len(order) + 1.5))
-    levels = [level for level in LEVELS if rows[0]["gates"].get(level)]
+    levels = [level for level, weights in rows[0]["gates"].items() if weights]
     for level, axes in zip(levels, np.atleast_1d(figure.subplots(1, len(levels))), strict=True):
         columns = list(rows[0]["gates"][level])
         means = np.array([[_mean(rows, classes, name, level, c) for c in columns] for name in order])
         text = [[f"{value:.2f}" for value in line] for line in means]
         heat_map(axes, means, names, columns, text, max(float(means.max()), 1e-6))
-        tidy(axes, f"{level}: mean gate weight", "", "true (number of samples)", grid=False)
+        tidy(axes, f"{level}: mean weight", "", "true (number of samples)", grid=False)
     figure.suptitle(f"{plain(task)}, {split} split", fontsize=12)
     return figure
 

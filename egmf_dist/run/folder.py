@@ -21,7 +21,7 @@ from egmf_dist.files import discard_unfinished, sync_tree
 NOW_PREFIX = ".now-"
 """Of files that are made to ask for the file system's time (:mod:`egmf_dist.run.lock`)."""
 PINNED_PREFIX = ".pinned-"
-"""Of folders in which an evaluation holds the best adapter (:mod:`egmf_dist.training.best`)."""
+"""Of folders in which an evaluation holds the best adapter (:mod:`egmf_dist.model.adapter`)."""
 _DAY_S = 86400.0
 
 

@@ -11,18 +11,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from egmf_dist.build import read_backbone
 from egmf_dist.config import Config, load_run_config
 from egmf_dist.config.validate import validate
 from egmf_dist.data.run_data import RunData, open_split, open_stream
 from egmf_dist.errors import EgmfError
 from egmf_dist.inference.evaluate import check_modalities
-from egmf_dist.inference.selection import check_definable, check_selection, chosen_for_validation
-from egmf_dist.model.build import read_backbone
+from egmf_dist.metrics.selection import check_definable, check_selection, chosen_for_validation
+from egmf_dist.model.adapter import describe_best
+from egmf_dist.model.fusion.base import FUSIONS
+from egmf_dist.model.tuning.base import TUNINGS
+from egmf_dist.objectives.base import OBJECTIVES
 from egmf_dist.run.folder import Run
 from egmf_dist.run.identity import Identity, backbone_identity, check_identity, check_trained, is_folder
 from egmf_dist.run.manifest import read_identity
 from egmf_dist.run.places import Places, locate
-from egmf_dist.training.best import describe_best
 from egmf_dist.training.checkpoint import find_checkpoint
 
 
@@ -52,6 +55,12 @@ def preflight(config: Config, ranks: int, run: Run, resume: str) -> str | None:
     chosen = chosen_for_validation(validation.task_numbers, config.training.validation_samples)
     said = check_definable(config.training.select_by, validation, chosen)
     read_backbone(config, run_data)
+    for registry, name in (
+        (FUSIONS, config.model.fusion),
+        (OBJECTIVES, config.training.objective),
+        (TUNINGS, config.backbone.tuning),
+    ):
+        registry.find(name)
     if not run.folder.is_dir():
         return said
     checkpoint = find_checkpoint(run, resume, hashes=False)

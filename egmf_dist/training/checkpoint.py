@@ -22,13 +22,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from egmf_dist import distributed
+from egmf_dist.engine import Engine
 from egmf_dist.errors import EgmfError
-from egmf_dist.files import remove_folder, replace_folder, sha256, sync_tree, unfinished, write_json
+from egmf_dist.files import remove_folder, replace_folder, sha256, sync_tree, unfinished, write_json, writing
+from egmf_dist.model.adapter import point_to_best
 from egmf_dist.run.folder import Run, checkpoint_name, named_checkpoint, step_of
 from egmf_dist.run.formats import DamagedError, read_stamped, stamped
 from egmf_dist.run.identity import Identity, check_identity
 from egmf_dist.run.lock import check_held
-from egmf_dist.training.best import point_to_best, writing
 
 STATE = "state"
 RECORD = "checkpoint.json"
@@ -92,7 +93,7 @@ class Resumed(NamedTuple):
 
 
 def save_checkpoint(
-    engine: Any,
+    engine: Engine,
     run: Run,
     progress: Progress,
     identity: Identity,
@@ -138,7 +139,7 @@ def save_checkpoint(
         distributed.on_rank_zero(publish)
 
 
-def _save(engine: Any, run: Run, progress: Progress, temporary: Path, launch: str | None) -> None:
+def _save(engine: Engine, run: Run, progress: Progress, temporary: Path, launch: str | None) -> None:
     """Every rank's part, into ``temporary``, and on the disk."""
 
     def prepare() -> None:
@@ -282,7 +283,7 @@ def _sound(checkpoint: Path, hashes: bool, skipped: list[str]) -> Found:
 
 
 def load_checkpoint(
-    engine: Any, run: Run, resume: str, identity: Identity, launch: str | None = None
+    engine: Engine, run: Run, resume: str, identity: Identity, launch: str | None = None
 ) -> Resumed | None:
     """Restore engine and random state; None where there is nothing to resume. Every rank must call this.
 

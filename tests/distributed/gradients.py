@@ -13,11 +13,13 @@ import torch
 from torch import nn
 
 from egmf_dist import distributed
+from egmf_dist.build import build_egmf, read_backbone
 from egmf_dist.data.run_data import RunData
 from egmf_dist.distributed import process_group
-from egmf_dist.model.build import build_egmf, read_backbone, trained_parameters
-from egmf_dist.training.engine import deepspeed_settings, initialise, partitioned_loading
+from egmf_dist.engine import deepspeed_settings, initialise, partitioned_loading
+from egmf_dist.model.adapter import trained_parameters
 from egmf_dist.training.loop import train_step
+from egmf_dist.training.schedule import parameter_groups
 from egmf_shards import MicroBatch, share
 
 
@@ -71,7 +73,7 @@ def measure(job):
         if "lora_B" in name:
             with torch.no_grad():
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    engine, _ = initialise(config, model, settings)
+    engine = initialise(model, torch.optim.AdamW(parameter_groups(model, config.training)), settings)
     gradients = {}
 
     def capture(*arguments, **options):
@@ -81,9 +83,8 @@ def measure(job):
             gradients[name] = safe_get_full_grad(parameter).clone()
 
     engine.optimizer.step = capture
-    sums_2 = train_step(
-        engine, [collator(m.samples, m.weights) for m in micro], len(samples), distributed.device(), world
-    )
+    batches = [collator(m.samples, m.weights) for m in micro]
+    sums_2 = train_step(engine, batches, len(samples), distributed.device())
     distributed.sum_on_device(sums_2)
     engine.destroy()
     return {"gradients": gradients, "sums": sums_2.tolist()}

@@ -13,10 +13,10 @@ from dataclasses import replace
 
 import torch
 
+from egmf_dist.build import build_egmf, read_backbone
 from egmf_dist.config import BackboneConfig, Config, ModelConfig, TrainingConfig
 from egmf_dist.data.run_data import RunData
 from egmf_dist.inference.scorer import TreeScorer
-from egmf_dist.model.build import build_egmf, read_backbone
 from egmf_shards import Sample
 
 
@@ -36,7 +36,7 @@ def main() -> None:
         Sample(f"s-{i}", "i am glad " * (i + 1), "en", task.name, "toy", "test", ("text",), value=0.0) for i in range(4)
     ]
     with torch.no_grad():
-        scores = model(scorer.prepare(samples, [1.0] * 4), mode="score").log_p_BC
+        scores = model(scorer.prepare(samples, [1.0] * 4), scorer).log_p_BC
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         apart = 0.0
         for index in (0, 137, 250, 500):

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import torch
 
+from egmf_dist.build import build_egmf, read_backbone
 from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, TrainingConfig
 from egmf_dist.data import Collator
 from egmf_dist.data.run_data import RunData
 from egmf_dist.errors import EgmfError
 from egmf_dist.inference.scorer import SequenceScorer, TreeScorer, choose_scorer
 from egmf_dist.model.backbone import load_tokenizer, read_capabilities
-from egmf_dist.model.build import build_egmf, read_backbone
 from egmf_shards.sample import Turn
 
 DIMS = {"audio": 6, "vision": 5}
@@ -193,7 +193,7 @@ def test_scores_are_those_of_one_forward_an_answer(load, make_samples, tasks, al
     choice = choose_scorer(Config().evaluation, model, capabilities, collator, samples[4:])
     assert choice.scorer.way == FAMILIES[name][3], choice.line
     with torch.no_grad():
-        scored = model(choice.scorer.prepare(samples, [1.0] * 6), mode="score").log_p_BC
+        scored = model(choice.scorer.prepare(samples, [1.0] * 6), choice.scorer).log_p_BC
         for b, sample in enumerate(samples):
             task = tasks[sample.task]
             count = len(task.legal_answers(sample.language))
@@ -313,14 +313,14 @@ def test_a_tree_in_several_passes_scores_the_same(load, make_samples):
     model, collator, capabilities = load("gemma3")
     samples = spoken(make_samples, 6)
     whole, cut = (TreeScorer(collator, capabilities, 6, 4) for _ in range(2))
-    from egmf_dist.tasks.answers import AnswerTree
+    from egmf_dist.data.answers import AnswerTree
 
     cut.trees = {key: AnswerTree.build_passes(ids, 4) for key, ids in collator.answers.items()}
     cut.passes, cut.samples_at_once = max(map(len, cut.trees.values())), 4
     assert cut.passes > 2
     with torch.no_grad():
-        expected = model(whole.prepare(samples, [1.0] * 6), mode="score").log_p_BC
-        found = model(cut.prepare(samples, [1.0] * 6), mode="score").log_p_BC
+        expected = model(whole.prepare(samples, [1.0] * 6), whole).log_p_BC
+        found = model(cut.prepare(samples, [1.0] * 6), cut).log_p_BC
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -424,7 +424,7 @@ class TestMemory:
             lambda module, args, kwargs: seen.append(len(kwargs["inputs_embeds"])), with_kwargs=True
         )
         with torch.no_grad():
-            log_p_BC = model(scorer.prepare(samples, [1.0] * 64), mode="score").log_p_BC
+            log_p_BC = model(scorer.prepare(samples, [1.0] * 64), scorer).log_p_BC
         assert log_p_BC.shape == (64, 61)
         assert torch.isfinite(log_p_BC).all()
         assert max(seen) <= 64

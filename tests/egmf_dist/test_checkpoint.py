@@ -13,12 +13,13 @@ import pytest
 from safetensors import SafetensorError
 
 from egmf_dist.errors import EgmfError
-from egmf_dist.files import remove_folder, replace_folder, sha256
+from egmf_dist.files import remove_folder, replace_folder, sha256, writing
+from egmf_dist.model import adapter
+from egmf_dist.model.adapter import describe_best, point_to_best
 from egmf_dist.run.folder import Run
 from egmf_dist.run.formats import FORMAT
 from egmf_dist.run.identity import Identity, check_identity
-from egmf_dist.training import best, checkpoint, loop
-from egmf_dist.training.best import describe_best, point_to_best
+from egmf_dist.training import checkpoint, trainer
 from egmf_dist.training.checkpoint import (
     Progress,
     find_checkpoint,
@@ -324,20 +325,20 @@ def test_a_launch_that_was_given_up_moves_no_pointer(run):
 
 def test_a_run_without_an_adapter_says_what_to_do(tmp_path):
     with pytest.raises(EgmfError, match="no such run; train first"):
-        best.pin(Run(tmp_path / "none"))
+        adapter.pin(Run(tmp_path / "none"))
     run = Run(tmp_path)
     with pytest.raises(EgmfError, match="nothing trained in it yet"):
-        best.pin(run)
+        adapter.pin(run)
     run.adapter(3).mkdir(parents=True)
     point_to_best(run, 3)
     with pytest.raises(EgmfError, match=r"adapter\.json is missing"):
-        best.pin(run)
-    (run.adapter(3) / best.DESCRIPTION).write_text('{"sha256": "x"}')
+        adapter.pin(run)
+    (run.adapter(3) / adapter.DESCRIPTION).write_text('{"sha256": "x"}')
     with pytest.raises(EgmfError, match=r"trained\.safetensors is missing"):
-        best.pin(run)
-    (run.adapter(3) / best.TRAINED_FILE).write_text("w")
+        adapter.pin(run)
+    (run.adapter(3) / adapter.TRAINED_FILE).write_text("w")
     with pytest.raises(EgmfError, match=r"trained\.safetensors is damaged"):
-        best.pin(run)
+        adapter.pin(run)
     assert sorted(path.name for path in run.adapters.iterdir()) == ["best.json", run.adapter(3).name]
 
 
@@ -347,9 +348,9 @@ def test_an_adapter_stays_while_it_is_evaluated(run, monkeypatch, links):
     """A training beside it finds a better one and removes this one, before and after it was chosen."""
     for step in (3, 5):
         run.adapter(step).mkdir(parents=True)
-        (run.adapter(step) / best.TRAINED_FILE).write_text(f"weights {step}")
-        digest = sha256(run.adapter(step) / best.TRAINED_FILE)
-        (run.adapter(step) / best.DESCRIPTION).write_text(json.dumps({"sha256": digest}))
+        (run.adapter(step) / adapter.TRAINED_FILE).write_text(f"weights {step}")
+        digest = sha256(run.adapter(step) / adapter.TRAINED_FILE)
+        (run.adapter(step) / adapter.DESCRIPTION).write_text(json.dumps({"sha256": digest}))
     point_to_best(run, 3)
     real = os.link
 
@@ -361,11 +362,11 @@ def test_an_adapter_stays_while_it_is_evaluated(run, monkeypatch, links):
             raise OSError("no hard links here")
         real(source, target)
 
-    monkeypatch.setattr(best.os, "link", link)
-    with best.best_adapter(run) as adapter:
-        assert adapter.name == "step-0000005"
+    monkeypatch.setattr(adapter.os, "link", link)
+    with adapter.best_adapter(run) as held:
+        assert held.name == "step-0000005"
         remove_folder(run.adapter(5))
-        assert (adapter.folder / best.TRAINED_FILE).read_text() == "weights 5"
+        assert (held.folder / adapter.TRAINED_FILE).read_text() == "weights 5"
     assert [path.name for path in run.adapters.iterdir()] == ["best.json"]
 
 
@@ -383,7 +384,7 @@ def test_a_full_disk_leaves_nothing_half_written(run: Run, error: BaseException,
     folder = run.checkpoints / ".step-0000002.tmp"
     folder.mkdir(parents=True)
     (folder / "weights").touch()
-    with pytest.raises((EgmfError, type(error))) as caught, best.writing(folder, "checkpoint 2"):
+    with pytest.raises((EgmfError, type(error))) as caught, writing(folder, "checkpoint 2"):
         raise error
     assert list(run.checkpoints.iterdir()) == []
     if says is None:
@@ -399,24 +400,24 @@ def test_a_full_disk_leaves_nothing_half_written(run: Run, error: BaseException,
 @pytest.mark.parametrize("damage", ["", "{", None])
 def test_a_best_adapter_that_cannot_be_read_says_what_to_do(run: Run, damage: str | None) -> None:
     save(run, 2, 2)
-    path = run.adapter(2) / best.DESCRIPTION
+    path = run.adapter(2) / adapter.DESCRIPTION
     if damage is not None:
         path.write_text(damage)
     with pytest.raises(EgmfError, match=r"adapter.json is .*; put it back from a copy, or have the best adapter"):
         describe_best(run)
     run.best.write_text("")
     with pytest.raises(EgmfError, match=r"best.json is damaged .*; put it back from a copy, or have the best adapter"):
-        best.pin(run)
+        adapter.pin(run)
     assert [p.name for p in run.adapters.iterdir() if p.name.startswith(".")] == []
 
 
 def test_a_checkpoint_says_by_what_features_were_standardised(run: Run) -> None:
     """The manifest is the newest start's; it may be of another timeline, or damaged."""
     folder = save(run, 2, 0)
-    start = loop.Start("auto")
+    start = trainer.Start("auto")
     run.manifest.write_text(json.dumps({"standardisations": {"audio": 1}}))
-    assert loop.known_standardisations(run, start) == {"audio": 1}
+    assert trainer.known_standardisations(run, start) == {"audio": 1}
     record = json.loads((folder / "checkpoint.json").read_text())
     (folder / "checkpoint.json").write_text(json.dumps(record | {"standardisations": {"audio": 2}}))
-    assert loop.known_standardisations(run, start) == {"audio": 2}
-    assert loop.known_standardisations(run, loop.Start("never")) == {"audio": 1}
+    assert trainer.known_standardisations(run, start) == {"audio": 2}
+    assert trainer.known_standardisations(run, trainer.Start("never")) == {"audio": 1}

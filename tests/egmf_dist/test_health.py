@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from egmf_dist.errors import EgmfError
+from egmf_dist.metrics.collapse import collapse
 from egmf_dist.training import supervision
 from egmf_dist.training.checkpoint import Progress
-from egmf_dist.training.health import collapse
 from egmf_shards.task import Task
 
 LABELS = ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger")

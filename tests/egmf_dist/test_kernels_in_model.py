@@ -11,11 +11,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from egmf_dist.build import build_egmf, read_backbone
 from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, TrainingConfig
 from egmf_dist.config.validate import validate
 from egmf_dist.data.run_data import RunData
 from egmf_dist.errors import EgmfError
-from egmf_dist.model.build import build_egmf, read_backbone
 from egmf_kernels.triton.launch import watching
 
 DIMS = {"audio": 6, "vision": 5}

@@ -10,7 +10,7 @@ import torch
 
 from egmf_dist.config import Config
 from egmf_dist.run.folder import Run
-from egmf_dist.training import loop
+from egmf_dist.training import loop, trainer
 
 
 class Anything:
@@ -49,23 +49,24 @@ def test_the_engine_is_released_whatever_fails(tmp_path, monkeypatch, fails):
     stand_ins = {
         "open_split": anything, "open_stream": anything, "read_backbone": (anything, None),
         "check_scoring": (None, "scoring"), "build_egmf": anything,
-        "check_selection": None, "backbone_identity": {}, "deepspeed_settings": {}, "initialise": (engine, []),
+        "check_selection": None, "backbone_identity": {}, "deepspeed_settings": {}, "initialise": engine,
+        "parameter_groups": [{"params": [torch.zeros(1)], "lr": 1.0}],
         "partitioned_loading": contextlib.nullcontext(), "load_checkpoint": None, "Records": records,
         "write_manifest": None, "start_record": {}, "load": iter([]), "BadSamples": None,
     }  # fmt: skip
     for name, value in stand_ins.items():
-        monkeypatch.setattr(loop, name, lambda *arguments, value=value: value)
-    monkeypatch.setattr(loop, "RunData", SimpleNamespace(of=lambda shards, config: anything))
+        monkeypatch.setattr(trainer, name, lambda *arguments, value=value: value)
+    monkeypatch.setattr(trainer, "RunData", SimpleNamespace(of=lambda shards, config: anything))
     alone = {"world_size": 1, "rank": 0, "device": torch.device("cpu"), "gather_objects": ["host"]}
     for name, value in alone.items():
-        monkeypatch.setattr(loop.distributed, name, lambda *arguments, value=value: value)
-    monkeypatch.setattr(loop.distributed, "on_rank_zero", lambda do: do())
+        monkeypatch.setattr(trainer.distributed, name, lambda *arguments, value=value: value)
+    monkeypatch.setattr(trainer.distributed, "on_rank_zero", lambda do: do())
 
     def fail(*arguments: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(loop, fails, fail)
+    monkeypatch.setattr(trainer, fails, fail)
     with pytest.raises(OSError, match="disk full"):
-        loop.train(Config(), Run(tmp_path), loop.Start())
+        loop.train(Config(), Run(tmp_path), trainer.Start())
     opened = fails not in ("load_checkpoint", "check_scoring", "Records")
     assert released == (["records", "engine"] if opened else ["engine"])

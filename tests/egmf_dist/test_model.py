@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from egmf_dist.build import build_egmf, read_backbone
 from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, TrainingConfig
+from egmf_dist.data.prompts import render_answer, render_prompt
 from egmf_dist.data.run_data import RunData
 from egmf_dist.inference.scorer import TreeScorer
-from egmf_dist.model.build import build_egmf, read_backbone
-from egmf_dist.tasks.prompts import render_answer, render_prompt
 
 DIMS = {"audio": 6, "vision": 5}
 
@@ -48,7 +48,7 @@ def each_alone(model, collator, samples):
 def scores(model, collator, samples):
     """Log-probabilities of all legal answers, by the tree."""
     scorer = TreeScorer(collator, model.capabilities, 8, model.config.pseudo_tokens)
-    return model(scorer.prepare(samples, [1.0] * len(samples)), mode="score").log_p_BC
+    return model(scorer.prepare(samples, [1.0] * len(samples)), scorer).log_p_BC
 
 
 PATTERNS = [(1, 1, 1), (0, 1, 1), (1, 0, 1), (1, 1, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 0)]
@@ -140,10 +140,10 @@ def test_gate_weights_are_distributions_and_absent_modalities_weigh_nothing(buil
     model, collator = build()
     fused = model.fuse(collator(make_samples(8, PATTERNS), [1.0] * 8))
     present = torch.tensor(PATTERNS, dtype=torch.bool)
-    assert (fused.modality_weight_BM[~present] == 0).all()
-    torch.testing.assert_close(fused.modality_weight_BM[:-1].sum(1), torch.ones(7))
-    assert (fused.modality_weight_BM[-1] == 0).all()
-    torch.testing.assert_close(fused.expert_weight_BE[:-1].sum(1), torch.ones(7))
+    assert (fused.diagnostics["modalities"][~present] == 0).all()
+    torch.testing.assert_close(fused.diagnostics["modalities"][:-1].sum(1), torch.ones(7))
+    assert (fused.diagnostics["modalities"][-1] == 0).all()
+    torch.testing.assert_close(fused.diagnostics["experts"][:-1].sum(1), torch.ones(7))
     assert (fused.pooled_BKD[-1] == 0).all()
 
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from egmf_dist.data.prompt_ids import PromptEncoder
+from egmf_dist.data.prompts import prompt_pieces, render_prompt
 from egmf_dist.errors import EgmfError
-from egmf_dist.tasks.prompts import prompt_pieces, render_prompt
 from egmf_shards.sample import Turn
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from egmf_dist.tasks.answers import AnswerTree, TreeBatch
-from egmf_dist.tasks.prompts import answer_index, render_answer, render_prompt
+from egmf_dist.data.answers import AnswerTree, TreeBatch
+from egmf_dist.data.prompts import answer_index, render_answer, render_prompt
 
 
 def test_prompt_in_each_language_with_and_without_context(make_samples, tasks):

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from egmf_dist.errors import EgmfError
-from egmf_dist.inference.selection import (
+from egmf_dist.metrics.by_task import metric_names
+from egmf_dist.metrics.selection import (
     UNDEFINED,
     check_definable,
     check_selection,
     chosen_for_validation,
     selection_score,
 )
-from egmf_dist.tasks.metrics import metric_names
 
 
 def results(weighted_f1, corr, mae=0.5, ece=0.1):

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from egmf_dist.build import build_egmf, read_backbone
 from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, TrainingConfig
 from egmf_dist.data.run_data import RunData, open_split
 from egmf_dist.data.standardise import CLAMP, Standardisation
 from egmf_dist.errors import EgmfError
-from egmf_dist.model.build import build_egmf, read_backbone
 from egmf_shards import ShardWriter
 
 

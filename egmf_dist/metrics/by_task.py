@@ -22,7 +22,7 @@ import numpy as np
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, mean_absolute_error, r2_score
 
 from egmf_dist.errors import EgmfError
-from egmf_dist.training.health import collapse
+from egmf_dist.metrics.collapse import collapse
 from egmf_shards.task import CLASSIFICATION, CONVENTIONS, REGRESSION, Task
 
 Metrics = dict[str, float | None]

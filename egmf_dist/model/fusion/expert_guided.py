@@ -15,7 +15,6 @@ Invariant: every rank runs every module, whatever its samples hold.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,19 +23,9 @@ from torch import nn
 import egmf_kernels
 from egmf_dist.config import ModelConfig
 from egmf_dist.data.batch import RaggedBatch
-from egmf_dist.model.experts import AttentionExperts, LocalExpert
+from egmf_dist.model.fusion.base import Fused
+from egmf_dist.model.fusion.experts import AttentionExperts, LocalExpert
 from egmf_shards.sample import MODALITIES
-
-
-class Fused(NamedTuple):
-    """What the fusion block gives."""
-
-    pooled_BKD: torch.Tensor
-    """The fused representation."""
-    expert_weight_BE: torch.Tensor
-    """Mean gate weight of each expert over the sample's tokens (detached), in the order of :attr:`Fusion.experts`."""
-    modality_weight_BM: torch.Tensor
-    """Gate weight of each modality (detached)."""
 
 
 class GateContext(nn.Module):
@@ -126,13 +115,17 @@ class QueryPool(nn.Module):
         )
 
 
-class Fusion(nn.Module):
-    """Packed tokens of a batch to its fused representation."""
+class ExpertGuidedFusion(nn.Module):
+    """Packed tokens of a batch to its fused representation.
+
+    Diagnostics: ``experts``, the mean gate weight of each over a sample's tokens; ``modalities``, the gate weight of
+    each.
+    """
 
     def __init__(self, config: ModelConfig, tasks: int, languages: int) -> None:
         super().__init__()
         self.config = config
-        self.experts = [
+        experts = [
             name
             for name, on in (
                 ("local", config.local_expert),
@@ -141,13 +134,14 @@ class Fusion(nn.Module):
             )
             if on
         ]
+        self.diagnostics = {"experts": experts, "modalities": list(MODALITIES)}
         self.local = LocalExpert(config) if config.local_expert else None
         self.attention = AttentionExperts(config) if config.semantic_expert or config.global_expert else None
-        self.gate = GateContext(config, len(self.experts), tasks, languages) if config.gate else None
-        self.mix = ExpertMix(config, len(self.experts))
+        self.gate = GateContext(config, len(experts), tasks, languages) if config.gate else None
+        self.mix = ExpertMix(config, len(experts))
         self.pool = QueryPool(config)
 
-    def describe_kernels(self, device: torch.device) -> str:
+    def describe(self, device: torch.device) -> str:
         """One line: which implementation of each operator will run on ``device``.
 
         Raises:
@@ -156,7 +150,9 @@ class Fusion(nn.Module):
         config = self.config
         probe = torch.empty(0, config.width, device=device, dtype=self.pool.queries.dtype)
         largest = max(config.kernel_sizes) if config.local_expert else 1
-        return egmf_kernels.describe(config.kernels, probe, len(self.experts), config.pseudo_tokens, largest)
+        return egmf_kernels.describe(
+            config.kernels, probe, len(self.diagnostics["experts"]), config.pseudo_tokens, largest
+        )
 
     def forward(self, x_TD: torch.Tensor, batch: RaggedBatch) -> Fused:
         """Run the experts, mix, pool.
@@ -186,7 +182,7 @@ class Fusion(nn.Module):
 
         with torch.no_grad():
             expert_BE = ragged_mean(alpha_TE.float(), cu[:: len(MODALITIES)])
-        return Fused(pooled_BKD, expert_BE, beta_BM.detach().float())
+        return Fused(pooled_BKD, {"experts": expert_BE, "modalities": beta_BM.detach().float()})
 
 
 def ragged_mean(x_TD: torch.Tensor, boundaries: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from egmf_dist.errors import EgmfError
-from egmf_dist.tasks.metrics import HEADLINE, LOWER_IS_BETTER, evaluate_task, metric_names
+from egmf_dist.metrics.by_task import HEADLINE, LOWER_IS_BETTER, evaluate_task, metric_names
 from egmf_shards import Order, Sample, ShardSet, Task
 from egmf_shards.task import CLASSIFICATION
 

@@ -1,18 +1,61 @@
-"""DeepSpeed's settings, parameter groups and learning rate for a configuration."""
+"""DeepSpeed: the part of its engine that is used, its settings, and how a model is given to it."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from egmf_dist.config import Config, TrainingConfig
-from egmf_dist.model.build import trained_parameters
+from egmf_dist.config import Config
+
+
+class Engine(Protocol):
+    """What is used of DeepSpeed's engine."""
+
+    module: nn.Module
+    """The model."""
+    optimizer: Any
+    """With ``param_groups``."""
+
+    def __call__(self, *inputs: Any) -> Any:
+        """The model's forward, with ZeRO-3's parameters at hand."""
+        ...
+
+    def train(self, mode: bool = True) -> Any:
+        """Put the model into training mode."""
+        ...
+
+    def eval(self) -> Any:
+        """Put the model into evaluation mode."""
+        ...
+
+    def backward(self, loss: torch.Tensor) -> Any:
+        """Accumulate gradients."""
+        ...
+
+    def step(self) -> Any:
+        """The optimiser's step, once a global batch is accumulated."""
+        ...
+
+    def get_global_grad_norm(self) -> torch.Tensor | float | None:
+        """Of the last step, before clipping."""
+        ...
+
+    def save_checkpoint(self, save_dir: str, **options: Any) -> Any:
+        """Write this rank's partitions."""
+        ...
+
+    def load_checkpoint(self, load_dir: str, **options: Any) -> tuple[str | None, Any]:
+        """Read them again; the path that was read, None where there is nothing."""
+        ...
+
+    def destroy(self) -> None:
+        """Give back what it holds."""
+        ...
 
 
 def deepspeed_settings(config: Config, micro_batches: int) -> dict[str, Any]:
@@ -60,44 +103,15 @@ def partitioned_loading(config: Config, settings: dict[str, Any]) -> Iterator[No
         del alive
 
 
-def parameter_groups(model: nn.Module, training: TrainingConfig) -> list[dict[str, Any]]:
-    """AdamW's groups: adapter and fusion apart (learning rate), matrices and the rest apart (weight decay)."""
-    fusion_rate = training.fusion_learning_rate
-    if fusion_rate is None:
-        fusion_rate = training.learning_rate
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in trained_parameters(model).items():
-        rate = training.learning_rate if name.startswith("backbone.") else fusion_rate
-        # Under ZeRO-3 a partitioned parameter is flat; ds_shape is its real shape.
-        shape = getattr(parameter, "ds_shape", parameter.shape)
-        decay = training.weight_decay if len(shape) > 1 else 0.0
-        groups.setdefault((rate, decay), []).append(parameter)
-    return [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
-
-
-def learning_rate_factor(step: int, training: TrainingConfig) -> float:
-    """Linear warm-up, then a cosine to zero at ``training.steps``; ``step`` counts from 0. In (0, 1]."""
-    if step < training.warmup_steps:
-        return (step + 1) / training.warmup_steps
-    progress = (step - training.warmup_steps) / max(1, training.steps - training.warmup_steps)
-    return 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def initialise(config: Config, model: nn.Module, settings: dict[str, Any]) -> tuple[Any, list[float]]:
-    """Give the model to DeepSpeed for training.
-
-    Returns:
-        The engine, and the peak learning rate of each of its parameter groups.
-    """
+def initialise(model: nn.Module, optimizer: torch.optim.Optimizer, settings: dict[str, Any]) -> Engine:
+    """Give a model and its optimiser to DeepSpeed for training."""
     import deepspeed
 
     quiet()
-    groups = parameter_groups(model, config.training)
-    peaks = [float(g["lr"]) for g in groups]
-    optimizer = torch.optim.AdamW(groups)
+    engine: Any
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
     register_lists(engine.module)
-    return engine, peaks
+    return engine
 
 
 def register_lists(model: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""The best adapter so far: what was trained, whole, with what loading it needs; complete or not there."""
+"""What was trained, whole, with what loading it needs: the best adapter so far; complete or not there."""
 
 from __future__ import annotations
 
@@ -12,21 +12,26 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from egmf_dist import distributed
 from egmf_dist.errors import EgmfError
-from egmf_dist.files import replace_folder, sha256, sync_tree, unfinished, write_json
-from egmf_dist.model.build import TRAINED_FILE, trained_parameters
+from egmf_dist.files import replace_folder, sha256, sync_tree, unfinished, write_json, writing
 from egmf_dist.run.folder import PINNED_PREFIX, Run, checkpoint_name
 from egmf_dist.run.formats import DamagedError, read_stamped, stamped
 from egmf_dist.run.lock import check_held
 
 T = TypeVar("T")
 
+TRAINED_FILE = "trained.safetensors"
 DESCRIPTION = "adapter.json"
 _MEND = "; put it back from a copy, or have the best adapter chosen anew by training on: --resume auto"
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that training changes, by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def gather_trained(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -41,7 +46,7 @@ def gather_trained(model: nn.Module) -> dict[str, torch.Tensor]:
         return {name: p.detach().cpu().clone().contiguous() for name, p in parameters.items()}
 
 
-def save_best(model: nn.Module, run: Run, step: int, description: dict[str, Any], launch: str | None = None) -> None:
+def save_adapter(model: nn.Module, run: Run, step: int, description: dict[str, Any], launch: str | None = None) -> None:
     """Keep the trained weights as the run's best adapter; every rank must call this.
 
     The one before it goes when no checkpoint names it any more (:func:`egmf_dist.training.checkpoint.prune`).
@@ -73,33 +78,6 @@ def save_best(model: nn.Module, run: Run, step: int, description: dict[str, Any]
             point_to_best(run, step)
 
     distributed.on_rank_zero(publish)
-
-
-@contextlib.contextmanager
-def writing(temporary: Path, what: str) -> Iterator[None]:
-    """Leave nothing of a folder behind where the body fails, and say in one line where the disk did not take it.
-
-    Args:
-        temporary: the folder.
-        what: it will be.
-
-    Raises:
-        EgmfError: the system, safetensors or torch's writer could not write.
-    """
-    try:
-        yield
-    except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        # torch's writer hides the system's reason; any other RuntimeError, a dead peer's, is not the disk's.
-        if isinstance(error, OSError | SafetensorError) or "PytorchStreamWriter" in str(error):
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-            place = next(folder for folder in temporary.absolute().parents if folder.is_dir())
-            free = shutil.disk_usage(place).free / 2**20
-            raise EgmfError(
-                f"{what} cannot be written ({reason}; {free:,.0f} MiB are free in {place}); make room, then go on "
-                "with --resume auto"
-            ) from error
-        raise
 
 
 def point_to_best(run: Run, step: int) -> None:
@@ -196,3 +174,26 @@ def _describe(run: Run) -> tuple[Path, dict[str, Any]]:
         raise EgmfError(f"run {run}: {what}; train first: egmf train --config FILE.yaml --run {run}")
     folder = run.adapters / str(read_stamped(run.best).get("adapter"))
     return folder, read_stamped(folder / DESCRIPTION)
+
+
+def load_trained(model: nn.Module, folder: Path) -> None:
+    """Fill the trained parameters of a model (not yet given to DeepSpeed) from ``folder/trained.safetensors``.
+
+    Raises:
+        EgmfError: the file is missing or damaged, or its names or shapes are not this model's.
+    """
+    path = folder / TRAINED_FILE
+    if not path.is_file():
+        raise EgmfError(f"{path}: no such file; give the folder of a trained adapter")
+    try:
+        saved, own = load_file(path), trained_parameters(model)
+    except (OSError, SafetensorError) as error:
+        raise EgmfError(f"{path}: cannot be read: {error}; put it back from a copy") from error
+    if saved.keys() != own.keys():
+        odd = sorted(saved.keys() ^ own.keys())
+        raise EgmfError(f"{path}: does not fit this model: {len(odd)} names differ, the first is {odd[0]}")
+    with torch.no_grad():
+        for name, parameter in own.items():
+            if parameter.shape != saved[name].shape:
+                raise EgmfError(f"{path}: {name} is {list(saved[name].shape)}; this model's is {list(parameter.shape)}")
+            parameter.copy_(saved[name])

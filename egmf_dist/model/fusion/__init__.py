@@ -1,0 +1,1 @@
+"""Fusions: the protocol (``base``) and ours, three experts under a two-level gate."""

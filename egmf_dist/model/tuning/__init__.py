@@ -1,0 +1,1 @@
+"""How the backbone is tuned: with LoRA, not at all, or whole."""

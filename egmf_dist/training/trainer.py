@@ -1,0 +1,192 @@
+"""A training's state, and how it comes to be: data, model, engine, the checkpoint it goes on from, records."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from egmf_dist import distributed
+from egmf_dist.build import build_egmf, read_backbone
+from egmf_dist.config import Config
+from egmf_dist.data.bad_samples import BadSamples
+from egmf_dist.data.loader import Step, load
+from egmf_dist.data.run_data import RunData, open_split, open_stream
+from egmf_dist.engine import Engine, deepspeed_settings, initialise, partitioned_loading
+from egmf_dist.inference.scorer import Scorer
+from egmf_dist.metrics.selection import check_selection
+from egmf_dist.run.folder import Run
+from egmf_dist.run.identity import Identity, backbone_identity
+from egmf_dist.run.manifest import read_standardisations, write_manifest
+from egmf_dist.run.records import Records
+from egmf_dist.training.checkpoint import Progress, Resumed, find_checkpoint, load_checkpoint, save_checkpoint
+from egmf_dist.training.reports import Clock, start_record, train_record
+from egmf_dist.training.schedule import learning_rate_factor, parameter_groups
+from egmf_dist.training.supervision import Facts, Losses, Supervision, next_step, note_bad
+from egmf_dist.training.validation import check_scoring
+from egmf_shards import ShardSet
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a training begins."""
+
+    resume: str = "never"
+    """``auto`` (the newest sound checkpoint, or from the start where there is none), ``never``, or a checkpoint's
+    step, name or path; see :func:`egmf_dist.training.checkpoint.find_checkpoint`."""
+    launch: str | None = None
+    """This launch's token, the same when its workers are started again; None outside of a launch."""
+    changed: Mapping[str, Any] = field(default_factory=dict)
+    """Settings that are not what the run had: ``{"training.steps": [old, new]}``."""
+    console: bool = False
+    """Rank 0 shows its records itself."""
+
+
+@dataclass
+class Trainer:
+    """Everything that a step touches. ``progress`` is what a checkpoint holds of it."""
+
+    config: Config
+    run: Run
+    launch: str | None
+    """The launch's token."""
+    data: RunData
+    identity: Identity
+    engine: Engine
+    peaks: list[float]
+    """Peak learning rate of each parameter group."""
+    device: torch.device
+    shards: ShardSet
+    """The training split."""
+    steps: Iterator[Step]
+    """This rank's global batches, in order."""
+    validation: ShardSet
+    scorer: Scorer
+    progress: Progress
+    records: Records
+    supervision: Supervision
+    bad_samples: BadSamples
+    clock: Clock = field(default_factory=Clock)
+
+    @property
+    def finished(self) -> bool:
+        """All steps are done, or validation has not improved for too long."""
+        training, progress = self.config.training, self.progress
+        return progress.step >= training.steps or 0 < training.patience <= progress.without_improvement
+
+    def due(self, every: int) -> bool:
+        """Whether something that happens every so many steps happens now; the last step is always one of them."""
+        return self.progress.step % every == 0 or self.progress.step == self.config.training.steps
+
+    @property
+    def learning_rate(self) -> float:
+        """The factor on every peak in the step that comes next."""
+        return learning_rate_factor(self.progress.step, self.config.training)
+
+    def next_step(self) -> tuple[Step, Facts]:
+        """This rank's part of the next global batch, and what all ranks know of the whole."""
+        step, facts = next_step(self.steps, self.bad_samples)
+        note_bad(self.bad_samples.take(step, facts.bad), self.progress, self.records)
+        for group, peak in zip(self.engine.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * self.learning_rate
+        return step, facts
+
+    def count(self, step: Step, facts: Facts, sums_2: torch.Tensor) -> None:
+        """Go on by a step that was done; its losses stay on the device until they are read."""
+        progress = self.progress
+        progress.step += 1
+        progress.position += self.config.training.global_batch
+        progress.prompts_cut += facts.prompts_cut
+        progress.prompt_tokens_cut += facts.prompt_tokens_cut
+        self.clock.add(facts.valid, facts.tokens)
+        self.supervision.add(sums_2, self.engine.get_global_grad_norm(), step.batches[0].ids[0])
+
+    def log(self, losses: Losses, facts: Facts, factor: float) -> None:
+        """Write the line of a step; ``factor`` was its learning rate's."""
+        rate = factor * self.peaks[0]
+        self.records.write(train_record(self.progress, losses, facts, rate, len(self.shards), self.config, self.clock))
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        standardisations = self.data.to_json()["standardisations"]
+        keep = self.config.training.keep_checkpoints
+        save_checkpoint(self.engine, self.run, self.progress, self.identity, standardisations, keep, self.launch)
+
+
+@contextlib.contextmanager
+def started(config: Config, run: Run, start: Start) -> Iterator[Trainer]:
+    """A training ready for its next step; every rank must enter this with the same arguments.
+
+    Args:
+        config: the run's settings.
+        run: the run, opened by :func:`egmf_dist.run.folder.open_run`; all ranks share its folder.
+        start: how it begins.
+
+    Raises:
+        EgmfError: bad settings or data, or a checkpoint that does not fit. Nothing is written then.
+    """
+    training = config.training
+    ranks, rank, device = distributed.world_size(), distributed.rank(), distributed.device()
+    shards, validation = open_split(config, "train"), open_split(config, "valid")
+    known = distributed.on_rank_zero(lambda: known_standardisations(run, start))
+    data, other_statistics = RunData.of(shards, config.data).keeping(known)
+    check_selection(training.select_by, data.tasks)
+    stream = open_stream(config, shards, rank, ranks)
+    capabilities, collator = read_backbone(config, data)
+    identity = Identity(ranks, shards.index_hash, training.seed, backbone_identity(config.backbone))
+    settings = deepspeed_settings(config, stream.micro_batches)
+    with contextlib.ExitStack() as stack:
+        with partitioned_loading(config, settings):
+            model = build_egmf(config, capabilities, data)
+        kernels = model.describe_kernels(device)
+        groups = parameter_groups(model, training)
+        peaks = [float(group["lr"]) for group in groups]
+        engine = initialise(model, torch.optim.AdamW(groups), settings)
+        stack.callback(engine.destroy)
+        # Dropout masks differ between ranks from here on; each rank's random state is part of the checkpoint.
+        torch.manual_seed(training.seed * 1_000_003 + rank)
+
+        resumed = load_checkpoint(engine, run, start.resume, identity, start.launch) or Resumed(Progress(), [])
+        progress = resumed.progress
+        # Before anything is written: what fails here must not use up the run's name.
+        scorer, scoring = check_scoring(engine, validation, collator, capabilities, config, progress.step > 0)
+        records = Records(run, rank == 0, start.console, progress.step)
+        stack.callback(records.close)
+        hosts = distributed.gather_objects(platform.node())
+        standardisations = data.to_json()["standardisations"]
+        distributed.on_rank_zero(lambda: write_manifest(run, config, identity, hosts or [], standardisations))
+        said = {"backbone": capabilities.describe(), "scoring": scoring, "changed": dict(start.changed)}
+        records.write(start_record(config, progress, ranks, model, kernels) | said)
+        for message in [*resumed.skipped, *shards.faults, *filter(None, [other_statistics])]:
+            records.write({"kind": "warning", "step": progress.step, "message": message})
+        end = progress.position + (training.steps - progress.step) * training.global_batch
+        yield Trainer(
+            config=config,
+            run=run,
+            launch=start.launch,
+            data=data,
+            identity=identity,
+            engine=engine,
+            peaks=peaks,
+            device=device,
+            shards=shards,
+            steps=load(stream, collator, range(progress.position, end, training.global_batch), config.data),
+            validation=validation,
+            scorer=scorer,
+            progress=progress,
+            records=records,
+            supervision=Supervision(progress, training.max_skipped_steps, records),
+            bad_samples=BadSamples(config.data, run, len(shards), training.global_batch, progress),
+        )
+
+
+def known_standardisations(run: Run, start: Start) -> dict[str, Any] | None:
+    """By what statistics the steps that a start goes on from standardised features; None where there are none."""
+    found = find_checkpoint(run, start.resume, start.launch, hashes=False)
+    if found is not None and found.record.standardisations is not None:
+        return found.record.standardisations
+    return read_standardisations(run)  # checkpoints of before do not say

@@ -1,0 +1,86 @@
+"""What is scored while training: two batches before step 1, then the validation split, which selects the adapter."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from egmf_dist import distributed
+from egmf_dist.config import Config
+from egmf_dist.data import Collator
+from egmf_dist.engine import Engine
+from egmf_dist.inference.score import evaluate_predictions, score_samples
+from egmf_dist.inference.scorer import Choice, check_samples, choose_scorer
+from egmf_dist.metrics.selection import chosen_for_validation, selection_score
+from egmf_dist.model.adapter import save_adapter
+from egmf_dist.model.backbone import Capabilities
+from egmf_shards import ShardSet
+
+if TYPE_CHECKING:
+    from egmf_dist.training.trainer import Trainer
+
+
+def check_scoring(
+    engine: Engine, validation: ShardSet, collator: Collator, capabilities: Capabilities, config: Config, trained: bool
+) -> Choice:
+    """Choose how answers are scored and score two batches: what would fail at the first validation fails before step 1.
+
+    Args:
+        engine: with the model.
+        validation: the split.
+        collator: the run's.
+        capabilities: the backbone's.
+        config: the run's settings.
+        trained: the model has taken a step.
+
+    Raises:
+        EgmfError: the backbone cannot be scored as asked, or its scores are not finite.
+    """
+    engine.eval()
+    chosen = chosen_for_validation(validation.task_numbers, config.training.validation_samples)
+    samples = check_samples(validation, chosen, collator)
+    choice = choose_scorer(config.evaluation, engine.module, capabilities, collator, samples, trained)
+    batch_size = config.evaluation.batch_size
+    first = chosen[: 2 * batch_size * distributed.world_size()]
+    rows = score_samples(engine.module, validation, choice.scorer, batch_size, first)
+    distributed.on_rank_zero(lambda: evaluate_predictions(rows, collator.tasks))
+    return choice
+
+
+def validate(trainer: Trainer) -> None:
+    """Score the validation split, keep the adapter if it is the best so far, say if answers have collapsed."""
+    config, progress, records = trainer.config, trainer.progress, trainer.records
+    model, tasks = trainer.engine.module, trainer.data.tasks
+    trainer.engine.eval()
+    chosen = chosen_for_validation(trainer.validation.task_numbers, config.training.validation_samples)
+    rows = score_samples(model, trainer.validation, trainer.scorer, config.evaluation.batch_size, chosen)
+    results: dict[str, Any] = distributed.on_rank_zero(lambda: evaluate_predictions(rows, tasks))
+    score = selection_score(results, config.training.select_by)
+    improved = progress.best_score is None or score > progress.best_score
+    progress.without_improvement = 0 if improved else progress.without_improvement + 1
+    selected_by = f"valid {config.training.select_by or 'mean of weighted_f1 and corr over tasks'}"
+    if improved:
+        progress.best_score, progress.best_step = score, progress.step
+        description = {
+            "step": progress.step,
+            "score": score,
+            "selected_by": selected_by,
+            "config": asdict(config),
+            "data": trainer.data.to_json(),
+            "identity": trainer.identity.to_json(),
+        }
+        save_adapter(model, trainer.run, progress.step, description, trainer.launch)
+    records.write(
+        {
+            "kind": "valid",
+            "step": progress.step,
+            "score": score,
+            "selected_by": selected_by,
+            "best": improved,
+            "samples": len(chosen),
+            "tasks": {name: {"metrics": r["metrics"], "collapsed": r["collapsed"]} for name, r in results.items()},
+        }
+    )
+    for result in results.values():
+        if result["collapsed"]:
+            records.write({"kind": "warning", "step": progress.step, "message": result["collapsed"]})
