@@ -14,12 +14,14 @@ PATTERNS = [(1, 0, 1), (1, 0, 1), (0, 0, 1), (1, 0, 0), (1, 1, 0), (0, 1, 0), (1
 
 @pytest.fixture(scope="module")
 def job(random_backbone, tasks):
-    """``job(samples, micro_batch, branch=False)`` for gradients.py: ZeRO-3, fp32, dropout 0."""
+    """``job(samples, micro_batch, branch=False, tuning="lora")`` for gradients.py: ZeRO-3, fp32, dropout 0."""
 
-    def make(samples, micro_batch, branch=False):
+    def make(samples, micro_batch, branch=False, tuning="lora"):
         config = Config(
             data=DataConfig(shards=["unused"]),
-            backbone=BackboneConfig(path=str(random_backbone), lora_rank=4, lora_alpha=8, lora_dropout=0.0),
+            backbone=BackboneConfig(
+                path=str(random_backbone), tuning=tuning, lora_rank=4, lora_alpha=8, lora_dropout=0.0
+            ),
             model=ModelConfig(width=32, heads=2),
             training=TrainingConfig(precision="fp32", zero_stage=3, micro_batch=micro_batch),
         )
@@ -67,6 +69,16 @@ def test_uneven_shares_of_four_and_three_with_a_filler_give_the_same(job, run_ra
     one = run_ranks("gradients.py", 1, job(samples, 7))
     assert relative_difference(one, run_ranks("gradients.py", 2, job(samples, 4))) < 1e-5
     assert relative_difference(one, run_ranks("gradients.py", 2, job(samples, 1))) < 1e-5
+
+
+def test_a_backbone_that_is_trained_whole_has_one_processs_gradients(job, run_ranks, make_samples):
+    """Its embedding, too, which reads the prompt, the answers and the experts' text."""
+    samples = make_samples(8, PATTERNS)
+    one = run_ranks("gradients.py", 1, job(samples, 8, tuning="full"))
+    two = run_ranks("gradients.py", 2, job(samples, 4, tuning="full"))
+    assert relative_difference(one, two) < 1e-5
+    (embedding,) = (g for name, g in one["gradients"].items() if "embed_tokens" in name)
+    assert embedding.norm() > 0
 
 
 def test_a_branch_on_the_samples_would_be_noticed(job, run_ranks, make_samples):

@@ -298,12 +298,12 @@ def test_a_model_that_fails_under_the_trees_mask_is_scored_by_sequences(load, ma
 
 def test_a_model_that_ignores_its_padding_is_refused(load, make_samples, alone, monkeypatch):
     model, collator, capabilities = load("qwen2")
-    plain = model._logits
+    plain = model.logits
 
     def deaf(embedded, mask, position, keep):
         return plain(embedded, torch.ones_like(mask) if mask.dim() == 2 else mask, position, keep)
 
-    monkeypatch.setattr(model, "_logits", deaf)
+    monkeypatch.setattr(model, "logits", deaf)
     with pytest.raises(EgmfError, match="ignores its padding mask"):
         choose_scorer(Config().evaluation, model, capabilities, collator, spoken(make_samples, 6)[5:])
 

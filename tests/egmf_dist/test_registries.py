@@ -1,4 +1,4 @@
-"""A fusion, an objective and a way of tuning from outside the package: named in the settings, and nothing else touched."""
+"""A fusion, an objective and a way of tuning from outside the package: a name in the settings, and nothing else."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def build(random_backbone, tasks, tmp_path, monkeypatch):
             model=replace(ModelConfig(width=32, heads=2, pseudo_tokens=2), **(model or {})),
             training=replace(TrainingConfig(precision="fp32"), **(training or {})),
         )
-        data = RunData(tasks, ["en", "zh"], {"audio": 5, "vision": 3}, {})
+        data = RunData(tasks, ["en", "zh"], {"audio": 6, "vision": 5}, {})
         capabilities, collator = read_backbone(config, data)
         return build_egmf(config, capabilities, data).eval(), collator
 
