@@ -177,7 +177,7 @@ def _describe(run: Run) -> tuple[Path, dict[str, Any]]:
 
 
 def load_trained(model: nn.Module, folder: Path) -> None:
-    """Fill the trained parameters of a model (not yet given to DeepSpeed) from ``folder/trained.safetensors``.
+    """Fill the trained parameters of a model from ``folder/trained.safetensors``; every rank must call this.
 
     Raises:
         EgmfError: the file is missing or damaged, or its names or shapes are not this model's.
@@ -192,8 +192,21 @@ def load_trained(model: nn.Module, folder: Path) -> None:
     if saved.keys() != own.keys():
         odd = sorted(saved.keys() ^ own.keys())
         raise EgmfError(f"{path}: does not fit this model: {len(odd)} names differ, the first is {odd[0]}")
-    with torch.no_grad():
-        for name, parameter in own.items():
-            if parameter.shape != saved[name].shape:
-                raise EgmfError(f"{path}: {name} is {list(saved[name].shape)}; this model's is {list(parameter.shape)}")
-            parameter.copy_(saved[name])
+    for name, parameter in own.items():
+        shape = getattr(parameter, "ds_shape", parameter.shape)  # a partitioned one is flat
+        if shape != saved[name].shape:
+            raise EgmfError(f"{path}: {name} is {list(saved[name].shape)}; this model's is {list(shape)}")
+    for name, parameter in own.items():
+        with _whole(parameter), torch.no_grad():
+            if parameter.shape == saved[name].shape:  # of a partitioned one rank 0's counts, and all have it here
+                parameter.copy_(saved[name])
+
+
+def _whole(parameter: nn.Parameter) -> contextlib.AbstractContextManager[Any]:
+    """Inside, a parameter that ZeRO-3 has partitioned is whole; what rank 0 writes is what is partitioned again."""
+    if not hasattr(parameter, "ds_id"):
+        return contextlib.nullcontext()
+    from deepspeed.runtime.zero import GatheredParameters
+
+    gathered: contextlib.AbstractContextManager[Any] = GatheredParameters([parameter], modifier_rank=0)
+    return gathered

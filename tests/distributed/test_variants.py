@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 
 import pytest
+from safetensors.torch import load_file
 
 from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, TrainingConfig
+from egmf_dist.model.adapter import TRAINED_FILE
 from egmf_dist.run.folder import Run, open_run
 from egmf_dist.run.records import read_records
+from egmf_shards import ShardSet
 from egmf_shards.synthetic import synthesize
 
 pytestmark = pytest.mark.distributed
@@ -71,6 +75,25 @@ def test_early_stopping_uses_the_validation_split(config, run_training):
     assert (result["step"], result["best_step"]) == (3, 1)
     assert [r["best"] for r in records if r["kind"] == "valid"] == [True, False, False]
     assert "2 validations" in records[-1]["reason"]
+
+
+def test_a_backbone_trained_whole_is_saved_resumed_and_scored(config, run_training, run_ranks, tmp_path):
+    """Six steps, then two more from the checkpoint, on two ranks under ZeRO-3; the adapter holds every weight."""
+    training = replace(config.training, precision="fp32", learning_rate=1e-3, checkpoint_every=3, validate_every=3)
+    full = replace(config, backbone=replace(config.backbone, tuning="full"), training=training)
+    _, records = run_training(full, 2)
+    start = next(r for r in records if r["kind"] == "start")
+    assert start["trained_parameters"] == start["parameters"]
+    run = Run(tmp_path / "run")
+    weights = load_file(run.adapters / json.loads(run.best.read_text())["adapter"] / TRAINED_FILE)
+    assert sum(w.numel() for w in weights.values()) == start["parameters"]
+    longer = replace(full, training=replace(training, steps=8))
+    job = {"verb": "train", "config": longer, "run": str(run), "resume": "auto"}
+    assert run_ranks("training_run.py", 2, job)["step"] == 8
+    again = [r for r in read_records(run.metrics) if r["kind"] == "start"]
+    assert [r["step"] for r in again] == [0, 6]
+    result = run_ranks("training_run.py", 2, {"verb": "evaluate", "run": str(run), "remove_each": False})
+    assert result["samples"] == len(ShardSet.open(full.data.shards, "test"))
 
 
 def test_a_frozen_backbone_trains_the_fusion_alone(config, run_training):
