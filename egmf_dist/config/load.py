@@ -15,7 +15,7 @@ from egmf_dist.config.schema import Config
 from egmf_dist.config.validate import validate
 from egmf_dist.errors import EgmfError
 from egmf_dist.files import write_text
-from egmf_dist.run.formats import KEY, check_format, stamped
+from egmf_dist.formats import KEY, check_format, stamped
 
 DIRECTORY = "directory"
 """Key of a run's ``config.yaml``: the folder in which its relative paths start."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from rich.progress import Progress
 
 from egmf_dist import distributed
 from egmf_dist.build import build_egmf, read_backbone
-from egmf_dist.config import config_from_dict
+from egmf_dist.config import Config, config_from_dict
 from egmf_dist.data.run_data import RunData, open_split
 from egmf_dist.engine import deepspeed_settings, initialise_for_scoring, partitioned_loading
 from egmf_dist.errors import EgmfError
@@ -18,8 +19,9 @@ from egmf_dist.files import write_json, write_json_lines
 from egmf_dist.inference.score import Prediction, evaluate_predictions, score_samples, written
 from egmf_dist.inference.scorer import check_samples, choose_scorer
 from egmf_dist.model.adapter import best_adapter, load_trained
+from egmf_dist.model.identity import backbone_identity
 from egmf_dist.run.folder import Run
-from egmf_dist.run.identity import check_trained
+from egmf_dist.run.identity import Identity, check_identity
 from egmf_dist.run.places import Places
 from egmf_shards import ShardSet
 from egmf_shards.sample import MODALITIES
@@ -122,6 +124,30 @@ def evaluate(
 
     answer: dict[str, Any] = distributed.on_rank_zero(judge)
     return answer
+
+
+def check_trained(run: Run, config: Config, description: Mapping[str, Any]) -> None:
+    """Refuse to evaluate a run's adapter with other data or another backbone than it was trained with.
+
+    Args:
+        run: for the message.
+        config: the run's settings, with the places in which data and backbone lie now.
+        description: the adapter's; version 1 names no data, which is then not compared.
+
+    Raises:
+        EgmfError: the first that differs.
+        ShardError: a folder of shards cannot be opened.
+    """
+    now = backbone_identity(config.backbone)
+    if "identity" not in description:
+        part = {"world_size": 0, "data": "", "seed": 0, "backbone": description.get("backbone")}
+        then = Identity.from_json(part, f"run {run}: its adapter")
+        return check_identity(then, replace(then, backbone=now), f"run {run}", ("backbone",), "")
+    then = Identity.from_json(description["identity"], f"run {run}: its adapter")
+    # Only the index counts here: training shards may be gone by the time the test split is scored.
+    tolerant = replace(config, data=replace(config.data, bad_samples="skip"))
+    found = replace(then, data=open_split(tolerant, "train").index_hash, backbone=now)
+    return check_identity(then, found, f"run {run}", ("data", "backbone"), "")
 
 
 def check_modalities(remove: Sequence[str]) -> None:

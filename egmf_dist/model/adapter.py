@@ -18,8 +18,8 @@ from torch import nn
 from egmf_dist import distributed
 from egmf_dist.errors import EgmfError
 from egmf_dist.files import replace_folder, sha256, sync_tree, unfinished, write_json, writing
+from egmf_dist.formats import DamagedError, read_stamped, stamped
 from egmf_dist.run.folder import PINNED_PREFIX, Run, checkpoint_name
-from egmf_dist.run.formats import DamagedError, read_stamped, stamped
 from egmf_dist.run.lock import check_held
 
 T = TypeVar("T")
@@ -198,8 +198,7 @@ def load_trained(model: nn.Module, folder: Path) -> None:
             raise EgmfError(f"{path}: {name} is {list(saved[name].shape)}; this model's is {list(shape)}")
     for name, parameter in own.items():
         with _whole(parameter), torch.no_grad():
-            if parameter.shape == saved[name].shape:  # of a partitioned one rank 0's counts, and all have it here
-                parameter.copy_(saved[name])
+            parameter.copy_(saved[name])
 
 
 def _whole(parameter: nn.Parameter) -> contextlib.AbstractContextManager[Any]:

@@ -37,8 +37,8 @@ from typing import Any
 import psutil
 
 from egmf_dist.errors import EgmfError
+from egmf_dist.formats import DamagedError, read_stamped, stamped
 from egmf_dist.run.folder import NOW_PREFIX, Run
-from egmf_dist.run.formats import DamagedError, read_stamped, stamped
 
 HEARTBEAT_S = 30.0
 SILENCE_S = 300.0

@@ -10,8 +10,8 @@ from typing import Any
 from egmf_dist import __version__
 from egmf_dist.config import Config
 from egmf_dist.files import write_json
+from egmf_dist.formats import DamagedError, read_stamped, stamped
 from egmf_dist.run.folder import Run
-from egmf_dist.run.formats import DamagedError, read_stamped, stamped
 from egmf_dist.run.identity import Identity
 
 PACKAGES = ("torch", "deepspeed", "transformers", "peft", "ray", "webdataset", "triton")

@@ -19,8 +19,9 @@ from egmf_dist.data.run_data import RunData, open_split, open_stream
 from egmf_dist.engine import Engine, deepspeed_settings, initialise, partitioned_loading
 from egmf_dist.inference.scorer import Scorer
 from egmf_dist.metrics.selection import check_selection
+from egmf_dist.model.identity import backbone_identity
 from egmf_dist.run.folder import Run
-from egmf_dist.run.identity import Identity, backbone_identity
+from egmf_dist.run.identity import Identity
 from egmf_dist.run.manifest import read_standardisations, write_manifest
 from egmf_dist.run.records import Records
 from egmf_dist.training.checkpoint import Progress, Resumed, find_checkpoint, load_checkpoint, save_checkpoint

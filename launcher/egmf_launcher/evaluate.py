@@ -54,7 +54,7 @@ def evaluate(
     job.update(remove=list(remove), remove_each=remove_each, evaluation=dict(evaluation))
 
     def prepare() -> None:
-        from egmf_dist.run.preflight import preflight_evaluation
+        from egmf_dist.preflight import preflight_evaluation
 
         found = preflight_evaluation(run, split, remove, places, evaluation)
         job.update(shards=found.shards, backbone=found.backbone)

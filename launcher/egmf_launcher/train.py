@@ -74,7 +74,7 @@ def train(
                 hold()
             if prepare_demo:
                 demo.prepare(given)
-            from egmf_dist.run.preflight import preflight
+            from egmf_dist.preflight import preflight
 
             said = preflight(given, decision.ranks(os.environ), run, resume)
             if said is not None:

@@ -14,10 +14,10 @@ from safetensors import SafetensorError
 
 from egmf_dist.errors import EgmfError
 from egmf_dist.files import remove_folder, replace_folder, sha256, writing
+from egmf_dist.formats import FORMAT
 from egmf_dist.model import adapter
 from egmf_dist.model.adapter import describe_best, point_to_best
 from egmf_dist.run.folder import Run
-from egmf_dist.run.formats import FORMAT
 from egmf_dist.run.identity import Identity, check_identity
 from egmf_dist.training import checkpoint, trainer
 from egmf_dist.training.checkpoint import (

@@ -10,7 +10,7 @@ import yaml
 
 from egmf_dist.config import Config, config_from_dict, dump_config, load_config, read_directory
 from egmf_dist.errors import EgmfError
-from egmf_dist.run.formats import FORMAT
+from egmf_dist.formats import FORMAT
 
 RECIPES = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 

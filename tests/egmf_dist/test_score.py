@@ -13,9 +13,10 @@ import torch
 from egmf_dist.config import BackboneConfig
 from egmf_dist.errors import EgmfError
 from egmf_dist.inference.score import evaluate_predictions, written
+from egmf_dist.model import identity
 from egmf_dist.model.backbone import load_backbone, load_tokenizer
-from egmf_dist.run import identity
-from egmf_dist.run.identity import backbone_identity
+from egmf_dist.model.identity import backbone_identity
+from egmf_dist.run.identity import Identity, check_identity
 
 
 def test_scores_that_are_not_finite_are_an_error_that_names_the_sample(tasks):
@@ -70,9 +71,9 @@ def test_models_that_differ_deep_in_a_long_file_are_two(random_backbone, tmp_pat
     assert backbone_identity(BackboneConfig(path=str(copy))) == before
 
     def refused(then: dict, now: dict) -> bool:
-        parts = [identity.Identity(1, "d", 0, part) for part in (then, now)]
+        parts = [Identity(1, "d", 0, part) for part in (then, now)]
         try:
-            identity.check_identity(*parts, "run x")
+            check_identity(*parts, "run x")
         except EgmfError as error:
             return "another model than it was made with" in str(error)
         return False

@@ -14,9 +14,10 @@ import yaml
 from egmf_dist import worker
 from egmf_dist.config import Config, load_config
 from egmf_dist.errors import EgmfError
+from egmf_dist.model.identity import backbone_identity
+from egmf_dist.preflight import preflight
 from egmf_dist.run.folder import Run, check_run, discard_unused, open_run
-from egmf_dist.run.identity import Identity, backbone_identity
-from egmf_dist.run.preflight import preflight
+from egmf_dist.run.identity import Identity
 from egmf_launcher import demo, launch
 from egmf_launcher.cli import main
 from egmf_shards import ShardSet

@@ -16,14 +16,15 @@ from egmf_dist.config import Config, load_run_config
 from egmf_dist.config.validate import validate
 from egmf_dist.data.run_data import RunData, open_split, open_stream
 from egmf_dist.errors import EgmfError
-from egmf_dist.inference.evaluate import check_modalities
+from egmf_dist.inference.evaluate import check_modalities, check_trained
 from egmf_dist.metrics.selection import check_definable, check_selection, chosen_for_validation
 from egmf_dist.model.adapter import describe_best
 from egmf_dist.model.fusion.base import FUSIONS
+from egmf_dist.model.identity import backbone_identity
 from egmf_dist.model.tuning.base import TUNINGS
 from egmf_dist.objectives.base import OBJECTIVES
 from egmf_dist.run.folder import Run
-from egmf_dist.run.identity import Identity, backbone_identity, check_identity, check_trained, is_folder
+from egmf_dist.run.identity import Identity, check_identity, is_folder
 from egmf_dist.run.manifest import read_identity
 from egmf_dist.run.places import Places, locate
 from egmf_dist.training.checkpoint import find_checkpoint
