@@ -1,1 +1,1 @@
-"""A run on disk: its paths, its settings and who holds it, its identity, its records, and what is checked before it."""
+"""A run on disk: its paths, who holds it, its identity, its manifest and records, where its data lies now."""
