@@ -58,7 +58,7 @@ def evaluate(
     with best_adapter(run) as adapter:
         description = adapter.description
         saved = description["config"]
-        saved = saved | {"evaluation": saved["evaluation"] | evaluation}
+        saved = saved | {"evaluation": saved.get("evaluation", {}) | evaluation}
         config = places.put_into(config_from_dict(saved))
         run_data = RunData.from_json(description["data"])
         check_trained(run, config, description)
