@@ -26,8 +26,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from egmf_shards.sample import Sample, Turn
-from egmf_shards.task import Task
+from egmf_shards.format.sample import Sample, Turn
+from egmf_shards.format.task import Task
 
 EMOTION = Task(
     name="emotion",

@@ -5,7 +5,10 @@ Needs numpy, webdataset (to write) and rich; knows nothing of torch, models or t
 :func:`print_info`, and the modules ``verify`` and ``adopt``.
 """
 
+from egmf_shards.check.info import describe, print_info
 from egmf_shards.errors import ShardError
+from egmf_shards.format.sample import FEATURE_MODALITIES, MAX_CONTEXT_TURNS, MODALITIES, SPLITS, Sample, Turn
+from egmf_shards.format.task import CLASSIFICATION, CONVENTIONS, REGRESSION, Task
 from egmf_shards.importers import (
     import_cherma,
     import_csd,
@@ -15,16 +18,13 @@ from egmf_shards.importers import (
     import_mmsa,
     import_mse_adapter,
 )
-from egmf_shards.info import describe, print_info
-from egmf_shards.order import Mixture, Order, Permutation
-from egmf_shards.packed import BadSample, Packed
-from egmf_shards.reader import ShardSet
-from egmf_shards.sample import FEATURE_MODALITIES, MAX_CONTEXT_TURNS, MODALITIES, SPLITS, Sample, Turn
-from egmf_shards.storage import StorageOptions
-from egmf_shards.stream import BadSlot, IndexBatch, MicroBatch, Slot, Stream, sequential, share
-from egmf_shards.synthetic import synthesize
-from egmf_shards.task import CLASSIFICATION, CONVENTIONS, REGRESSION, Task
-from egmf_shards.writer import ShardWriter
+from egmf_shards.order.permutation import Mixture, Order, Permutation
+from egmf_shards.order.stream import BadSlot, IndexBatch, MicroBatch, Slot, Stream, sequential, share
+from egmf_shards.read.packed import BadSample, Packed
+from egmf_shards.read.reader import ShardSet
+from egmf_shards.storage.base import StorageOptions
+from egmf_shards.synthetic.generate import synthesize
+from egmf_shards.write.writer import ShardWriter
 
 __all__ = [
     "CLASSIFICATION",

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from egmf_shards import Sample, ShardWriter, Task, Turn
-from egmf_shards.index import load_index
+from egmf_shards.format.index import load_index
 
 DATASET = "bench"
 TASK = Task(

@@ -6,7 +6,7 @@ import re
 
 from egmf_dist.config.schema import Config, DataConfig, ModelConfig
 from egmf_dist.errors import EgmfError
-from egmf_shards.sample import MAX_CONTEXT_TURNS
+from egmf_shards.format.sample import MAX_CONTEXT_TURNS
 
 
 def validate(config: Config) -> None:

@@ -42,7 +42,7 @@ def real(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
 
 def shards_synth(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
     """Generate shards."""
-    from egmf_shards.synthetic import synthesize
+    from egmf_shards.synthetic.generate import synthesize
 
     synthesize(options.out, options.seed, options.samples, options.missing)
     return 0
@@ -149,7 +149,7 @@ def shards_import_jsonl(options: jsonargparse.Namespace, arguments: Sequence[str
 
 def shards_info(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
     """What a folder of shards holds."""
-    from egmf_shards.info import print_info
+    from egmf_shards.check.info import print_info
 
     print_info(options.folder)
     if options.plot is not None:
@@ -167,14 +167,14 @@ def _local(folder: str, verb: str) -> str:
 
 def shards_verify(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
     """Read everything and say what is wrong."""
-    from egmf_shards.verify import print_report, verify
+    from egmf_shards.check.verify import print_report, verify
 
     return print_report(verify(_local(options.folder, "shards verify")))
 
 
 def shards_index(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
     """Index and manifest for somebody else's tars."""
-    from egmf_shards.adopt import adopt
+    from egmf_shards.importers.foreign_tars import adopt
 
     adopt(_local(options.folder, "shards index"), options.tasks, options.force)
     return 0

@@ -20,7 +20,7 @@ from egmf_launcher.hostfile import parse_hostfile
 from egmf_launcher.launch import count_gpus
 from egmf_shards import ShardSet
 from egmf_shards.errors import ShardError
-from egmf_shards.manifest import read_manifest
+from egmf_shards.format.manifest import read_manifest
 
 CONFIG = Path("configs/demo.yaml")
 RUN = Path("runs/demo")
@@ -54,7 +54,7 @@ def prepare(config: Config) -> None:
     if DATA.exists():
         check_data()
     else:
-        from egmf_shards.synthetic import synthesize
+        from egmf_shards.synthetic.generate import synthesize
 
         print(f"demo: generating {DATA}", flush=True)
         synthesize(DATA, SEED, UTTERANCES, MISSING, NOISE)

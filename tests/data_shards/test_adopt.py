@@ -18,11 +18,11 @@ import webdataset
 
 import egmf_shards
 from egmf_shards import ShardError, ShardSet, Stream
-from egmf_shards.adopt import adopt
-from egmf_shards.index import load_index
-from egmf_shards.manifest import read_manifest
-from egmf_shards.rules import FIELDS
-from egmf_shards.verify import verify
+from egmf_shards.check.verify import verify
+from egmf_shards.format.index import load_index
+from egmf_shards.format.manifest import read_manifest
+from egmf_shards.format.rules import FIELDS
+from egmf_shards.importers.foreign_tars import adopt
 
 MOOD = {
     "name": "mood",

@@ -16,11 +16,13 @@ from pathlib import Path
 
 import pytest
 
-from egmf_shards import ShardError, storage
-from egmf_shards.chunk_cache import CHUNKS, ChunkCache, default_folder
+from egmf_shards import ShardError
 from egmf_shards.errors import UnreachableError
-from egmf_shards.remote import RemoteStorage
-from egmf_shards.storage import LocalStorage, StorageOptions
+from egmf_shards.storage import local
+from egmf_shards.storage.base import StorageOptions
+from egmf_shards.storage.chunk_cache import CHUNKS, ChunkCache, default_folder
+from egmf_shards.storage.local import LocalStorage
+from egmf_shards.storage.remote import RemoteStorage
 
 CHUNK = 1000
 OWNER = "0123456789abcdef" * 2
@@ -176,9 +178,9 @@ def test_a_chunk_that_cannot_be_removed_stops_keeping_and_not_reading(tmp_path, 
 def few_descriptors(monkeypatch) -> int:
     """The bound on maps; what other tests have mapped is let go first."""
     gc.collect()
-    for other in list(storage._folders):
+    for other in list(local._folders):
         other._views.clear()
-    monkeypatch.setattr(storage.resource, "getrlimit", lambda _: (80, 80))
+    monkeypatch.setattr(local.resource, "getrlimit", lambda _: (80, 80))
     return 20
 
 
@@ -217,7 +219,7 @@ def test_a_child_maps_although_the_parent_was_mapping(tmp_path):
     held, go_on = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with storage._mapping:
+        with local._mapping:
             held.set()
             go_on.wait(30)
 
@@ -238,7 +240,7 @@ def test_maps_are_let_go_where_others_hold_the_descriptors(code, tmp_path, monke
     first, second = many(tmp_path, 2, 4)
     for name in ("0.tar", "1.tar"):
         first.view(name, 0, 1)
-    map_file, held = storage._map_file, []
+    map_file, held = local._map_file, []
 
     def full(path: Path) -> memoryview:
         held.append(mapped(tmp_path))
@@ -246,7 +248,7 @@ def test_maps_are_let_go_where_others_hold_the_descriptors(code, tmp_path, monke
             raise OSError(code, os.strerror(code))
         return map_file(path)
 
-    monkeypatch.setattr(storage, "_map_file", full)
+    monkeypatch.setattr(local, "_map_file", full)
     assert second.view("2.tar", 0, 2) == bytes([1, 2])
     assert held == [2, 0]
     assert first.view("0.tar", 0, 2) == bytes([0, 0])
@@ -260,7 +262,7 @@ def test_a_fault_of_the_machine_is_none_of_the_shard(name, tmp_path, monkeypatch
         raise OSError(code, os.strerror(code))
 
     (folder,) = many(tmp_path, 1, 1)
-    monkeypatch.setattr(storage, "_map_file", fail)
+    monkeypatch.setattr(local, "_map_file", fail)
     with pytest.raises(UnreachableError, match=rf"0\.tar: cannot be mapped \({os.strerror(code)}\)$"):
         folder.view("0.tar", 0, 1)
     monkeypatch.setattr(Path, "stat", fail)

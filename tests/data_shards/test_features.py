@@ -24,8 +24,8 @@ from egmf_shards import (
     import_mmsa,
     import_mse_adapter,
 )
+from egmf_shards.format.task import Task
 from egmf_shards.importers.repairs import without_axes_of_1
-from egmf_shards.task import Task
 
 SPLITS = ("train", "valid", "test")
 

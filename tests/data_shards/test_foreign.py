@@ -25,11 +25,11 @@ from egmf_shards import (
     import_meld,
     import_mmsa,
 )
-from egmf_shards.adopt import adopt
-from egmf_shards.foreign import foreign_kind
+from egmf_shards.check.verify import verify
+from egmf_shards.foreign_files import foreign_kind
+from egmf_shards.format.index import build_index
+from egmf_shards.importers.foreign_tars import adopt
 from egmf_shards.importers.unpickle import load_pickle
-from egmf_shards.index import build_index
-from egmf_shards.verify import verify
 
 TASK = Task(name="t", kind="regression", questions={"en": "?"}, low=-1, high=1, step=0.5)
 KINDS = {

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from egmf_shards import ShardError, codec, index
-from egmf_shards.index import build_index, load_index
-from egmf_shards.storage import Storage
-from egmf_shards.tarcheck import walk_tar
+from egmf_shards import ShardError
+from egmf_shards.format import codec, index
+from egmf_shards.format.index import build_index, load_index
+from egmf_shards.format.tar_walk import walk_tar
+from egmf_shards.storage.base import Storage
 
 Arrays = dict[str, np.ndarray]
 

@@ -14,10 +14,10 @@ import pytest
 from rich.console import Console
 
 from egmf_shards import ShardError, ShardSet, Task, print_info
-from egmf_shards.adopt import adopt
-from egmf_shards.info import target_values
-from egmf_shards.manifest import MAX_DEPTH, read_manifest
-from egmf_shards.verify import verify
+from egmf_shards.check.info import target_values
+from egmf_shards.check.verify import verify
+from egmf_shards.format.manifest import MAX_DEPTH, read_manifest
+from egmf_shards.importers.foreign_tars import adopt
 
 
 def refused(call: Callable[[], object], message: str) -> None:

@@ -12,9 +12,9 @@ import pytest
 from rich.console import Console
 
 from egmf_shards import ShardError, ShardSet, Task, describe, print_info, synthesize
-from egmf_shards.index import load_index
-from egmf_shards.info import PERCENTILES, present_lengths, target_values
-from egmf_shards.manifest import read_manifest, write_manifest
+from egmf_shards.check.info import PERCENTILES, present_lengths, target_values
+from egmf_shards.format.index import load_index
+from egmf_shards.format.manifest import read_manifest, write_manifest
 
 
 def printed(folder: Path, width: int = 160, **options: object) -> str:

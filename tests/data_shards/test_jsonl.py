@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from egmf_shards import ShardError, ShardSet
+from egmf_shards.format.task import Task
 from egmf_shards.importers.jsonl import import_jsonl
-from egmf_shards.task import Task
 
 MOOD = Task(
     name="mood",

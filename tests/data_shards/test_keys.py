@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from egmf_shards import Sample, ShardError, ShardSet, import_cherma, import_jsonl, import_label_csv, import_mmsa
+from egmf_shards.check.verify import verify
+from egmf_shards.format.rules import KEY, MODALITIES
+from egmf_shards.format.task import Task
 from egmf_shards.importers.cherma import LABELS
 from egmf_shards.importers.keys import clip_name, escaped, name, unescaped
-from egmf_shards.rules import KEY, MODALITIES
-from egmf_shards.task import Task
-from egmf_shards.verify import verify
 
 PAIRS = [
     (("访谈", "1"), ("会议", "1")),

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from egmf_shards import ShardError, ShardSet, codec
-from egmf_shards.index import load_index, save_index
+from egmf_shards import ShardError, ShardSet
+from egmf_shards.format import codec
+from egmf_shards.format.index import load_index, save_index
 
 SHARD = "train-000000.tar"
 

@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from egmf_shards import Sample, ShardError, ShardSet, Stream, codec
-from egmf_shards.index import INDEX_NAME, build_index, load_index, save_index
+from egmf_shards import Sample, ShardError, ShardSet, Stream
+from egmf_shards.format import codec
+from egmf_shards.format.index import INDEX_NAME, build_index, load_index, save_index
 
 SHARD = "train-000000.tar"
 

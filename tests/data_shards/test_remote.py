@@ -17,10 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from egmf_shards import Sample, ShardError, ShardSet, Stream, remote
+from egmf_shards import Sample, ShardError, ShardSet, Stream
 from egmf_shards.errors import UnreachableError
-from egmf_shards.remote import RemoteStorage
-from egmf_shards.storage import StorageOptions
+from egmf_shards.storage import remote
+from egmf_shards.storage.base import StorageOptions
+from egmf_shards.storage.remote import RemoteStorage
 
 _spec = importlib.util.spec_from_file_location("servers", Path(__file__).with_name("servers.py"))
 servers = importlib.util.module_from_spec(_spec)

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from egmf_shards import Sample, ShardError, ShardSet, ShardWriter, Task, Turn, codec
-from egmf_shards.adopt import adopt
-from egmf_shards.index import build_index, load_index, save_index
-from egmf_shards.rules import OPTIONAL, first_bad_key
-from egmf_shards.verify import verify
+from egmf_shards import Sample, ShardError, ShardSet, ShardWriter, Task, Turn
+from egmf_shards.check.verify import verify
+from egmf_shards.format import codec
+from egmf_shards.format.index import build_index, load_index, save_index
+from egmf_shards.format.rules import OPTIONAL, first_bad_key
+from egmf_shards.importers.foreign_tars import adopt
 
 SCORE = Task(name="score", kind="regression", questions={"en": "?"}, convention="mosei", low=-1.2, high=1.2, step=0.4)
 MOOD = Task(

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from egmf_shards import ShardError, ShardSet, Slot, Stream, sequential, share
-from egmf_shards.stream import deal
+from egmf_shards.order.stream import deal
 
 
 class Numbers:

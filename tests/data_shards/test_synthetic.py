@@ -12,9 +12,9 @@ from scipy.optimize import minimize
 from sklearn.metrics import f1_score
 
 from egmf_shards import Sample, ShardError, ShardSet, synthesize
-from egmf_shards import ceilings as ce
-from egmf_shards import construction as c
-from egmf_shards.synthetic import _draw, dialogue_lengths, split_sizes
+from egmf_shards.synthetic import ceilings as ce
+from egmf_shards.synthetic import construction as c
+from egmf_shards.synthetic.generate import _draw, dialogue_lengths, split_sizes
 
 ALL = (True, True, True)
 

@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from egmf_shards import ShardError, codec
-from egmf_shards.index import build_index, load_index, save_index
-from egmf_shards.tarcheck import walk_tar
-from egmf_shards.verify import CAP, Report, print_report, verify
+from egmf_shards import ShardError
+from egmf_shards.check.verify import CAP, Report, print_report, verify
+from egmf_shards.format import codec
+from egmf_shards.format.index import build_index, load_index, save_index
+from egmf_shards.format.tar_walk import walk_tar
 
 TRAIN = "train-000000.tar"
 Entry = tuple[tarfile.TarInfo, bytes]

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from egmf_shards import ShardError, ShardSet, ShardWriter, Task, Turn, describe
-from egmf_shards.adopt import adopt
-from egmf_shards.verify import verify
+from egmf_shards.check.verify import verify
+from egmf_shards.importers.foreign_tars import adopt
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -13,9 +13,9 @@ from egmf_dist.errors import EgmfError
 from egmf_dist.report import shards, style
 from egmf_dist.report.shards import shards_figure, write_shards_picture
 from egmf_shards import Sample, ShardError, ShardWriter, Task
-from egmf_shards.index import load_index
-from egmf_shards.info import LENGTHS, describe, present_lengths, target_values
-from egmf_shards.manifest import read_manifest, tasks_of
+from egmf_shards.check.info import LENGTHS, describe, present_lengths, target_values
+from egmf_shards.format.index import load_index
+from egmf_shards.format.manifest import read_manifest, tasks_of
 
 CHINESE = ("愤怒", "厌恶", "平静")
 MOOD = Task(

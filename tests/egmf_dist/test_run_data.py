@@ -14,7 +14,7 @@ from egmf_dist.errors import EgmfError
 from egmf_dist.inference import score
 from egmf_dist.run.folder import Run, check_run, open_run
 from egmf_shards import ShardError
-from egmf_shards.synthetic import synthesize
+from egmf_shards.synthetic.generate import synthesize
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,10 @@ from egmf_dist.errors import EgmfError
 from egmf_dist.model.tiny_backbone import EOS_ID, TinySettings, pretrain, train_tiny_backbone, train_tokenizer
 from egmf_dist.model.tiny_corpus import Document, batches, read_sources, render_documents, shuffled_answers
 from egmf_shards.errors import ShardError
-from egmf_shards.reader import ShardSet
-from egmf_shards.sample import Sample, Turn
-from egmf_shards.synthetic import synthesize
-from egmf_shards.task import Task
+from egmf_shards.format.sample import Sample, Turn
+from egmf_shards.format.task import Task
+from egmf_shards.read.reader import ShardSet
+from egmf_shards.synthetic.generate import synthesize
 
 EMOTION = Task(
     name="emotion",

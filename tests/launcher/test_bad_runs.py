@@ -21,10 +21,10 @@ from egmf_dist.run.identity import Identity
 from egmf_launcher import demo, launch
 from egmf_launcher.cli import main
 from egmf_shards import ShardSet
-from egmf_shards.sample import Sample
-from egmf_shards.synthetic import synthesize
-from egmf_shards.task import Task
-from egmf_shards.writer import ShardWriter
+from egmf_shards.format.sample import Sample
+from egmf_shards.format.task import Task
+from egmf_shards.synthetic.generate import synthesize
+from egmf_shards.write.writer import ShardWriter
 
 
 @pytest.fixture(scope="module")

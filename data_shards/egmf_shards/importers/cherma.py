@@ -16,6 +16,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from egmf_shards.errors import ShardError
+from egmf_shards.format.sample import SPLITS, Sample
+from egmf_shards.format.task import CLASSIFICATION, Task
 from egmf_shards.importers.common import build_sample, done
 from egmf_shards.importers.features import FeatureFolder, feature_source
 from egmf_shards.importers.keys import name, without_modality
@@ -23,9 +25,7 @@ from egmf_shards.importers.modality_labels import ModalityLabels
 from egmf_shards.importers.provenance import provenance
 from egmf_shards.messages import json_reason, shown
 from egmf_shards.progress import progress
-from egmf_shards.sample import SPLITS, Sample
-from egmf_shards.task import CLASSIFICATION, Task
-from egmf_shards.writer import ShardWriter
+from egmf_shards.write.writer import ShardWriter
 
 DATASET = "cherma"
 NEEDED = ("audio_file", "video_file", "video_label")

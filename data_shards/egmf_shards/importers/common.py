@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from egmf_shards.errors import ShardError
+from egmf_shards.format.rules import KEY
+from egmf_shards.format.sample import Sample
 from egmf_shards.importers.keys import Name
 from egmf_shards.importers.report import say
 from egmf_shards.messages import shown
-from egmf_shards.rules import KEY
-from egmf_shards.sample import Sample
-from egmf_shards.writer import ShardWriter
+from egmf_shards.write.writer import ShardWriter
 
 SPLIT_WORDS = {"train": "train", "valid": "valid", "val": "valid", "dev": "valid", "test": "test"}
 """What a file calls a split, to our name for it."""

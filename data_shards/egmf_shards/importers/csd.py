@@ -30,6 +30,8 @@ from typing import Any, Unpack
 import numpy as np
 
 from egmf_shards.errors import ShardError
+from egmf_shards.format.sample import FEATURE_MODALITIES, SPLITS, Sample
+from egmf_shards.format.task import Task
 from egmf_shards.importers.common import build_sample, done
 from egmf_shards.importers.keys import clip_name
 from egmf_shards.importers.provenance import provenance
@@ -38,9 +40,7 @@ from egmf_shards.importers.sentiment import TaskOptions, check_value, sentiment_
 from egmf_shards.importers.table import clean_text
 from egmf_shards.messages import json_reason
 from egmf_shards.progress import progress
-from egmf_shards.sample import FEATURE_MODALITIES, SPLITS, Sample
-from egmf_shards.task import Task
-from egmf_shards.writer import ShardWriter
+from egmf_shards.write.writer import ShardWriter
 
 EPSILON = 1e-5
 """Seconds; shorter than that is no length and no overlap, as in the SDK."""

@@ -15,9 +15,9 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from egmf_shards import codec
 from egmf_shards.errors import ShardError
-from egmf_shards.foreign import HEAD, foreign_kind
+from egmf_shards.foreign_files import HEAD, foreign_kind
+from egmf_shards.format import codec
 from egmf_shards.importers.repairs import Repairs, shape_without_axes_of_1
 
 NAMED = 10

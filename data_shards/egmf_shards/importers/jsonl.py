@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from egmf_shards.errors import ShardError
+from egmf_shards.format.sample import MAX_CONTEXT_TURNS, SPLITS, Sample, Turn
+from egmf_shards.format.task import CLASSIFICATION, Task
 from egmf_shards.importers.common import build_sample, check_dataset, done
 from egmf_shards.importers.features import FeatureFolder, feature_source
 from egmf_shards.importers.keys import name as key_name
@@ -27,9 +29,7 @@ from egmf_shards.importers.provenance import provenance
 from egmf_shards.importers.table import clean_text
 from egmf_shards.messages import json_reason, shown
 from egmf_shards.progress import progress
-from egmf_shards.sample import MAX_CONTEXT_TURNS, SPLITS, Sample, Turn
-from egmf_shards.task import CLASSIFICATION, Task
-from egmf_shards.writer import ShardWriter
+from egmf_shards.write.writer import ShardWriter
 
 NEEDED = ("id", "split", "text")
 OPTIONAL = ("label", "value", "language", "speaker", "dialogue", "turn", "context", "audio", "vision")

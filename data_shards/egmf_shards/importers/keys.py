@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from egmf_shards.rules import KEY, MODALITIES
+from egmf_shards.format.rules import KEY, MODALITIES
 
 _CODE = re.compile(r"_u([0-9a-f]+)_")
 _LIKE_A_CODE = re.compile(r"_u[0-9a-f]+(?![A-Za-z0-9-])")

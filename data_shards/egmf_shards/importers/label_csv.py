@@ -12,6 +12,8 @@ from collections import Counter
 from typing import Any, Unpack
 
 from egmf_shards.errors import ShardError
+from egmf_shards.format.sample import Sample
+from egmf_shards.format.task import Task
 from egmf_shards.importers.common import build_sample, done, not_a_number, number, split_of
 from egmf_shards.importers.features import FeatureFolder, feature_source
 from egmf_shards.importers.keys import clip_name
@@ -19,9 +21,7 @@ from egmf_shards.importers.provenance import provenance
 from egmf_shards.importers.sentiment import KNOWN, TaskOptions, check_value, sentiment_task
 from egmf_shards.importers.table import Row, clean_text, read_csv
 from egmf_shards.progress import progress
-from egmf_shards.sample import Sample
-from egmf_shards.task import Task
-from egmf_shards.writer import ShardWriter
+from egmf_shards.write.writer import ShardWriter
 
 COLUMNS = ("video_id", "clip_id", "text", "label", "mode")
 _OTHERWISE = {name: value for name, value in KNOWN["sims"].items() if name != "language"}

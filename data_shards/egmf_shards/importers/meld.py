@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from egmf_shards.errors import ShardError
+from egmf_shards.format.sample import MAX_CONTEXT_TURNS, Sample, Turn
+from egmf_shards.format.task import CLASSIFICATION, Task
 from egmf_shards.importers.common import build_sample, done
 from egmf_shards.importers.features import FeatureFolder, feature_source
 from egmf_shards.importers.keys import name as key_name
 from egmf_shards.importers.provenance import provenance
 from egmf_shards.importers.table import Row, clean_text, read_csv
 from egmf_shards.progress import progress
-from egmf_shards.sample import MAX_CONTEXT_TURNS, Sample, Turn
-from egmf_shards.task import CLASSIFICATION, Task
-from egmf_shards.writer import ShardWriter
+from egmf_shards.write.writer import ShardWriter
 
 DATASET = "meld"
 FILES = {"train": "train", "valid": "dev", "test": "test"}

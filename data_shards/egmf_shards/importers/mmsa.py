@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from egmf_shards.errors import ShardError
+from egmf_shards.format.sample import FEATURE_MODALITIES, SPLITS, Sample
 from egmf_shards.importers.common import build_sample, done, not_a_number, number
 from egmf_shards.importers.keys import clip_name
 from egmf_shards.importers.mmsa_layout import LABELS, Split, modality_column, read_splits
@@ -36,8 +37,7 @@ from egmf_shards.importers.sentiment import TaskOptions, check_value, sentiment_
 from egmf_shards.importers.table import clean_text
 from egmf_shards.importers.unpickle import load_pickle
 from egmf_shards.progress import progress
-from egmf_shards.sample import FEATURE_MODALITIES, SPLITS, Sample
-from egmf_shards.writer import ShardWriter
+from egmf_shards.write.writer import ShardWriter
 
 PUBLISHED_COUNTS = {
     "mosi": (1284, 229, 686),

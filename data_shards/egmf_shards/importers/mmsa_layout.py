@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from egmf_shards.errors import ShardError
+from egmf_shards.format.sample import FEATURE_MODALITIES, MODALITIES, SPLITS
 from egmf_shards.importers.common import number, unwrapped
 from egmf_shards.importers.repairs import shape_without_axes_of_1
 from egmf_shards.messages import shown
-from egmf_shards.sample import FEATURE_MODALITIES, MODALITIES, SPLITS
 
 MIX = "train_mix"
 LABELS = "regression_labels"

@@ -13,8 +13,8 @@ import math
 from dataclasses import replace
 
 from egmf_shards.errors import ShardError
-from egmf_shards.sample import MODALITIES, Sample
-from egmf_shards.task import Task
+from egmf_shards.format.sample import MODALITIES, Sample
+from egmf_shards.format.task import Task
 
 PERCEIVED = {
     "en": {

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 
 from egmf_shards.errors import ShardError
+from egmf_shards.format.sample import SPLITS
+from egmf_shards.format.task import Task
 from egmf_shards.importers.cherma import TASK as CHERMA_TASK
 from egmf_shards.importers.common import build_sample, done, unwrapped
 from egmf_shards.importers.keys import name
@@ -27,9 +29,7 @@ from egmf_shards.importers.table import clean_text
 from egmf_shards.importers.unpickle import load_pickle
 from egmf_shards.messages import shown
 from egmf_shards.progress import progress
-from egmf_shards.sample import SPLITS
-from egmf_shards.task import Task
-from egmf_shards.writer import ShardWriter
+from egmf_shards.write.writer import ShardWriter
 
 DATASETS = {"meld": (MELD_TASK, "en"), "cherma": (CHERMA_TASK, "zh")}
 """Data set to its task and language."""

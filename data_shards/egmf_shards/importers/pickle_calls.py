@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from egmf_shards.foreign import FROM_TORCH
+from egmf_shards.foreign_files import FROM_TORCH
 
 MAX_NAME_CHARACTERS = 200
 _SLACK = 1 << 20

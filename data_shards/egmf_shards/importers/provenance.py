@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from egmf_shards.errors import ShardError
-from egmf_shards.foreign import foreign_file
+from egmf_shards.foreign_files import foreign_file
 from egmf_shards.progress import progress
 
 IMPORTER_VERSION = 2

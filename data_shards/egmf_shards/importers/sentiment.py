@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any, TypedDict
 
 from egmf_shards.errors import ShardError
+from egmf_shards.format.rules import target_fault
+from egmf_shards.format.task import REGRESSION, Task
 from egmf_shards.importers.common import check_dataset
-from egmf_shards.rules import target_fault
-from egmf_shards.task import REGRESSION, Task
 
 KNOWN: dict[str, dict[str, Any]] = {
     "mosi": {"language": "en", "low": -3.0, "high": 3.0, "step": 0.2, "convention": "mosei"},

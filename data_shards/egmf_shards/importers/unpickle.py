@@ -25,7 +25,7 @@ from typing import Any, BinaryIO, NoReturn
 import numpy as np
 
 from egmf_shards.errors import ShardError
-from egmf_shards.foreign import HEAD, foreign_kind
+from egmf_shards.foreign_files import HEAD, foreign_kind
 from egmf_shards.importers.pickle_calls import MAX_NAME_CHARACTERS, Calls, Latin1Text, Name, kind_of
 from egmf_shards.progress import byte_progress
 

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from egmf_shards import rules
 from egmf_shards.errors import ShardError
-from egmf_shards.rules import FEATURE_MODALITIES, MAX_CONTEXT_TURNS, MODALITIES, SPLITS
+from egmf_shards.format import rules
+from egmf_shards.format.rules import FEATURE_MODALITIES, MAX_CONTEXT_TURNS, MODALITIES, SPLITS
 
 __all__ = ["FEATURE_MODALITIES", "MAX_CONTEXT_TURNS", "MODALITIES", "SPLITS", "Sample", "Turn"]
 

@@ -15,17 +15,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from egmf_shards import codec
+from egmf_shards.check.scan import Report, Scan, Told
 from egmf_shards.errors import ShardError
+from egmf_shards.format import codec
+from egmf_shards.format.index import INDEX_NAME, Index, build_index, save_index
+from egmf_shards.format.manifest import MANIFEST_NAME, MAX_DEPTH, levels, parse_json, tasks_of, write_manifest
+from egmf_shards.format.tar_walk import walk_tar
+from egmf_shards.format.task import Task
 from egmf_shards.importers.report import say
-from egmf_shards.index import INDEX_NAME, Index, build_index, save_index
-from egmf_shards.manifest import MANIFEST_NAME, MAX_DEPTH, levels, parse_json, tasks_of, write_manifest
 from egmf_shards.messages import one_line
 from egmf_shards.progress import progress
-from egmf_shards.scan import Report, Scan, Told
-from egmf_shards.tarcheck import walk_tar
-from egmf_shards.task import Task
-from egmf_shards.writer import ShardWriter
+from egmf_shards.write.writer import ShardWriter
 
 TASKS_NAME = "tasks.json"
 

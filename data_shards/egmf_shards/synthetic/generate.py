@@ -1,7 +1,7 @@
 """``egmf shards synth``: bilingual dialogues with cues in words, voice and face, and the ceilings they allow.
 
-:mod:`egmf_shards.construction` says what is drawn, :mod:`egmf_shards.ceilings` what it allows. Every utterance gives
-two samples, ``demo-000123-emotion`` and ``demo-000123-sentiment``. Each dialogue is drawn from its own random stream
+:mod:`egmf_shards.synthetic.construction` says what is drawn, :mod:`egmf_shards.synthetic.ceilings` what it allows.
+Every utterance gives two samples, ``demo-000123-emotion`` and ``demo-000123-sentiment``. Each dialogue is drawn from its own random stream
 (seed, split, dialogue), lies in one split, is in one language, and begins with an opening line (turn 0) that is
 context and no sample. The same arguments give the same bytes.
 """
@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from egmf_shards import construction as c
-from egmf_shards.ceilings import compute_ceilings
 from egmf_shards.errors import ShardError
+from egmf_shards.format.sample import MODALITIES, SPLITS, Sample, Turn
 from egmf_shards.progress import progress
-from egmf_shards.sample import MODALITIES, SPLITS, Sample, Turn
-from egmf_shards.writer import ShardWriter
+from egmf_shards.synthetic import construction as c
+from egmf_shards.synthetic.ceilings import compute_ceilings
+from egmf_shards.write.writer import ShardWriter
 
 DATASET = "demo"
 SMALLEST = 30

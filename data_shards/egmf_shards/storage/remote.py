@@ -24,9 +24,9 @@ import fsspec
 from fsspec.asyn import sync
 from fsspec.config import conf
 
-from egmf_shards.chunk_cache import ChunkCache, default_folder
 from egmf_shards.errors import ShardError, UnreachableError
-from egmf_shards.storage import EXAMPLE, HTTP, Storage, StorageOptions, protocol_of, without_password
+from egmf_shards.storage.base import EXAMPLE, HTTP, Storage, StorageOptions, protocol_of, without_password
+from egmf_shards.storage.chunk_cache import ChunkCache, default_folder
 
 _log = logging.getLogger("egmf_shards")
 _T = TypeVar("_T")

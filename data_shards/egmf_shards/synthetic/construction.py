@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from egmf_shards.task import CLASSIFICATION, REGRESSION, Task
+from egmf_shards.format.task import CLASSIFICATION, REGRESSION, Task
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 
 from egmf_shards.errors import ShardError
-from egmf_shards.index import Index, load_index, shard_faults
-from egmf_shards.manifest import read_manifest, tasks_of
-from egmf_shards.packed import Packed, Table
-from egmf_shards.sample import FEATURE_MODALITIES, SPLITS, Sample
-from egmf_shards.storage import Storage, StorageOptions, open_storage
-from egmf_shards.task import Task
+from egmf_shards.format.index import Index, load_index, shard_faults
+from egmf_shards.format.manifest import read_manifest, tasks_of
+from egmf_shards.format.sample import FEATURE_MODALITIES, SPLITS, Sample
+from egmf_shards.format.task import Task
+from egmf_shards.read.packed import Packed, Table
+from egmf_shards.storage.base import Storage, StorageOptions
+from egmf_shards.storage.opening import open_storage
 
 
 class _Folder:

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from egmf_shards import codec, rules
 from egmf_shards.accelerated import crc32
 from egmf_shards.errors import ShardError, UnreachableError
-from egmf_shards.index import Index
-from egmf_shards.sample import FEATURE_MODALITIES, SPLITS, Sample
-from egmf_shards.storage import Storage
-from egmf_shards.task import CLASSIFICATION, Task
+from egmf_shards.format import codec, rules
+from egmf_shards.format.index import Index
+from egmf_shards.format.sample import FEATURE_MODALITIES, SPLITS, Sample
+from egmf_shards.format.task import CLASSIFICATION, Task
+from egmf_shards.storage.base import Storage
 
 _JSON = codec.MEMBERS.index(codec.JSON_MEMBER)
 _KINDS_OF = {m: codec.MEMBERS.index(f"{m}.npy") for m in FEATURE_MODALITIES}
@@ -114,7 +114,7 @@ class Table:
         return len(self.first)
 
     def read(self, indices: Sequence[int] | np.ndarray, tolerate: bool = False) -> Packed:
-        """See :meth:`egmf_shards.reader.ShardSet.read`."""
+        """See :meth:`egmf_shards.read.reader.ShardSet.read`."""
         at = np.asarray(indices, dtype=np.int64)
         if at.size and not 0 <= int(at.min()) <= int(at.max()) < len(self):
             raise IndexError(f"samples {int(at.min())} to {int(at.max())} of {len(self)}")

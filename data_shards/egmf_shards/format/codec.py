@@ -19,7 +19,7 @@ import numpy as np
 
 from egmf_shards.accelerated import crc32, parse_json
 from egmf_shards.errors import ShardError
-from egmf_shards.sample import FEATURE_MODALITIES, Sample
+from egmf_shards.format.sample import FEATURE_MODALITIES, Sample
 
 JSON_MEMBER = "json"
 MEMBERS = (JSON_MEMBER, *(f"{m}.npy" for m in FEATURE_MODALITIES))

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from egmf_shards.construction import CODE, CUES, LABELS, emotion_prior, missing_patterns, sentiment
+from egmf_shards.synthetic.construction import CODE, CUES, LABELS, emotion_prior, missing_patterns, sentiment
 
 SUBSETS = tuple(s for s in product((True, False), repeat=3) if any(s))
 

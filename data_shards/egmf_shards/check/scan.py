@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from egmf_shards import codec, rules
 from egmf_shards.accelerated import crc32
 from egmf_shards.errors import ShardError
-from egmf_shards.foreign import HEAD, foreign_kind
-from egmf_shards.index import SHARD_NAME, Index
-from egmf_shards.sample import FEATURE_MODALITIES, SPLITS, Sample
-from egmf_shards.tarcheck import Member, walk_tar
-from egmf_shards.writer import ShardWriter
+from egmf_shards.foreign_files import HEAD, foreign_kind
+from egmf_shards.format import codec, rules
+from egmf_shards.format.index import SHARD_NAME, Index
+from egmf_shards.format.sample import FEATURE_MODALITIES, SPLITS, Sample
+from egmf_shards.format.tar_walk import Member, walk_tar
+from egmf_shards.write.writer import ShardWriter
 
 CAP = 1000
 """Problems of one kind that are kept; the rest is only counted."""

@@ -19,13 +19,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from egmf_shards import codec
+from egmf_shards.check.scan import CAP, Problem, Report, Scan, Told
 from egmf_shards.errors import ShardError
-from egmf_shards.index import INDEX_NAME, Index, load_index
-from egmf_shards.manifest import MANIFEST_NAME, read_manifest, tasks_of
+from egmf_shards.format import codec
+from egmf_shards.format.index import INDEX_NAME, Index, load_index
+from egmf_shards.format.manifest import MANIFEST_NAME, read_manifest, tasks_of
 from egmf_shards.progress import progress as bar
-from egmf_shards.scan import CAP, Problem, Report, Scan, Told
-from egmf_shards.writer import ShardWriter
+from egmf_shards.write.writer import ShardWriter
 
 __all__ = ["CAP", "Problem", "Report", "print_report", "verify"]
 

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from egmf_shards import codec, rules
 from egmf_shards.errors import ShardError
-from egmf_shards.index import Index, build_index, save_index
-from egmf_shards.manifest import SCHEMA, write_manifest
-from egmf_shards.sample import FEATURE_MODALITIES, MODALITIES, SPLITS, Sample
-from egmf_shards.task import Task
+from egmf_shards.format import codec, rules
+from egmf_shards.format.index import Index, build_index, save_index
+from egmf_shards.format.manifest import SCHEMA, write_manifest
+from egmf_shards.format.sample import FEATURE_MODALITIES, MODALITIES, SPLITS, Sample
+from egmf_shards.format.task import Task
 
 if TYPE_CHECKING:
     from webdataset.writer import TarWriter

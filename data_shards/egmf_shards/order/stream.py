@@ -1,8 +1,8 @@
 """Who reads which sample when: a pure function of one integer, the position.
 
 Position p counts samples over the whole run. The global batch at p is the slots p, p+1, ..., p+G-1 of an endless
-order (:mod:`egmf_shards.order`), so it is always full and may cross an epoch's end, and each sample comes exactly
-once per epoch. A rank computes a contiguous share of it, cut into micro-batches.
+order (:mod:`egmf_shards.order.permutation`), so it is always full and may cross an epoch's end, and each sample comes
+exactly once per epoch. A rank computes a contiguous share of it, cut into micro-batches.
 
 Invariants: the sequence of global batches does not depend on the number of ranks or the micro-batch; shares differ by
 at most one sample; the number of micro-batches is the same on every rank, because control flow may never depend on a
@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from egmf_shards.errors import ShardError
-from egmf_shards.order import Mixture, Order
-from egmf_shards.reader import ShardSet
-from egmf_shards.sample import Sample
+from egmf_shards.format.sample import Sample
+from egmf_shards.order.permutation import Mixture, Order
+from egmf_shards.read.reader import ShardSet
 
 
 @dataclass(frozen=True)

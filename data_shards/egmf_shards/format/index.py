@@ -25,15 +25,17 @@ from typing import IO
 
 import numpy as np
 
-from egmf_shards import codec, rules
 from egmf_shards.accelerated import crc32
 from egmf_shards.errors import ShardError
-from egmf_shards.foreign import HEAD, foreign_file, foreign_kind
+from egmf_shards.foreign_files import HEAD, foreign_file, foreign_kind
+from egmf_shards.format import codec, rules
+from egmf_shards.format.sample import FEATURE_MODALITIES, SPLITS
+from egmf_shards.format.tar_walk import MAX_MEMBER, SPARSE
 from egmf_shards.messages import one_line
 from egmf_shards.progress import progress
-from egmf_shards.sample import FEATURE_MODALITIES, SPLITS
-from egmf_shards.storage import LocalStorage, Storage, open_storage
-from egmf_shards.tarcheck import MAX_MEMBER, SPARSE
+from egmf_shards.storage.base import Storage
+from egmf_shards.storage.local import LocalStorage
+from egmf_shards.storage.opening import open_storage
 
 INDEX_NAME = "index.npz"
 VERSION = 1
@@ -58,7 +60,7 @@ class Index:
     key: np.ndarray
     """str ``[S]``; the sample ids."""
     split: np.ndarray
-    """uint8 ``[S]``; place in :data:`egmf_shards.sample.SPLITS`."""
+    """uint8 ``[S]``; place in :data:`egmf_shards.format.sample.SPLITS`."""
     task: np.ndarray
     """int32 ``[S]``; place in ``task_names``."""
     text_chars: np.ndarray
@@ -70,7 +72,7 @@ class Index:
     first_member: np.ndarray
     """int64 ``[S + 1]``; sample s owns members ``first_member[s]`` to ``first_member[s + 1]`` (exclusive)."""
     member_kind: np.ndarray
-    """uint8 ``[M]``; place in :data:`egmf_shards.codec.MEMBERS`."""
+    """uint8 ``[M]``; place in :data:`egmf_shards.format.codec.MEMBERS`."""
     member_shard: np.ndarray
     """int32 ``[M]``; place in ``shard_names``."""
     member_offset: np.ndarray
@@ -299,7 +301,7 @@ def shard_faults(storage: Storage, index: Index, split: int | None = None) -> It
     Args:
         storage: the folder.
         index: its index.
-        split: only the shards that samples of this split (a number of :data:`egmf_shards.sample.SPLITS`) lie in.
+        split: only the shards that samples of this split (a number of :data:`egmf_shards.format.sample.SPLITS`) lie in.
     """
     chosen = np.arange(len(index.shard_names))
     if split is not None:

@@ -17,8 +17,8 @@ import numpy as np
 from egmf_shards.messages import shown
 
 if TYPE_CHECKING:
-    from egmf_shards.sample import Sample
-    from egmf_shards.task import Task
+    from egmf_shards.format.sample import Sample
+    from egmf_shards.format.task import Task
 
 MODALITIES = ("text", "audio", "vision")
 FEATURE_MODALITIES = ("audio", "vision")

@@ -15,16 +15,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from egmf_shards import codec
 from egmf_shards.accelerated import crc32
 from egmf_shards.errors import ShardError
+from egmf_shards.format import codec
+from egmf_shards.format.index import Index, load_index
+from egmf_shards.format.manifest import read_manifest
+from egmf_shards.format.sample import FEATURE_MODALITIES, MODALITIES, SPLITS
+from egmf_shards.format.task import CLASSIFICATION, REGRESSION
 from egmf_shards.importers.repairs import FP16_MAX
-from egmf_shards.index import Index, load_index
-from egmf_shards.manifest import read_manifest
 from egmf_shards.progress import progress
-from egmf_shards.sample import FEATURE_MODALITIES, MODALITIES, SPLITS
-from egmf_shards.storage import Storage, open_storage
-from egmf_shards.task import CLASSIFICATION, REGRESSION
+from egmf_shards.storage.base import Storage
+from egmf_shards.storage.opening import open_storage
 
 PERCENTILES = (5, 25, 50, 75, 95, 100)
 LENGTHS = ("text_chars", "audio_frames", "vision_frames")

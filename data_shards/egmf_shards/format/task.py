@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from egmf_shards import rules
 from egmf_shards.errors import ShardError
+from egmf_shards.format import rules
+from egmf_shards.format.rules import CLASSIFICATION, CONVENTIONS, MAX_ANSWERS, REGRESSION
 from egmf_shards.messages import shown
-from egmf_shards.rules import CLASSIFICATION, CONVENTIONS, MAX_ANSWERS, REGRESSION
 
 __all__ = ["CLASSIFICATION", "CONVENTIONS", "MAX_ANSWERS", "REGRESSION", "Task"]
 
@@ -28,7 +28,7 @@ class Task:
     ``low, low + step, ..., high``, written with as many decimals as ``step`` needs; ``step`` divides the range.
 
     Raises:
-        ShardError: the definition breaks a rule (:func:`egmf_shards.rules.task_fault`).
+        ShardError: the definition breaks a rule (:func:`egmf_shards.format.rules.task_fault`).
     """
 
     name: str

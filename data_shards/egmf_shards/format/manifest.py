@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from egmf_shards.errors import ShardError
-from egmf_shards.foreign import HEAD, foreign_kind
+from egmf_shards.foreign_files import HEAD, foreign_kind
+from egmf_shards.format.sample import FEATURE_MODALITIES, MODALITIES, SPLITS
+from egmf_shards.format.task import Task
 from egmf_shards.messages import json_reason, one_line, shown
-from egmf_shards.sample import FEATURE_MODALITIES, MODALITIES, SPLITS
-from egmf_shards.storage import Storage, open_storage
-from egmf_shards.task import Task
+from egmf_shards.storage.base import Storage
+from egmf_shards.storage.opening import open_storage
 
 MANIFEST_NAME = "manifest.json"
 SCHEMA = 1

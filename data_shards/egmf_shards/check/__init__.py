@@ -1,0 +1,1 @@
+"""Reading everything to say what is there and what is wrong."""

@@ -1,0 +1,1 @@
+"""What shards hold: task, sample, their rules, bytes, manifest and index."""

@@ -1,0 +1,1 @@
+"""Where a folder of shards lies: on a disk or behind a URL."""

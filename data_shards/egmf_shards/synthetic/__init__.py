@@ -1,0 +1,1 @@
+"""Generated clips whose best possible scores are known."""
