@@ -58,7 +58,7 @@ def shards_import_meld(options: jsonargparse.Namespace, arguments: Sequence[str]
 
 def _task_options(options: jsonargparse.Namespace) -> TaskOptions:
     """What the command line says about the task of an importer of numbers."""
-    from egmf_dist.tasks.file import read_task
+    from egmf_dist.config.task_file import read_task
 
     return {
         "low": options.low,
@@ -139,7 +139,7 @@ def shards_import_cherma(options: jsonargparse.Namespace, arguments: Sequence[st
 
 def shards_import_jsonl(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
     """One's own JSONL to shards."""
-    from egmf_dist.tasks.file import read_task
+    from egmf_dist.config.task_file import read_task
     from egmf_shards.importers.jsonl import import_jsonl
 
     task = read_task(options.task)
@@ -182,7 +182,7 @@ def shards_index(options: jsonargparse.Namespace, arguments: Sequence[str]) -> i
 
 def backbone_tiny(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
     """Tokenizer and a small pre-trained language model."""
-    from egmf_dist.model.tiny_backbone import train_tiny_backbone
+    from egmf_dist.recipes.tiny_backbone import train_tiny_backbone
 
     text = [Path(_local(path, "backbone tiny")) for path in options.text]
     train_tiny_backbone(

@@ -63,7 +63,7 @@ def prepare(config: Config) -> None:
     if BACKBONE.exists():
         check_backbone()
     else:
-        from egmf_dist.model.tiny_backbone import train_tiny_backbone
+        from egmf_dist.recipes.tiny_backbone import train_tiny_backbone
 
         print(f"demo: pre-training {BACKBONE} (about a minute)", flush=True)
         train_tiny_backbone(

@@ -30,7 +30,7 @@ def run_real(data: Path, workers: int = 2) -> None:
         LaunchError: a command failed.
     """
     from egmf_dist.config import load_config
-    from egmf_dist.model.tiny_backbone import train_tiny_backbone
+    from egmf_dist.recipes.tiny_backbone import train_tiny_backbone
     from egmf_shards.importers.label_csv import import_label_csv
     from egmf_shards.importers.meld import import_meld
 

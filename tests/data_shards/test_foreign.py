@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from egmf_dist.config.task_file import read_task
 from egmf_dist.errors import EgmfError
-from egmf_dist.tasks.file import read_task
 from egmf_shards import (
     ShardError,
     ShardSet,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from egmf_dist.config.task_file import read_task
 from egmf_dist.errors import EgmfError
-from egmf_dist.tasks.file import read_task
 from egmf_shards import ShardError
 
 EXAMPLE = Path(__file__).parents[2] / "configs" / "tasks" / "example.yaml"

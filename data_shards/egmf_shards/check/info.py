@@ -20,9 +20,9 @@ from egmf_shards.errors import ShardError
 from egmf_shards.format import codec
 from egmf_shards.format.index import Index, load_index
 from egmf_shards.format.manifest import read_manifest
+from egmf_shards.format.rules import FP16_MAX
 from egmf_shards.format.sample import FEATURE_MODALITIES, MODALITIES, SPLITS
 from egmf_shards.format.task import CLASSIFICATION, REGRESSION
-from egmf_shards.importers.repairs import FP16_MAX
 from egmf_shards.progress import progress
 from egmf_shards.storage.base import Storage
 from egmf_shards.storage.opening import open_storage

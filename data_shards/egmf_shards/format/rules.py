@@ -43,6 +43,8 @@ TOLERANCE = 1e-6
 EXACT_DECIMALS = 6
 """A step that needs more has none that write it exactly: a third."""
 MAX_DECIMALS = 15
+FP16_MAX = 65504.0
+"""The largest number of half precision; beyond it a feature would be infinite there."""
 
 FIELDS: dict[str, tuple[type, ...]] = {
     "id": (str,), "text": (str,), "language": (str,), "task": (str,), "dataset": (str,), "split": (str,),

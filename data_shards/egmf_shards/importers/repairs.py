@@ -16,9 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from egmf_shards.format.rules import FP16_MAX
 from egmf_shards.importers.padding import FRONT, used_rows
-
-FP16_MAX = 65504.0
 
 
 def without_axes_of_1(array: np.ndarray) -> np.ndarray:

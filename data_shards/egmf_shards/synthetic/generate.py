@@ -1,9 +1,9 @@
 """``egmf shards synth``: bilingual dialogues with cues in words, voice and face, and the ceilings they allow.
 
 :mod:`egmf_shards.synthetic.construction` says what is drawn, :mod:`egmf_shards.synthetic.ceilings` what it allows.
-Every utterance gives two samples, ``demo-000123-emotion`` and ``demo-000123-sentiment``. Each dialogue is drawn from its own random stream
-(seed, split, dialogue), lies in one split, is in one language, and begins with an opening line (turn 0) that is
-context and no sample. The same arguments give the same bytes.
+Every utterance gives two samples, ``demo-000123-emotion`` and ``demo-000123-sentiment``. Each dialogue is drawn from
+its own random stream (seed, split, dialogue), lies in one split, is in one language, and begins with an opening line
+(turn 0) that is context and no sample. The same arguments give the same bytes.
 """
 
 from __future__ import annotations

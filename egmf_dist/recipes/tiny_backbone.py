@@ -2,7 +2,7 @@
 
 It stands in for a real LLM where none is at hand (the demo, the tests, the real-text recipe) and is loaded through the
 same path as any backbone. It must know the answer words, or LoRA can never raise them (weighted F1 0.02), and must not
-know which answer belongs where, or the later training would prove nothing: see :mod:`egmf_dist.model.tiny_corpus`.
+know which answer belongs where, or the later training would prove nothing: see :mod:`egmf_dist.recipes.tiny_corpus`.
 
 Invariants: the same inputs, settings and step budget give the same weights; the output folder appears whole or not at
 all; the caller's random state and thread count are left as they were.
@@ -30,7 +30,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from egmf_dist.errors import EgmfError
-from egmf_dist.model.tiny_corpus import Document, batches, read_sources
+from egmf_dist.recipes.tiny_corpus import Document, batches, read_sources
 from egmf_shards.format.sample import MAX_CONTEXT_TURNS
 
 PAD, EOS = "<pad>", "<eos>"

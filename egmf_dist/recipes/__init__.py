@@ -1,0 +1,1 @@
+"""Recipes: what the demo and the real runs need beside their settings."""
