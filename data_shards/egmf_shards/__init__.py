@@ -2,7 +2,7 @@
 
 Needs numpy, webdataset (to write) and rich; knows nothing of torch, models or training. Writing: :class:`ShardWriter`,
 :func:`synthesize`, the importers. Reading: :class:`ShardSet`, :class:`Stream`. Looking: :func:`describe`,
-:func:`print_info`, and the modules ``verify`` and ``adopt``.
+:func:`print_info`, :func:`egmf_shards.check.verify.verify`, :func:`egmf_shards.importers.foreign_tars.index_foreign`.
 """
 
 from egmf_shards.check.info import describe, print_info
@@ -19,7 +19,7 @@ from egmf_shards.importers import (
     import_mse_adapter,
 )
 from egmf_shards.order.permutation import Mixture, Order, Permutation
-from egmf_shards.order.stream import BadSlot, IndexBatch, MicroBatch, Slot, Stream, sequential, share
+from egmf_shards.order.stream import BadSlot, IndexBatch, MicroBatch, Slot, Stream, partition, sequential
 from egmf_shards.read.packed import BadSample, Packed
 from egmf_shards.read.reader import ShardSet
 from egmf_shards.storage.base import StorageOptions
@@ -59,8 +59,8 @@ __all__ = [
     "import_meld",
     "import_mmsa",
     "import_mse_adapter",
+    "partition",
     "print_info",
     "sequential",
-    "share",
     "synthesize",
 ]

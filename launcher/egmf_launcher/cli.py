@@ -174,9 +174,9 @@ def shards_verify(options: jsonargparse.Namespace, arguments: Sequence[str]) -> 
 
 def shards_index(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
     """Index and manifest for somebody else's tars."""
-    from egmf_shards.importers.foreign_tars import adopt
+    from egmf_shards.importers.foreign_tars import index_foreign
 
-    adopt(_local(options.folder, "shards index"), options.tasks, options.force)
+    index_foreign(_local(options.folder, "shards index"), options.tasks, options.force)
     return 0
 
 

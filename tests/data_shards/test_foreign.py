@@ -28,7 +28,7 @@ from egmf_shards import (
 from egmf_shards.check.verify import verify
 from egmf_shards.foreign_files import foreign_kind
 from egmf_shards.format.index import build_index
-from egmf_shards.importers.foreign_tars import adopt
+from egmf_shards.importers.foreign_tars import index_foreign
 from egmf_shards.importers.unpickle import load_pickle
 
 TASK = Task(name="t", kind="regression", questions={"en": "?"}, low=-1, high=1, step=0.5)
@@ -82,9 +82,9 @@ READERS: dict[str, Callable[[Path, bytes, Path], Any]] = {
     "mmsa": one("p.pkl", lambda path, out: import_mmsa(path, out, "sims")),
     "cherma": cherma,
     "csd": csd,
-    "index": one("a.tar", lambda path, out: adopt(path.parent, tasks(path.parent))),
+    "index": one("a.tar", lambda path, out: index_foreign(path.parent, tasks(path.parent))),
     "build_index": one("a.tar", lambda path, out: build_index(path.parent, [path.name])),
-    "tasks.json": one("tasks.json", lambda path, out: adopt(empty_tar(path.parent))),
+    "tasks.json": one("tasks.json", lambda path, out: index_foreign(empty_tar(path.parent))),
     "task file": one("t.yaml", lambda path, out: read_task(path)),
     "load_pickle": one("p.pkl", lambda path, out: load_pickle(path)),
 }  # fmt: skip
@@ -222,4 +222,4 @@ def test_thousands_of_digits_are_one_line_everywhere(digits, tmp_path):
     (tmp_path / "tasks.json").write_text(f'{{"low": {number}}}')
     empty_tar(tmp_path)
     with pytest.raises(ShardError, match=r"tasks.json: (not a readable JSON file .a whole number|a task is malformed)"):
-        adopt(tmp_path)
+        index_foreign(tmp_path)

@@ -17,7 +17,7 @@ from egmf_shards import ShardError, ShardSet, Task, print_info
 from egmf_shards.check.info import target_values
 from egmf_shards.check.verify import verify
 from egmf_shards.format.manifest import MAX_DEPTH, read_manifest
-from egmf_shards.importers.foreign_tars import adopt
+from egmf_shards.importers.foreign_tars import index_foreign
 
 
 def refused(call: Callable[[], object], message: str) -> None:
@@ -175,11 +175,11 @@ def test_force_over_a_manifest_with_odd_tasks(folder, tasks, message):
     out = folder()
     manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
     (out / "manifest.json").write_text(json.dumps(manifest | {"tasks": tasks}), encoding="utf-8")
-    refused(lambda: adopt(out, force=True), message)
+    refused(lambda: index_foreign(out, force=True), message)
 
 
 def test_what_was_before_does_not_grow_until_nothing_reads_it(folder, sample):
     out = folder(samples=[sample(i) for i in range(5)], provenance={"made": nested(MAX_DEPTH // 2 - 2)})
-    assert "before" in adopt(out, force=True)["source"]
-    assert "before" not in adopt(out, force=True)["source"]
+    assert "before" in index_foreign(out, force=True)["source"]
+    assert "before" not in index_foreign(out, force=True)["source"]
     assert read_manifest(out)["source"] == {"importer": "index"}

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from egmf_shards import ShardError, ShardSet, Slot, Stream, sequential, share
-from egmf_shards.order.stream import deal
+from egmf_shards import ShardError, ShardSet, Slot, Stream, partition, sequential
+from egmf_shards.order.stream import partition_by_length
 
 
 class Numbers:
@@ -19,7 +19,7 @@ class Numbers:
 
     def __init__(self, count: int, folders: int = 1) -> None:
         self.count = count
-        self.counts = [len(share(count, i, folders)) for i in range(folders)]
+        self.counts = [len(partition(count, i, folders)) for i in range(folders)]
         self.index_hash = f"numbers {count}"
 
     def __len__(self) -> int:
@@ -147,7 +147,7 @@ def test_dealing_goes_to_and_fro():
     """Always in one direction, the first rank would get the longer one of every round."""
     slots = [Slot(i, 0, i) for i in range(8)]
     lengths = np.array([80, 70, 60, 50, 40, 30, 20, 10])
-    parts = [[slot.index for slot in deal(slots, lengths, rank, 2)] for rank in (0, 1)]
+    parts = [[slot.index for slot in partition_by_length(slots, lengths, rank, 2)] for rank in (0, 1)]
     assert parts == [[0, 3, 4, 7], [1, 2, 5, 6]]
     assert [int(lengths[part].sum()) for part in parts] == [180, 180]
 
@@ -202,7 +202,7 @@ def test_refusals():
     with pytest.raises(ShardError, match="the micro-batch is 0"):
         streams(10, 0, 2, 0, 1)
     with pytest.raises(ShardError, match="rank is 2 of 2"):
-        share(5, 2, 2)
+        partition(5, 2, 2)
     with pytest.raises(ShardError, match="the batch is 0"):
         sequential(5, 0, 1, 0)
 

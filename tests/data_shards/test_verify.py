@@ -283,7 +283,7 @@ def test_ids_in_two_splits_are_leakage_and_equal_texts_a_note(good):
     rewrite(good / "test-000009.tar", renamed)
     again = verify(good)
     assert not kinds_at(again, "leakage")
-    assert "1 texts stand with the same answer in train and test" in again.notes
+    assert "1 texts occur with the same answer in train and test" in again.notes
 
 
 def test_problems_are_capped_and_all_counted(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 
 from egmf_shards import ShardError, ShardSet, ShardWriter, Task, Turn, describe
 from egmf_shards.check.verify import verify
-from egmf_shards.importers.foreign_tars import adopt
+from egmf_shards.importers.foreign_tars import index_foreign
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -76,7 +76,7 @@ def test_statistics_are_of_every_frame_of_the_training_split_alone(tmp_path, fol
     path.write_text(json.dumps(manifest), encoding="utf-8")
     assert "statistics" not in ShardSet.open([out], "train").manifests[0]
     assert verify(out).ok
-    assert adopt(out, force=True)["statistics"] == told
+    assert index_foreign(out, force=True)["statistics"] == told
 
 
 def test_a_folder_without_training_samples_has_no_statistics(folder, sample):

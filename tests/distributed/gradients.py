@@ -20,7 +20,7 @@ from egmf_dist.engine import deepspeed_settings, initialise, partitioned_loading
 from egmf_dist.model.adapter import trained_parameters
 from egmf_dist.training.loop import train_step
 from egmf_dist.training.schedule import parameter_groups
-from egmf_shards import MicroBatch, share
+from egmf_shards import MicroBatch, partition
 
 
 class BranchingEncoder(nn.Module):
@@ -50,9 +50,9 @@ def measure(job):
     """Gradients and sums of one step; everything that holds the process group is gone when this returns."""
     config, samples, tasks = job["config"], job["samples"], job["tasks"]
     rank, world = distributed.rank(), distributed.world_size()
-    own = share(len(samples), rank, world)
-    pieces = -(-len(share(len(samples), 0, world)) // config.training.micro_batch)
-    cuts = [share(len(own), i, pieces) for i in range(pieces)]
+    own = partition(len(samples), rank, world)
+    pieces = -(-len(partition(len(samples), 0, world)) // config.training.micro_batch)
+    cuts = [partition(len(own), i, pieces) for i in range(pieces)]
     micro = []
     for cut in cuts:
         part = [samples[own[i]] for i in cut]

@@ -236,7 +236,7 @@ def _grid_fault(task: Task) -> str:
         fitting = (high - low) / max(round(steps), 1)
         return f"step {step} does not divide the {span}: it fits {steps:.9g} times; {fitting!r} would fit"
     if decimals(low, high, step) is None:
-        return f"{span} with step {step}: its numbers cannot be told apart in {MAX_DECIMALS} decimals"
+        return f"{span} with step {step}: its numbers look alike in {MAX_DECIMALS} decimals"
     if task.convention == "sims" and (abs(low - SIMS_RANGE[0]) > TOLERANCE or abs(high - SIMS_RANGE[1]) > TOLERANCE):
         return (
             f"convention 'sims' needs the range [-1, 1], to which its metrics clip; "

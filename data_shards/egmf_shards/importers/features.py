@@ -1,6 +1,6 @@
 """An optional folder of per-clip ``.npy`` features beside a data set's table.
 
-Rules, each counted and told in the manifest: a clip without a file lacks the modality; a file that is unreadable (not
+Rules, each counted in the manifest: a clip without a file lacks the modality; a file that is unreadable (not
 ``.npy``, a pickle, not real numbers, not ``[frames, dim]`` or ``[dim]``, axes of 1 aside, or empty) counts as lacking,
 and the first ten are named with the reason; what else becomes of the numbers is said in ``repairs.py``. One vector
 ``[dim]`` is one frame. A folder in which not one clip is found, or not one can be read, is an error: it is the wrong

@@ -2,7 +2,7 @@
 
 The folder holds the tars and ``tasks.json``: one task or a list of tasks, with the fields of the manifest's ``tasks``.
 Members and their JSON are as ``docs/shard-format.md`` says. Everything that ``egmf shards verify`` checks is checked
-first, so an adopted folder is a sound one.
+first, so an indexed folder is a sound one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from egmf_shards.check.scan import Report, Scan, Told
+from egmf_shards.check.scan import Recorded, Report, Scan
 from egmf_shards.errors import ShardError
 from egmf_shards.format import codec
 from egmf_shards.format.index import INDEX_NAME, Index, build_index, save_index
@@ -30,7 +30,7 @@ from egmf_shards.write.writer import ShardWriter
 TASKS_NAME = "tasks.json"
 
 
-def adopt(
+def index_foreign(
     folder: str | os.PathLike[str], tasks: str | os.PathLike[str] | None = None, force: bool = False
 ) -> dict[str, Any]:
     """Write ``index.npz`` and ``manifest.json`` into a folder of tars and return the manifest.
@@ -70,7 +70,7 @@ def adopt(
     report = Report(path)
     scan = Scan(report, ledger, None)
     for name in progress(shards, "reading shards"):
-        scan.shard(name, Told())
+        scan.shard(name, Recorded())
     if report.problems:
         more = report.counts.total() - 1
         raise ShardError(f"{path}: {report.problems[0]}" + (f" (and {more} more problems)" if more else ""))
@@ -111,7 +111,7 @@ def _read_tasks(path: Path) -> list[Task]:
 def _dataset(folder: Path, shards: list[str]) -> str:
     """The data set that the first readable sample names; the check of all samples then holds the others to it."""
     for name in shards:
-        # What is unreadable is told by the scan, with all the rest.
+        # What is unreadable is reported by the scan, with all the rest.
         with suppress(OSError, ValueError, RecursionError):
             with (folder / name).open("rb") as file:
                 data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -126,7 +126,7 @@ def _dataset(folder: Path, shards: list[str]) -> str:
 def _place(folder: Path, index: Index, manifest: dict[str, Any]) -> None:
     """Both files or none: the index first, because a folder with a manifest counts as finished.
 
-    Where there were older ones, a reader that opens the folder between the two steps is told that they do not belong
+    Where there were older ones, a reader that opens the folder between the two steps is refused: the two do not belong
     together.
     """
     temporary = folder / f".{secrets.token_hex(4)}.partial"

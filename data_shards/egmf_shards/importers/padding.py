@@ -1,7 +1,7 @@
 """On which side of padded arrays the padding is: at the end, as MMSA publishes, or in front, as some files have it.
 
-Nothing in a file says it, so the zeros do. Where lengths are given, a clip tells where the rows that its length leaves
-over are zeros on one side and not on the other. Without lengths, a clip tells where it has rows of zeros on one side
+Nothing in a file says it, so the zeros do. Where lengths are given, a clip shows where the rows that its length leaves
+over are zeros on one side and not on the other. Without lengths, a clip shows where it has rows of zeros on one side
 alone; real frames of zeros (no face) do that, too, so a clear majority counts, and without one the file is refused.
 ``--padding`` says it instead.
 """
@@ -39,7 +39,7 @@ class PaddingSide:
     def __init__(self, where: str, given: str | None = None) -> None:
         self._where, self._given = where, given
         self._with_lengths = False
-        self.told: dict[str, list[str]] = {side: [] for side in (*SIDES, "neither")}
+        self.by_side: dict[str, list[str]] = {side: [] for side in (*SIDES, "neither")}
         """Which clips, in words: those that are padded on one side, and those whose length fits neither."""
 
     def ask(self, clip: str, padded: np.ndarray, length: int | None) -> None:
@@ -58,9 +58,9 @@ class PaddingSide:
             self._with_lengths = True
             free = {FRONT: not used[: total - length].any(), END: not used[length:].any()}
         if free[FRONT] != free[END]:
-            self.told[FRONT if free[FRONT] else END].append(clip)
+            self.by_side[FRONT if free[FRONT] else END].append(clip)
         elif length is not None and not free[END]:
-            self.told["neither"].append(clip)
+            self.by_side["neither"].append(clip)
 
     def side(self) -> str:
         """``front`` or ``end``.
@@ -71,14 +71,14 @@ class PaddingSide:
         """
         if self._given is not None:
             return self._given
-        front, end, neither = (self.told[side] for side in (FRONT, END, "neither"))
+        front, end, neither = (self.by_side[side] for side in (FRONT, END, "neither"))
         decide = f"or decide with --padding {FRONT} or --padding {END}"
         if not self._with_lengths:
             fewer, more = sorted((len(front), len(end)))
             if fewer and more < _CLEAR * fewer:
                 raise ShardError(
                     f"{self._where}: {len(front)} clips have zeros in front alone ({listed(front[:1])}) and {len(end)} "
-                    f"at the end alone ({listed(end[:1])}), so which of them are padding cannot be told; "
+                    f"at the end alone ({listed(end[:1])}), so which of them are padding cannot be known; "
                     f"give lengths, {decide}"
                 )
             return FRONT if len(front) > len(end) else END
@@ -90,7 +90,7 @@ class PaddingSide:
         if neither and not front and not end:
             raise ShardError(
                 f"{self._where}: the lengths of {len(neither)} clips, the first {listed(neither[:1])}, leave over rows "
-                f"that are no zeros on either side, and no clip tells where the padding is; check the lengths, {decide}"
+                f"that are no zeros on either side, and no clip shows where the padding is; check the lengths, {decide}"
             )
         return FRONT if front else END
 
@@ -99,7 +99,7 @@ class PaddingSide:
         if self._given is not None:
             return f"{self._given} (given)"
         side = self.side()
-        count, others = len(self.told[side]), len(self.told[END if side == FRONT else FRONT])
+        count, others = len(self.by_side[side]), len(self.by_side[END if side == FRONT else FRONT])
         if not count:
             return None
         return f"{side} (by the zeros of {count} clips" + (f"; {others} have theirs on the other)" if others else ")")

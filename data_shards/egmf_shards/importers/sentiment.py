@@ -1,4 +1,4 @@
-"""The task ``<dataset>-sentiment`` of the importers whose files hold one number a clip: known, told, or from a file."""
+"""The task ``<dataset>-sentiment`` of importers whose files hold one number a clip: known, given, or from a file."""
 
 from __future__ import annotations
 

@@ -2,9 +2,9 @@
 
 Position p counts samples over the whole run. The global batch at p is the slots p, p+1, ..., p+G-1 of an endless
 order (:mod:`egmf_shards.order.permutation`), so it is always full and may cross an epoch's end, and each sample comes
-exactly once per epoch. A rank computes a contiguous share of it, cut into micro-batches.
+exactly once per epoch. A rank computes a contiguous part of it, cut into micro-batches.
 
-Invariants: the sequence of global batches does not depend on the number of ranks or the micro-batch; shares differ by
+Invariants: the sequence of global batches does not depend on the number of ranks or the micro-batch; parts differ by
 at most one sample; the number of micro-batches is the same on every rank, because control flow may never depend on a
 sample; where a rank has nothing left for a micro-batch, it repeats its first sample with weight 0; a sample that cannot
 be read keeps its position with weight 0 and is never replaced.
@@ -25,7 +25,7 @@ from egmf_shards.read.reader import ShardSet
 
 @dataclass(frozen=True)
 class Slot:
-    """One place of the run and the sample that stands there."""
+    """One place of the run and the sample that is read there."""
 
     position: int
     """Counts samples over the whole run, from 0."""
@@ -63,8 +63,8 @@ class IndexBatch:
     weights: list[float]
 
 
-def share(count: int, rank: int, world: int) -> range:
-    """The contiguous share of ``range(count)`` that is ``rank``'s; shares differ by at most one, the first are longer.
+def partition(count: int, rank: int, world: int) -> range:
+    """The contiguous part of ``range(count)`` that is ``rank``'s; parts differ by at most one, the first are longer.
 
     Raises:
         ShardError: ``rank`` is not one of ``world`` ranks.
@@ -85,9 +85,9 @@ def sequential(count: int, rank: int, world: int, batch: int) -> list[IndexBatch
     """
     if batch < 1:
         raise ShardError(f"the batch is {batch}; at least 1 is needed")
-    own = share(count, rank, world)
+    own = partition(count, rank, world)
     filler = own[0] if own else 0
-    longest = len(share(count, 0, world))
+    longest = len(partition(count, 0, world))
     batches = []
     for first in range(0, longest, batch):
         real = list(own[first : first + batch])
@@ -109,7 +109,7 @@ class Stream:
         weights: the folders' shares of the mixture, one a folder; empty: every sample of every folder once an epoch.
         block: samples of a block that is read as a whole; 0 mixes everything with everything.
         window: blocks that are mixed with each other.
-        by_length: share a global batch out so that ranks get alike loads and micro-batches hold alike lengths.
+        by_length: partition a global batch so that ranks get alike loads and micro-batches hold alike lengths.
         tolerate: a sample that cannot be read keeps its place with weight 0; otherwise it is an error.
 
     Raises:
@@ -138,7 +138,7 @@ class Stream:
             raise ShardError(
                 f"the global batch is {global_batch} for {world} ranks; at least one sample a rank is needed"
             )
-        share(global_batch, rank, world)  # refuses a rank that is none
+        partition(global_batch, rank, world)  # refuses a rank that is none
         self.shards = shards
         self.order: Order | Mixture
         if weights:
@@ -148,7 +148,7 @@ class Stream:
             self.order = Order(len(shards), seed, shards.index_hash, block, window)
         self.global_batch, self.rank, self.world, self.tolerate = global_batch, rank, world, tolerate
         self._lengths = _lengths(shards) if by_length else None
-        self.micro_batches = -(-len(share(global_batch, 0, world)) // micro_batch)
+        self.micro_batches = -(-len(partition(global_batch, 0, world)) // micro_batch)
         """Micro-batches of one global batch: the same on every rank."""
 
     def global_slots(self, position: int) -> list[Slot]:
@@ -164,11 +164,11 @@ class Stream:
         """
         slots = self.global_slots(position)
         if self._lengths is None:
-            own = share(len(slots), self.rank, self.world)
+            own = partition(len(slots), self.rank, self.world)
             slots = slots[own.start : own.stop]
         else:
-            slots = deal(slots, self._lengths, self.rank, self.world)
-        cuts = [share(len(slots), i, self.micro_batches) for i in range(self.micro_batches)]
+            slots = partition_by_length(slots, self._lengths, self.rank, self.world)
+        cuts = [partition(len(slots), i, self.micro_batches) for i in range(self.micro_batches)]
         return [slots[cut.start : cut.stop] for cut in cuts]
 
     def read(self, position: int) -> list[MicroBatch]:
@@ -192,8 +192,10 @@ class Stream:
         return batches
 
 
-def deal(slots: Sequence[Slot], lengths: np.ndarray, rank: int, world: int) -> list[Slot]:
-    """``rank``'s part of a global batch, longest first: dealt from the longest to the shortest, to and fro.
+def partition_by_length(slots: Sequence[Slot], lengths: np.ndarray, rank: int, world: int) -> list[Slot]:
+    """``rank``'s part of a global batch, longest first.
+
+    Sorted by length, the slots go to the ranks in rounds whose direction alternates: 0, 1, ..., n - 1, n - 1, ..., 0.
 
     Depends on the slots and the index's lengths alone. Parts differ by at most one slot.
 
@@ -205,9 +207,9 @@ def deal(slots: Sequence[Slot], lengths: np.ndarray, rank: int, world: int) -> l
     """
     longest_first = sorted(slots, key=lambda slot: (-int(lengths[slot.index]), slot.position))
     rounds = [longest_first[i : i + world] for i in range(0, len(slots), world)]
-    # Only whole rounds go fro: in a part of one the first ranks take what is left, as in a plain share.
-    turned = [cards[::-1] if i % 2 and len(cards) == world else cards for i, cards in enumerate(rounds)]
-    return [cards[rank] for cards in turned if rank < len(cards)]
+    # Only whole rounds are reversed: in the last one the first ranks take what is left, as :func:`partition` does.
+    ordered = [taken[::-1] if i % 2 and len(taken) == world else taken for i, taken in enumerate(rounds)]
+    return [taken[rank] for taken in ordered if rank < len(taken)]
 
 
 def _lengths(shards: ShardSet) -> np.ndarray:

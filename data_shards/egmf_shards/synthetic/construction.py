@@ -3,7 +3,7 @@
 An utterance has an emotion (one of seven), three cues (words, voice, face), each a bit, and an intensity per cue:
 
 * **Emotion** y is drawn from a prior that the dialogue's *mood* tilts: :data:`MOOD_WEIGHT` to 1 for the mood's own
-  classes. The mood is told only by the words of the dialogue's opening line, which every utterance has as its first
+  classes. The mood is given only by the words of the dialogue's opening line, which every utterance has as its first
   turn of context: the **long-range cue**.
 * **Cues**: :data:`CODE` gives every emotion its three bits; each bit is flipped with probability ``noise``. Any
   single cue narrows the seven classes to three or four, any two to one or two, so every modality adds evidence of its

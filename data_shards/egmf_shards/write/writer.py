@@ -108,11 +108,14 @@ class ShardWriter:
     """Context manager: ``with ShardWriter(out, "meld", [task]) as writer: writer.write(sample)``.
 
     Args:
-        out_dir: the folder to make; it must not exist. dataset: the data set's name; every sample must carry it.
-            tasks: the tasks that samples may name. dims: the width of each feature modality (``{"audio": 16,
-            "vision": 0}``; 0 = none); left out, the first array decides. samples_per_shard: samples in one tar.
-            provenance: what the manifest's ``source`` says (JSON); it can be added to through :attr:`source` until
-            the end. ceilings: what the manifest's ``ceilings`` says, for generated data.
+        out_dir: the folder to make; it must not exist.
+        dataset: the data set's name; every sample must carry it.
+        tasks: the tasks that samples may name.
+        dims: the width of each feature modality (``{"audio": 16, "vision": 0}``; 0 = none); left out, the first array
+            decides.
+        samples_per_shard: samples in one tar.
+        provenance: what the manifest's ``source`` says (JSON); it can be added to through :attr:`source` until the end.
+        ceilings: what the manifest's ``ceilings`` says, for generated data.
 
     Raises:
         ShardError: on entering, the folder exists; on writing, a bad sample; on leaving, no sample was written.
@@ -185,8 +188,8 @@ class ShardWriter:
         """Check ``sample`` and append it to its split's open shard.
 
         Args:
-            sample: it.
-            place: where it stands in the source file, such as ``label.csv, line 7``; messages begin with it.
+            sample: what is written.
+            place: its place in the source file, such as ``label.csv, line 7``; messages begin with it.
 
         Raises:
             ShardError: the sample breaks a rule; the message names it.

@@ -22,7 +22,7 @@ from egmf_shards.check.verify import verify
 from egmf_shards.format.index import load_index
 from egmf_shards.format.manifest import read_manifest
 from egmf_shards.format.rules import FIELDS
-from egmf_shards.importers.foreign_tars import adopt
+from egmf_shards.importers.foreign_tars import index_foreign
 
 MOOD = {
     "name": "mood",
@@ -83,11 +83,11 @@ def digests(folder: Path) -> dict[str, str]:
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
 
 
-def test_adopted_tars_are_read_like_our_own(tmp_path):
+def test_indexed_tars_are_read_like_our_own(tmp_path):
     records = [record(i) for i in range(24)]
     out = foreign(tmp_path / "foreign", records)
     before = digests(out)
-    manifest = adopt(out)
+    manifest = index_foreign(out)
     after = digests(out)
     assert {name: after[name] for name in before} == before, "not a byte of the tars is touched"
     assert set(after) - set(before) == {"index.npz", "manifest.json"}
@@ -116,7 +116,7 @@ def test_adopted_tars_are_read_like_our_own(tmp_path):
 
 def test_statistics_are_those_of_all_frames_of_the_training_split(tmp_path):
     records = [record(i) for i in range(24)]
-    told = adopt(foreign(tmp_path / "foreign", records))["statistics"]
+    told = index_foreign(foreign(tmp_path / "foreign", records))["statistics"]
     for modality in DIMS:
         parts = [r[f"{modality}.npy"] for r in records if r["json"]["split"] == "train" and f"{modality}.npy" in r]
         x = np.concatenate(parts).astype(np.float64)
@@ -127,9 +127,9 @@ def test_statistics_are_those_of_all_frames_of_the_training_split(tmp_path):
     assert len(text.splitlines()) < 200, "a list of numbers stays on one line"
 
 
-def test_a_training_stream_reads_each_adopted_sample_once_an_epoch(tmp_path):
+def test_a_training_stream_reads_each_indexed_sample_once_an_epoch(tmp_path):
     out = foreign(tmp_path / "foreign", [record(i) for i in range(24)])
-    adopt(out)
+    index_foreign(out)
     train = ShardSet.open([out], "train")
     ranks = [Stream(train, seed=1, global_batch=4, micro_batch=1, rank=r, world=2) for r in range(2)]
     seen = [
@@ -221,7 +221,7 @@ def test_a_program_that_knows_only_the_specification(tmp_path):
     assert len(ShardSet.open([out], "train")) == 4
     (out / "index.npz").unlink()
     (out / "manifest.json").unlink()
-    assert adopt(out, _tasks_file(tmp_path))["index"] == manifest["index"], "both programs agree on the index"
+    assert index_foreign(out, _tasks_file(tmp_path))["index"] == manifest["index"], "both programs agree on the index"
 
 
 def _tasks_file(folder: Path) -> Path:
@@ -232,7 +232,7 @@ def _tasks_file(folder: Path) -> Path:
 def test_the_specification_names_everything_the_code_has(tmp_path):
     text = (Path(__file__).parents[2] / "docs" / "shard-format.md").read_text(encoding="utf-8")
     out = foreign(tmp_path / "foreign", [record(i) for i in range(4)])
-    manifest = adopt(out)
+    manifest = index_foreign(out)
     index = load_index(out)
     for field in fields(index):
         kind = getattr(index, field.name).dtype
@@ -242,9 +242,9 @@ def test_the_specification_names_everything_the_code_has(tmp_path):
     for name in FIELDS:
         assert f"\n| `{name}` |" in text
     package = Path(egmf_shards.__file__).parent
-    modules = ("scan.py", "tarcheck.py", "verify.py")
+    modules = ("check/scan.py", "check/verify.py", "format/tar_walk.py")
     source = "".join((package / name).read_text(encoding="utf-8") for name in modules)
-    kinds = set(re.findall(r'(?:report\.add|tell)\("([a-z ]+)"', source)) | {"schema", "features", "leakage"}
+    kinds = set(re.findall(r'(?:report\.add|report)\("([a-z ]+)"', source)) | {"schema", "features", "leakage"}
     assert len(kinds) > 15
     for kind in kinds:
         assert f"`{kind}`" in text
@@ -276,7 +276,7 @@ def test_a_bad_folder_is_refused_and_left_as_it_was(tmp_path, records, tasks, me
     out = foreign(tmp_path / "foreign", records, tasks)
     before = digests(out)
     with pytest.raises(ShardError) as caught:
-        adopt(out)
+        index_foreign(out)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert digests(out) == before
@@ -286,31 +286,31 @@ def test_several_problems_are_counted(tmp_path):
     records = tamper(0, label="great")
     records[1]["json"]["value"] = 9
     with pytest.raises(ShardError, match=r"'great'.*\(and 1 more problems\)$"):
-        adopt(foreign(tmp_path / "foreign", records))
+        index_foreign(foreign(tmp_path / "foreign", records))
 
 
 def test_a_finished_folder_a_missing_one_and_one_without_tars(tmp_path):
     out = foreign(tmp_path / "foreign", [record(i) for i in range(4)])
-    adopt(out)
+    index_foreign(out)
     before = digests(out)
     with pytest.raises(ShardError, match=r"index\.npz: exists already; `--force` indexes the folder anew"):
-        adopt(out)
+        index_foreign(out)
     assert digests(out) == before
     with pytest.raises(ShardError, match="no such folder of tars"):
-        adopt(tmp_path / "none")
+        index_foreign(tmp_path / "none")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ShardError, match=r"holds no \.tar file"):
-        adopt(tmp_path / "empty")
+        index_foreign(tmp_path / "empty")
 
 
 def test_force_makes_both_anew_after_a_shard_was_taken_away(tmp_path):
     out = foreign(tmp_path / "foreign", [record(i) for i in range(24)])
-    first = adopt(out)
+    first = index_foreign(out)
     (out / "part-1.tar").unlink()
     (out / "tasks.json").unlink()
     with pytest.raises(ShardError, match="the shard is missing"):
         ShardSet.open([out], "train")
-    second = adopt(out, force=True)
+    second = index_foreign(out, force=True)
     assert [s["name"] for s in second["shards"]] == ["part-0.tar"]
     assert second["tasks"] == first["tasks"], "without tasks.json those of the old manifest hold"
     assert second["source"] == {"importer": "index", "before": {"importer": "index"}}
@@ -323,24 +323,24 @@ def test_force_makes_both_anew_after_a_shard_was_taken_away(tmp_path):
 @pytest.mark.parametrize("broken", ["index.npz", "manifest.json"])
 def test_force_where_one_of_the_two_is_broken(tmp_path, broken):
     out = foreign(tmp_path / "foreign", [record(i) for i in range(8)])
-    whole = adopt(out)
+    whole = index_foreign(out)
     (out / broken).write_bytes(b"\x00")
-    again = adopt(out, force=True)
+    again = index_foreign(out, force=True)
     assert {k: v for k, v in again.items() if k != "source"} == {k: v for k, v in whole.items() if k != "source"}
     assert verify(out).ok
     (out / broken).unlink()
-    adopt(out, force=True)
+    index_foreign(out, force=True)
     assert verify(out).ok
 
 
 def test_force_leaves_the_old_ones_where_a_sample_breaks_a_rule(tmp_path):
     out = foreign(tmp_path / "foreign", [record(i) for i in range(8)])
-    adopt(out)
+    index_foreign(out)
     with webdataset.TarWriter(str(out / "part-2.tar")) as sink:
         sink.write(record(0))
     before = digests(out)
     with pytest.raises(ShardError, match="duplicate key"):
-        adopt(out, force=True)
+        index_foreign(out, force=True)
     assert digests(out) == before
 
 
@@ -348,7 +348,7 @@ def test_force_leaves_the_old_ones_where_a_sample_breaks_a_rule(tmp_path):
 def test_a_manifest_that_cannot_be_put_in_place_takes_the_index_back(tmp_path, monkeypatch, forced):
     out = foreign(tmp_path / "foreign", [record(i) for i in range(8)])
     if forced:
-        adopt(out)
+        index_foreign(out)
         (out / "part-1.tar").unlink()
     before, replace = digests(out), os.replace
 
@@ -359,7 +359,7 @@ def test_a_manifest_that_cannot_be_put_in_place_takes_the_index_back(tmp_path, m
 
     monkeypatch.setattr(os, "replace", refuse)
     with pytest.raises(ShardError, match=r"cannot be written \(No space left on device\)"):
-        adopt(out, force=forced)
+        index_foreign(out, force=forced)
     assert digests(out) == before
 
 
@@ -367,7 +367,7 @@ def test_tasks_from_elsewhere_and_one_task_alone(tmp_path):
     records = [record(i) for i in (0, 4, 8)]
     out = foreign(tmp_path / "foreign", records, None)
     (tmp_path / "mood.json").write_text(json.dumps(MOOD), encoding="utf-8")
-    assert [t["name"] for t in adopt(out, tmp_path / "mood.json")["tasks"]] == ["mood"]
+    assert [t["name"] for t in index_foreign(out, tmp_path / "mood.json")["tasks"]] == ["mood"]
 
 
 def test_tars_of_plain_tarfile_in_gnu_form_with_long_names(tmp_path):
@@ -387,6 +387,6 @@ def test_tars_of_plain_tarfile_in_gnu_form_with_long_names(tmp_path):
             info.size, info.mtime, info.uname, info.uid = len(members[name]), 1_700_000_000, "ann", 1000
             tar.addfile(info, io.BytesIO(members[name]))
     (out / "tasks.json").write_text(json.dumps(TASKS), encoding="utf-8")
-    adopt(out)
+    index_foreign(out)
     assert np.array_equal(ShardSet.open([out], "train")[0].audio, one["audio.npy"])
     assert verify(out).ok
