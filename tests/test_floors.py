@@ -36,7 +36,7 @@ FLOORS = {
     "data_shards/egmf_shards": """
         errors
         messages
-        progress accelerated foreign_files
+        progress accelerated checksums foreign_files
         storage
         format
         write

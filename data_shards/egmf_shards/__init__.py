@@ -19,7 +19,7 @@ from egmf_shards.importers import (
     import_mse_adapter,
 )
 from egmf_shards.order.permutation import Mixture, Order, Permutation
-from egmf_shards.order.stream import BadSlot, IndexBatch, MicroBatch, Slot, Stream, partition, sequential
+from egmf_shards.order.stream import BadSlot, IndexBatch, MicroBatch, Slot, Stream, StreamOptions, partition, sequential
 from egmf_shards.read.packed import BadSample, Packed
 from egmf_shards.read.reader import ShardSet
 from egmf_shards.storage.base import StorageOptions
@@ -49,6 +49,7 @@ __all__ = [
     "Slot",
     "StorageOptions",
     "Stream",
+    "StreamOptions",
     "Task",
     "Turn",
     "describe",

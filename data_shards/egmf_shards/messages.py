@@ -17,9 +17,14 @@ def shown(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
+def unbroken(text: str) -> str:
+    """``text`` in one line: every run of white space becomes one space."""
+    return " ".join(text.split())
+
+
 def one_line(error: BaseException) -> str:
     """What a parser says about hostile input; its type where it says nothing."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return unbroken(str(error))[:200] or type(error).__name__
 
 
 def listed(items: Sequence[str], most: int = 10) -> str:

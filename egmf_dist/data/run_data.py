@@ -13,7 +13,7 @@ from egmf_dist.data.collate import Collator
 from egmf_dist.data.prompt_ids import Limits
 from egmf_dist.data.standardise import Standardisation, standardisations
 from egmf_dist.errors import EgmfError
-from egmf_shards import ShardSet, StorageOptions, Stream, Task
+from egmf_shards import ShardSet, StorageOptions, Stream, StreamOptions, Task
 
 
 @dataclass(frozen=True)
@@ -108,9 +108,11 @@ def open_stream(config: Config, shards: ShardSet, rank: int, world: int) -> Stre
         micro_batch=training.micro_batch,
         rank=rank,
         world=world,
-        weights=data.weights,
-        block=data.block_samples if data.in_blocks else 0,
-        window=data.window_blocks,
-        by_length=data.group_by_length,
-        tolerate=data.bad_samples != "strict",
+        options=StreamOptions(
+            weights=data.weights,
+            block=data.block_samples if data.in_blocks else 0,
+            window=data.window_blocks,
+            by_length=data.group_by_length,
+            tolerate=data.bad_samples != "strict",
+        ),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from egmf_shards import Sample, ShardWriter, Task, Turn
+from egmf_shards import Sample, ShardError, ShardWriter, Task, Turn
 
 MOOD = Task(
     name="mood",
@@ -22,6 +23,7 @@ SCORE = Task(name="score", kind="regression", questions={"en": "Score?"}, conven
 
 SampleMaker = Callable[..., Sample]
 FolderMaker = Callable[..., Path]
+Refusal = Callable[[Callable[[], object], str], None]
 
 
 @pytest.fixture
@@ -66,6 +68,24 @@ def folder(tmp_path: Path, sample: SampleMaker) -> FolderMaker:
         return tmp_path / name
 
     return make
+
+
+@pytest.fixture
+def refused() -> Refusal:
+    """``refused(call, message)``: one short line with ``message``, and less than 8 MB taken on the way."""
+
+    def check(call: Callable[[], object], message: str) -> None:
+        tracemalloc.start()
+        try:
+            with pytest.raises(ShardError, match=message) as caught:
+                call()
+            assert tracemalloc.get_traced_memory()[1] < 8e6
+        finally:
+            tracemalloc.stop()
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 1000
+
+    return check
 
 
 def same(a: Sample, b: Sample) -> bool:

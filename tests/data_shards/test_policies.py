@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from egmf_shards import Sample, ShardError, ShardSet, Stream
+from egmf_shards import Sample, ShardError, ShardSet, Stream, StreamOptions
 from egmf_shards.format import codec
 from egmf_shards.format.index import INDEX_NAME, build_index, load_index, save_index
 
@@ -137,7 +137,7 @@ def read_all(folder: Path, tolerate: bool) -> tuple[list[str], list[tuple[Sample
     reasons: list[str] = []
     for rank in (0, 1):
         shape = {"seed": 0, "global_batch": len(shards), "micro_batch": 3, "rank": rank, "world": 2}
-        for batch in Stream(shards, tolerate=tolerate, **shape).read(0):
+        for batch in Stream(shards, options=StreamOptions(tolerate=tolerate), **shape).read(0):
             found += zip(batch.samples, batch.weights, strict=True)
             reasons += [bad.reason for bad in batch.bad]
     return shards.faults, found, reasons

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from egmf_shards import Sample, ShardError, ShardSet, Stream
+from egmf_shards import Sample, ShardError, ShardSet, Stream, StreamOptions
 from egmf_shards.errors import UnreachableError
 from egmf_shards.storage import remote
 from egmf_shards.storage.base import StorageOptions
@@ -100,7 +100,9 @@ def contents(folder: Path) -> list[Path]:
 
 def whole_run(shards: ShardSet, tolerate: bool = False) -> Iterator[list[tuple[int, str, float, Sample]]]:
     """Two epochs of one rank, a list for each global batch."""
-    stream = Stream(shards, seed=3, global_batch=6, micro_batch=4, rank=0, world=1, tolerate=tolerate)
+    stream = Stream(
+        shards, seed=3, global_batch=6, micro_batch=4, rank=0, world=1, options=StreamOptions(tolerate=tolerate)
+    )
     for position in range(0, 2 * len(shards), 6):
         yield [
             (slot.position, sample.id, weight, sample)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from egmf_shards import ShardError, ShardSet, Slot, Stream, partition, sequential
+from egmf_shards import ShardError, ShardSet, Slot, Stream, StreamOptions, partition, sequential
 from egmf_shards.order.stream import partition_by_length
 
 
@@ -111,7 +111,7 @@ def test_exactly_once_per_epoch(count, global_batch, world):
 def test_dealing_by_length_changes_only_who_computes_what(count, seed, global_batch, micro_batch, start, world):
     numbers, global_batch = Numbers(count), max(global_batch, world)
     shape = {"seed": seed, "global_batch": global_batch, "micro_batch": micro_batch, "world": world}
-    ranks = [Stream(numbers, rank=rank, by_length=True, **shape) for rank in range(world)]
+    ranks = [Stream(numbers, rank=rank, options=StreamOptions(by_length=True), **shape) for rank in range(world)]
     plans = [stream.plan(start) for stream in ranks]
     dealt = sorted((slot for plan in plans for cut in plan for slot in cut), key=lambda slot: slot.position)
     assert dealt == ranks[0].global_slots(start)
@@ -134,7 +134,7 @@ def test_dealing_by_length_evens_out_ranks_and_micro_batches():
             shape = {"seed": 0, "global_batch": 64, "micro_batch": 4, "rank": rank, "world": 4}
             cuts = [
                 [int(lengths[slot.index]) for slot in cut]
-                for cut in Stream(numbers, by_length=by_length, **shape).plan(0)
+                for cut in Stream(numbers, options=StreamOptions(by_length=by_length), **shape).plan(0)
             ]
             loads[by_length].append(sum(map(sum, cuts)))
             padding[by_length] += sum(max(cut) * len(cut) - sum(cut) for cut in cuts)
@@ -158,11 +158,11 @@ def test_a_mixture_of_folders(folder, sample):
     few = [sample(i, id=f"few-{i}", dataset="few", split="train") for i in range(3)]
     second = folder("second", few, dataset="few")
     shards = ShardSet.open([first, second], "train")
-    stream = Stream(shards, seed=0, global_batch=100, micro_batch=100, rank=0, world=1, weights=[3, 1])
+    stream = Stream(shards, seed=0, global_batch=100, micro_batch=100, rank=0, world=1, options=StreamOptions([3, 1]))
     samples = [s for p in range(0, 1000, 100) for batch in stream.read(p) for s in batch.samples]
     assert [sum(s.dataset == name for s in samples) for name in ("toy", "few")] == [750, 250]
     with pytest.raises(ShardError, match="1 weights for 2 folders"):
-        Stream(shards, seed=0, global_batch=4, micro_batch=4, rank=0, world=1, weights=[1.0])
+        Stream(shards, seed=0, global_batch=4, micro_batch=4, rank=0, world=1, options=StreamOptions([1.0]))
 
 
 def test_the_position_is_the_whole_state(folder, equal):

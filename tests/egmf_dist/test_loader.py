@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from egmf_dist.config import DataConfig
 from egmf_dist.data.loader import load
 from egmf_dist.errors import EgmfError
-from egmf_shards import ShardError, Stream
+from egmf_shards import ShardError, Stream, StreamOptions
 
 WORLDS = (1, 2, 3, 4, 8)
 
@@ -74,8 +74,9 @@ def global_batch(per_rank: list) -> list[tuple[int, int, int]]:
 def test_worlds_workers_and_stops_change_nothing(counts, seed, size, micro_batch, block, weighted, by_length, cuts):
     """Each cut is a start that goes on where the one before it stopped, with other ranks and loader processes."""
     numbers = Numbers(counts)
-    shape = {"seed": seed, "global_batch": size, "micro_batch": micro_batch, "block": block, "window": 2}
-    shape |= {"by_length": by_length, "weights": [1.0 + d for d in range(len(counts))] if weighted else []}
+    shape = {"seed": seed, "global_batch": size, "micro_batch": micro_batch}
+    weights = [1.0 + d for d in range(len(counts))] if weighted else []
+    shape["options"] = StreamOptions(weights, block, window=2, by_length=by_length)
     reference = Stream(numbers, rank=0, world=1, **shape)
     position = 0
     for steps, world, workers in cuts:
@@ -104,7 +105,12 @@ def test_a_broken_sample_is_one_line_from_any_process(workers):
         list(load(Stream(numbers, **arguments), collate, range(0, 50, 10), DataConfig(workers=workers)))
     assert str(caught.value) == "shard 7: sample 7"
     steps = list(
-        load(Stream(numbers, tolerate=True, **arguments), collate, range(0, 50, 10), DataConfig(workers=workers))
+        load(
+            Stream(numbers, options=StreamOptions(tolerate=True), **arguments),
+            collate,
+            range(0, 50, 10),
+            DataConfig(workers=workers),
+        )
     )
     assert [bad.key for step in steps for bad in step.bad] == ["7"]
     zero = [s for step in steps for b in step.batches for s, w in zip(b.samples, b.weights, strict=True) if not w]

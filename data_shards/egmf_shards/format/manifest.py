@@ -19,7 +19,7 @@ from egmf_shards.errors import ShardError
 from egmf_shards.foreign_files import HEAD, foreign_kind
 from egmf_shards.format.sample import FEATURE_MODALITIES, MODALITIES, SPLITS
 from egmf_shards.format.task import Task
-from egmf_shards.messages import json_reason, one_line, shown
+from egmf_shards.messages import json_reason, one_line, shown, unbroken
 from egmf_shards.storage.base import Storage
 from egmf_shards.storage.opening import open_storage
 
@@ -38,12 +38,12 @@ _NUMBERS = re.compile(r"\[\n\s+([-+.0-9eE]+(?:,\n\s+[-+.0-9eE]+)*)\n\s+\]")
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Write ``manifest`` into ``folder``; the same manifest gives the same bytes."""
     text = json.dumps(manifest, ensure_ascii=False, allow_nan=False, indent=2)
-    text = _NUMBERS.sub(_one_line, text)  # hundreds of dimensions stay on one line each
+    text = _NUMBERS.sub(_numbers_in_one_line, text)  # hundreds of dimensions stay on one line each
     (folder / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
 
 
-def _one_line(match: re.Match[str]) -> str:
-    return "[" + re.sub(r"\s+", " ", match[1]) + "]"
+def _numbers_in_one_line(match: re.Match[str]) -> str:
+    return f"[{unbroken(match[1])}]"
 
 
 def read_manifest(folder: Path | Storage) -> dict[str, Any]:

@@ -87,6 +87,5 @@ def not_a_number(where: str, column: str, value: Any) -> ShardError:
 
 def done(writer: ShardWriter) -> dict[str, Any]:
     """The manifest of a writer that is finished, said aloud."""
-    assert writer.manifest is not None
     say(writer.manifest)
     return writer.manifest

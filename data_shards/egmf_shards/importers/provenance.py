@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from egmf_shards.checksums import CHUNK, sha256
 from egmf_shards.errors import ShardError
 from egmf_shards.foreign_files import foreign_file
 from egmf_shards.progress import progress
 
 IMPORTER_VERSION = 2
 """Raised when an importer makes other samples of the same file than before."""
-_CHUNK = 1 << 20
 
 
 def provenance(importer: str, files: Iterable[str | os.PathLike[str]]) -> dict[str, Any]:
@@ -34,18 +33,14 @@ def describe_source(path: str | os.PathLike[str]) -> dict[str, Any]:
         ShardError: it cannot be read, or is something else than a data set's file (:func:`foreign_kind`).
     """
     path = Path(path)
-    digest, size = hashlib.sha256(), 0
     try:
         if not path.is_file():
             raise ShardError(f"{path}: there is no such file")
         foreign = foreign_file(path)
         if foreign:
             raise ShardError(f"{path}: {foreign}")
-        with path.open("rb") as file:
-            pieces = iter(partial(file.read, _CHUNK), b"")
-            for chunk in progress(pieces, f"checksum of {path.name}", total=path.stat().st_size // _CHUNK + 1):
-                digest.update(chunk)
-                size += len(chunk)
+        size = path.stat().st_size
+        digest = sha256(path, partial(progress, description=f"checksum of {path.name}", total=size // CHUNK + 1))
     except OSError as error:
         raise ShardError(f"{path}: cannot be read ({error.strerror})") from error
-    return {"file": path.name, "bytes": size, "sha256": digest.hexdigest()}
+    return {"file": path.name, "bytes": size, "sha256": digest}

@@ -96,6 +96,22 @@ def sequential(count: int, rank: int, world: int, batch: int) -> list[IndexBatch
     return batches
 
 
+@dataclass(frozen=True)
+class StreamOptions:
+    """How a stream mixes its folders, groups lengths and takes bad samples; the defaults mix everything alike."""
+
+    weights: Sequence[float] = ()
+    """The folders' parts of the mixture, one a folder; empty: every sample of every folder once an epoch."""
+    block: int = 0
+    """Samples of a block that is read as a whole; 0 mixes everything with everything."""
+    window: int = 64
+    """Blocks that are mixed with each other."""
+    by_length: bool = False
+    """Partition a global batch so that ranks get alike loads and micro-batches hold alike lengths."""
+    tolerate: bool = False
+    """A sample that cannot be read keeps its place with weight 0; otherwise it is an error."""
+
+
 class Stream:
     """The training data of one rank.
 
@@ -106,11 +122,7 @@ class Stream:
         micro_batch: the most samples of one forward pass on one rank.
         rank: this process, from 0.
         world: the number of ranks.
-        weights: the folders' shares of the mixture, one a folder; empty: every sample of every folder once an epoch.
-        block: samples of a block that is read as a whole; 0 mixes everything with everything.
-        window: blocks that are mixed with each other.
-        by_length: partition a global batch so that ranks get alike loads and micro-batches hold alike lengths.
-        tolerate: a sample that cannot be read keeps its place with weight 0; otherwise it is an error.
+        options: see :class:`StreamOptions`.
 
     Raises:
         ShardError: a number below 1, a rank that is none, a global batch smaller than the number of ranks, or weights
@@ -126,11 +138,7 @@ class Stream:
         micro_batch: int,
         rank: int,
         world: int,
-        weights: Sequence[float] = (),
-        block: int = 0,
-        window: int = 64,
-        by_length: bool = False,
-        tolerate: bool = False,
+        options: StreamOptions = StreamOptions(),
     ) -> None:
         if micro_batch < 1:
             raise ShardError(f"the micro-batch is {micro_batch}; at least 1 is needed")
@@ -141,13 +149,14 @@ class Stream:
         partition(global_batch, rank, world)  # refuses a rank that is none
         self.shards = shards
         self.order: Order | Mixture
-        if weights:
-            orders = [Order(n, seed, f"{shards.index_hash} {d}", block, window) for d, n in enumerate(shards.counts)]
-            self.order = Mixture(orders, weights, seed, shards.index_hash)
+        blocks = (options.block, options.window)
+        if options.weights:
+            orders = [Order(n, seed, f"{shards.index_hash} {d}", *blocks) for d, n in enumerate(shards.counts)]
+            self.order = Mixture(orders, options.weights, seed, shards.index_hash)
         else:
-            self.order = Order(len(shards), seed, shards.index_hash, block, window)
-        self.global_batch, self.rank, self.world, self.tolerate = global_batch, rank, world, tolerate
-        self._lengths = _lengths(shards) if by_length else None
+            self.order = Order(len(shards), seed, shards.index_hash, *blocks)
+        self.global_batch, self.rank, self.world, self.tolerate = global_batch, rank, world, options.tolerate
+        self._lengths = _lengths(shards) if options.by_length else None
         self.micro_batches = -(-len(partition(global_batch, 0, world)) // micro_batch)
         """Micro-batches of one global batch: the same on every rank."""
 

@@ -25,6 +25,7 @@ from fsspec.asyn import sync
 from fsspec.config import conf
 
 from egmf_shards.errors import ShardError, UnreachableError
+from egmf_shards.messages import unbroken
 from egmf_shards.storage.base import EXAMPLE, HTTP, Storage, StorageOptions, protocol_of, without_password
 from egmf_shards.storage.chunk_cache import ChunkCache, default_folder
 
@@ -215,13 +216,13 @@ class RemoteStorage(Storage):
                 file_system, root = fsspec.core.url_to_fs(self.url, **settings)
         except ImportError as error:
             raise ShardError(
-                f"{self.location}: cannot be read ({_one_line(error)}); "
+                f"{self.location}: cannot be read ({_reason(error)}); "
                 "`pip install 'egmf-dist[remote]'` brings what http, https and s3 need"
             ) from error
         except OSError as error:
-            raise UnreachableError(f"{self.location}: cannot be reached ({_one_line(error)})") from error
+            raise UnreachableError(f"{self.location}: cannot be reached ({_reason(error)})") from error
         except Exception as error:  # each file system has its own for a URL that it does not understand
-            raise ShardError(f"{self.location}: cannot be read ({_one_line(error)}); {EXAMPLE}") from error
+            raise ShardError(f"{self.location}: cannot be read ({_reason(error)}); {EXAMPLE}") from error
         if hasattr(file_system, "retries"):
             file_system.retries = 1  # tries are counted, waited for and logged in one place: here
         return file_system, root.rstrip("/")
@@ -313,16 +314,16 @@ class RemoteStorage(Storage):
                 if not left or spent + wait >= LONGEST_READ:
                     raise UnreachableError(
                         f"{where}: cannot be read, tried {self.options.retries + 1 - left} times in {spent:.0f} s; "
-                        f"the last time: {_one_line(cause)}"
+                        f"the last time: {_reason(cause)}"
                     ) from error
-                _log.warning("%s: %s; trying again in %.1f s, %d tries left", where, _one_line(cause), wait, left)
+                _log.warning("%s: %s; trying again in %.1f s, %d tries left", where, _reason(cause), wait, left)
             time.sleep(wait)
             wait, left = min(2 * wait, LONGEST_WAIT), left - 1
 
     def _refused(self, name: str, error: OSError) -> ShardError:
         if isinstance(error, FileNotFoundError):
             return ShardError(f"{self.where(name)}: the shard is missing")
-        return UnreachableError(f"{self.where(name)}: access is denied ({_one_line(error)}); check the credentials")
+        return UnreachableError(f"{self.where(name)}: access is denied ({_reason(error)}); check the credentials")
 
     def _cause(self, error: Exception) -> BaseException:
         """fsspec reports every failure of an HTTP HEAD as a missing file, and other file systems some failures of the
@@ -380,10 +381,10 @@ def _raise_refusal(error: BaseException) -> None:
     if status in _REFUSED:
         raise _REFUSED[status](f"HTTP {status}") from error
     if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):  # botocore's, not always installed
-        raise PermissionError(_one_line(error)) from error
+        raise PermissionError(_reason(error)) from error
 
 
-def _one_line(error: BaseException) -> str:
-    """What an error says, no longer than a line should be: aiohttp quotes whole answers."""
-    text = without_password(" ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":"))
+def _reason(error: BaseException) -> str:
+    """An error's type and message without a password, no longer than a line should be: aiohttp quotes whole answers."""
+    text = without_password(unbroken(f"{type(error).__name__}: {error}").removesuffix(":"))
     return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]}..."

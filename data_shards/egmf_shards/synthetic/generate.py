@@ -64,7 +64,6 @@ def synthesize(
         for pair in progress(pairs, "generating utterances", total=samples):
             for sample in pair:
                 writer.write(sample)
-    assert writer.manifest is not None
     return writer.manifest
 
 

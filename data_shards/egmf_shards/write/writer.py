@@ -7,7 +7,6 @@ the end).
 
 from __future__ import annotations
 
-import hashlib
 import os
 import secrets
 import shutil
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from egmf_shards.checksums import sha256
 from egmf_shards.errors import ShardError
 from egmf_shards.format import codec, rules
 from egmf_shards.format.index import Index, build_index, save_index
@@ -142,8 +142,7 @@ class ShardWriter:
         self.dataset = dataset
         self.tasks = {task.name: task for task in tasks}
         self.source: dict[str, Any] = dict(provenance or {})
-        self.manifest: dict[str, Any] | None = None
-        """The written manifest; set when the folder is finished."""
+        self._manifest: dict[str, Any] | None = None
         self._ceilings = ceilings
         self.dims = dict(dims or {})
         """The width of each feature modality, as far as it is known."""
@@ -156,6 +155,13 @@ class ShardWriter:
         self._shards: dict[str, int] = {}
         self._made_parents: list[Path] = []
         self._tmp = self.out.parent / f".{self.out.name}.{os.getpid()}-{secrets.token_hex(4)}.partial"
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The written manifest; RuntimeError before the folder is finished."""
+        if self._manifest is None:
+            raise RuntimeError(f"{self.out}: the manifest is there once the writer was left without an error")
+        return self._manifest
 
     def __enter__(self) -> ShardWriter:
         if self.out.exists() or self.out.is_symlink():
@@ -264,8 +270,8 @@ class ShardWriter:
         self._open.clear()
         index = build_index(self._tmp, list(self._shards))
         save_index(self._tmp, index)
-        self.manifest = self.manifest_for(index, {name: sha256(self._tmp / name) for name in self._shards})
-        write_manifest(self._tmp, self.manifest)
+        self._manifest = self.manifest_for(index, {name: sha256(self._tmp / name) for name in self._shards})
+        write_manifest(self._tmp, self._manifest)
         try:
             self._tmp.rename(self.out)
         except OSError as error:
@@ -298,9 +304,3 @@ class ShardWriter:
         for parent in reversed(self._made_parents):
             with suppress(OSError):  # somebody else may have put something there meanwhile
                 parent.rmdir()
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 (hex) of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
