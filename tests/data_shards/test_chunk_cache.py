@@ -266,7 +266,7 @@ def test_a_fault_of_the_machine_is_none_of_the_shard(name, tmp_path, monkeypatch
     with pytest.raises(UnreachableError, match=rf"0\.tar: cannot be mapped \({os.strerror(code)}\)$"):
         folder.view("0.tar", 0, 1)
     monkeypatch.setattr(Path, "stat", fail)
-    with pytest.raises(UnreachableError, match=rf"0\.tar: cannot be looked at \({os.strerror(code)}\)$"):
+    with pytest.raises(UnreachableError, match=rf"0\.tar: cannot be examined \({os.strerror(code)}\)$"):
         folder.sizes(["0.tar"])
 
 

@@ -29,7 +29,7 @@ RIGHT = 'a cell with quotes in it is written "so, ""and"" so"'
         ("a, b\n1,2\n", "x.csv, line 1: the header says ' b' where 'b' is needed; write it so"),
         ("a,B \n1,2\n", "x.csv, line 1: the header says 'B ' where 'b' is needed"),
         ("a;b\n1;2\n", "x.csv, line 1: has no column 'a'; its columns are a;b"),
-        ("a,b,b\n1,2,3\n", "x.csv, line 1: the column 'b' stands there 2 times"),
+        ("a,b,b\n1,2,3\n", "x.csv, line 1: the column 'b' occurs 2 times"),
         ("", "x.csv: is empty; a header with a, b is needed"),
         ("\n\n", "x.csv: is empty"),
         ("a,b\n", "x.csv: holds no row below its header"),

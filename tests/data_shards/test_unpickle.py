@@ -210,8 +210,8 @@ CASES = {
     "a call of ndarray": (name("numpy", "ndarray") + b"K\x02\x85\x85R.", "a call of 'numpy.ndarray'"),
     "a call of bytes": (name("builtins", "bytes") + b"J\xff\xff\xff\x7f\x85R.", "a call of 'builtins.bytes'"),
     "a call of text": (text("print") + b")R.", "a call of str"),
-    "a name as data": (b"]" + name("numpy", "ndarray") + b"a.", "stands where data should"),
-    "a dtype as data": (F4 + b".", "stands where data should"),
+    "a name as data": (b"]" + name("numpy", "ndarray") + b"a.", "is where data should be"),
+    "a dtype as data": (F4 + b".", "is where data should be"),
     "structured dtype": (name("numpy", "dtype") + b"]\x89\x88\x87R.", "a call of 'numpy.dtype'"),
     "void dtype": (name("numpy", "dtype") + text("V8") + b"\x89\x88\x87R.", "an array of numpy's type 'V8'"),
     "complex numbers": (name("numpy", "dtype") + text("c8") + b"\x89\x88\x87R.", "an array of numpy's type 'c8'"),
@@ -230,7 +230,7 @@ CASES = {
     "long text for bytes, as data": (name("_codecs", "encode") + text("a" * 70_000) + b"a.", "damaged"),
     "long text for bytes, kept": (
         b"]" + name("_codecs", "encode") + text("a" * 70_000) + b"q\x01" + text("latin1") + b"\x86R0h\x01a.",
-        "latin1text stands where data should",
+        "latin1text is where data should be",
     ),
     "long text for bytes, not Latin-1": (
         name("_codecs", "encode") + text("语" * 70_000) + text("latin1") + b"\x86R.",

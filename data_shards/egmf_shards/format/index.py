@@ -5,7 +5,7 @@ shard, offset, size and CRC32, and per sample its key, split, task and lengths (
 It is built by walking the tars as written (tarfile knows about PAX headers), so it describes what is on disk and not
 what was meant.
 
-Invariants: no pickles inside; samples stand in the order of the sorted shard names, then of the tar; the members of
+Invariants: no pickles inside; samples are in the order of the sorted shard names, then of the tar; the members of
 one sample are neighbours; ``content_hash`` covers every array, hence also every payload through its CRC.
 """
 

@@ -219,5 +219,5 @@ def tasks_of(manifest: dict[str, Any], folder: Path | Storage) -> dict[str, Task
     tasks = [Task.from_json(data, where) for data in definitions]
     found = {task.name: task for task in tasks}
     if len(found) != len(tasks):
-        raise ShardError(f"{where}: tasks has two of one name; each name may stand once")
+        raise ShardError(f"{where}: tasks has two of one name; each name may occur once")
     return found

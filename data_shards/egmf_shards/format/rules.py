@@ -110,7 +110,7 @@ def key_fault(key: str) -> str:
 def first_bad_key(keys: np.ndarray) -> int | None:
     """Which of many ids, str ``[S]``, is the first that :func:`key_fault` refuses; None: all are sound.
 
-    A million ids take a twentieth of a second: they are looked at as bytes, and by the rule only where one is odd.
+    A million ids take a twentieth of a second: they are compared as bytes, and by the rule only where one is odd.
     """
     for start in range(0, len(keys), _KEYS_AT_ONCE):
         part = keys[start : start + _KEYS_AT_ONCE]

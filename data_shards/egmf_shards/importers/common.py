@@ -70,7 +70,7 @@ def number(value: Any) -> float | None:
 
 
 def unwrapped(value: Any) -> Any:
-    """What stands in an array (0-d, ``[1]``, ``[1, 1]``) or a list of one item, as a plain value; others unchanged."""
+    """The content of an array (0-d, ``[1]``, ``[1, 1]``) or a list of one item, as a plain value; others unchanged."""
     while True:
         if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.size == 1):
             value = value.item()

@@ -332,7 +332,7 @@ def _segments(labels: CsdFile) -> dict[str, list[tuple[str, int, int]]]:
 def _video(
     video: str, segments: list[tuple[str, int, int]], corpus: _Corpus, split: str
 ) -> Iterator[tuple[Sample, str]]:
-    """The samples of one video, in the order of time, and where each stands in the file of labels."""
+    """The samples of one video, in the order of time, and where each is in the file of labels."""
     files = corpus.files
     whole: dict[str, dict[str, Any]] = {role: {} for role in files}
     labelled = []

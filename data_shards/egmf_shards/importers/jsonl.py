@@ -37,7 +37,7 @@ OPTIONAL = ("label", "value", "language", "speaker", "dialogue", "turn", "contex
 
 @dataclass(frozen=True)
 class Line:
-    """One object of the file and where it stands."""
+    """One object of the file and its place there."""
 
     data: dict[str, Any]
     where: str

@@ -1,6 +1,6 @@
 """MMSA's pickle as columns: which splits there are, which rows of them are used, and what each column must hold.
 
-Labels, lengths, ids and texts may stand in lists, tuples or arrays, each item as itself, as text, or in an array or
+Labels, lengths, ids and texts may be in lists, tuples or arrays, each item as itself, as text, or in an array or
 list of one item (``[N]``, ``[N, 1]``, ``[N, 1, 1]``, 0-d arrays): files of all these kinds are about.
 """
 

@@ -24,7 +24,7 @@ PERCEIVED = {
     },
     "zh": {"text": "只看文字：", "audio": "只听声音：", "vision": "只看画面："},
 }
-"""What stands in front of the task's question, by language and modality."""
+"""What precedes the task's question, by language and modality."""
 
 
 class ModalityLabels:

@@ -45,7 +45,7 @@ class Name:
 
 
 class Latin1Text:
-    """A long text that stands where ``_codecs.encode`` takes its argument, as the ``data`` it will be encoded to."""
+    """A long text that is where ``_codecs.encode`` takes its argument, as the ``data`` it will be encoded to."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data

@@ -22,7 +22,7 @@ MAX_DIGITS = 15
 
 @dataclass(frozen=True)
 class Row:
-    """One row: its cells by column, and where it stands for messages."""
+    """One row: its cells by column, and its place for messages."""
 
     cells: dict[str, str]
     where: str
@@ -84,7 +84,7 @@ def _check_header(header: list[str], columns: Sequence[str], where: str) -> None
         if header.count(column) == 1:
             continue
         if column in header:
-            raise ShardError(f"{where}: the column {column!r} stands there {header.count(column)} times")
+            raise ShardError(f"{where}: the column {column!r} occurs {header.count(column)} times")
         alike = next((name for name in header if name.strip().lower() == column.lower()), None)
         if alike is not None:
             raise ShardError(

@@ -150,7 +150,7 @@ class _Machine:
             elif isinstance(item, _SCALARS):
                 continue
             else:
-                self.refuse(f"{kind_of(item)} stands where data should")
+                self.refuse(f"{kind_of(item)} is where data should be")
             nested = [child for child in children if not isinstance(child, _SCALARS)]
             if left:
                 height[id(item)] = 1 + max((height[id(child)] for child in nested), default=0)

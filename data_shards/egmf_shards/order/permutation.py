@@ -1,6 +1,6 @@
 """The order of samples inside an epoch: a permutation that is computed, not stored.
 
-Position p of a run means: epoch ``p // n``, place ``p % n``; which sample stands there is a keyed bijection of the
+Position p of a run means: epoch ``p // n``, place ``p % n``; which sample is there is a keyed bijection of the
 place. So the state of a data stream is one integer, any position is reached at once, and no process holds O(n)
 numbers.
 
@@ -121,7 +121,7 @@ def _chunk_of_places(chunk: int, n: int, block: int, window: int, *key: int | st
 
 
 def _alike(values: np.ndarray) -> Iterator[tuple[int, slice | np.ndarray]]:
-    """Each value of ``values`` once, and where it stands; mostly there is only one."""
+    """Each value of ``values`` once, and its places; mostly there is only one."""
     if values.size and values.min() == values.max():
         yield int(values[0]), slice(None)
         return

@@ -28,7 +28,7 @@ _KINDS_OF = {m: codec.MEMBERS.index(f"{m}.npy") for m in FEATURE_MODALITIES}
 
 @dataclass(frozen=True)
 class BadSample:
-    """A sample that could not be read whole; a placeholder stands in its place."""
+    """A sample that could not be read whole; a placeholder takes its place."""
 
     place: int
     """Which of the samples that were asked for."""
@@ -107,7 +107,7 @@ class Table:
         self.columns = {name: joined[name] for name in ("text_chars", "audio_frames", "vision_frames")}
         self.folder = np.repeat(np.arange(len(parts), dtype=np.int32), self.counts)
         # Samples that were found sound once. Their checksums say that the bytes are still the same, so what depends on
-        # the bytes alone (finite numbers, agreement with index and manifest) is not looked at again.
+        # the bytes alone (finite numbers, agreement with index and manifest) is not checked again.
         self.proven = np.zeros(len(self.key), dtype=bool)
 
     def __len__(self) -> int:
@@ -152,7 +152,7 @@ class Table:
         )  # fmt: skip
 
     def placeholder(self, index: int) -> Sample:
-        """What stands in the place of a sample that cannot be read: its task, no modality, any legal target."""
+        """What replaces a sample that cannot be read: its task, no modality, any legal target."""
         task = list(self.tasks.values())[self.task[index]]
         classes = task.kind == CLASSIFICATION
         return Sample(
@@ -318,7 +318,7 @@ def _not_finite(
     samples: Sequence[Sample], packed: Mapping[str, np.ndarray], bad: Sequence[BadSample]
 ) -> list[tuple[int, str]]:
     """Samples with a NaN or an infinity, and where. The dot product of everything with itself is the cheapest test
-    that no such number passes; what overflows it is looked at sample by sample."""
+    that no such number passes; what overflows it is checked sample by sample."""
     found = []
     for modality, array in packed.items():
         flat = array.reshape(-1)

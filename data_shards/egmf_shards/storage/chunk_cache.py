@@ -5,7 +5,7 @@ counted and removed: who names a folder with files of their own loses none of th
 
 A folder for each object (its name there is a hash of URL, size, version and chunk size, so a changed object never
 mixes with old chunks), a file for each chunk. Invariants: a chunk's file is complete or not there; after every
-insertion the chunk files add up to at most the bound, over all processes that share folder and bound. The sum stands
+insertion the chunk files add up to at most the bound, over all processes that share folder and bound. The sum is
 in one small file under a lock, so an insertion costs no scan; a scan happens when the sum would pass the bound, makes
 room for a sixteenth of it, least recently used first, and replaces the sum by what it found.
 """

@@ -68,7 +68,7 @@ class LocalStorage(Storage):
             except FileNotFoundError:
                 continue
             except OSError as error:
-                raise UnreachableError(f"{self.where(name)}: cannot be looked at ({error.strerror})") from error
+                raise UnreachableError(f"{self.where(name)}: cannot be examined ({error.strerror})") from error
         return found
 
     def view(self, name: str, offset: int, size: int) -> memoryview:

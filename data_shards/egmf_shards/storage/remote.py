@@ -87,7 +87,7 @@ class RemoteStorage(Storage):
     """
 
     connect_timeout = 10.0
-    """Seconds until a connection must stand."""
+    """Seconds until a connection must be open."""
     read_timeout = 30.0
     """Seconds without a byte after which a server is taken for hanging."""
 
