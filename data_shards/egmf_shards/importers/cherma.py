@@ -9,7 +9,6 @@ the words, and no labels per modality.
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -18,12 +17,12 @@ from typing import Any
 from egmf_shards.errors import ShardError
 from egmf_shards.format.sample import SPLITS, Sample
 from egmf_shards.format.task import CLASSIFICATION, Task
-from egmf_shards.importers.common import build_sample, done
+from egmf_shards.importers.common import build_sample, done, read_json
 from egmf_shards.importers.features import FeatureFolder, feature_source
 from egmf_shards.importers.keys import name, without_modality
 from egmf_shards.importers.modality_labels import ModalityLabels
 from egmf_shards.importers.provenance import provenance
-from egmf_shards.messages import json_reason, shown
+from egmf_shards.messages import shown
 from egmf_shards.progress import progress
 from egmf_shards.write.writer import ShardWriter
 
@@ -93,16 +92,7 @@ def import_cherma(
 
 
 def _entries(path: Path) -> list[dict[str, Any]]:
-    try:
-        entries = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except FileNotFoundError as error:
-        raise ShardError(f"{path}: there is no such file") from error
-    except OSError as error:
-        raise ShardError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise ShardError(f"{path}: not UTF-8 (byte {error.start})") from error
-    except (ValueError, RecursionError) as error:
-        raise ShardError(f"{path}: not JSON ({json_reason(error)})") from error
+    entries = read_json(path)
     if not isinstance(entries, list) or not entries or not all(isinstance(e, dict) for e in entries):
         raise ShardError(f"{path}: a list of entries is needed, each with {', '.join(NEEDED)}")
     return entries

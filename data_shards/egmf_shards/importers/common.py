@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from egmf_shards.format.rules import KEY
 from egmf_shards.format.sample import Sample
 from egmf_shards.importers.keys import Name
 from egmf_shards.importers.report import say
-from egmf_shards.messages import shown
+from egmf_shards.messages import json_reason, shown
 from egmf_shards.write.writer import ShardWriter
 
 SPLIT_WORDS = {"train": "train", "valid": "valid", "val": "valid", "dev": "valid", "test": "test"}
@@ -51,6 +53,24 @@ def build_sample(name: Name, text: str, features: Mapping[str, np.ndarray | None
         vision=features.get("vision"),
         **fields,
     )
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file in UTF-8, with a byte order mark or without.
+
+    Raises:
+        ShardError: it cannot be read, or is no such file.
+    """
+    try:
+        return json.loads(path.read_bytes().decode("utf-8-sig"))
+    except FileNotFoundError as error:
+        raise ShardError(f"{path}: there is no such file") from error
+    except OSError as error:
+        raise ShardError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise ShardError(f"{path}: not UTF-8 (byte {error.start})") from error
+    except (ValueError, RecursionError) as error:
+        raise ShardError(f"{path}: not JSON ({json_reason(error)})") from error
 
 
 def number(value: Any) -> float | None:

@@ -17,7 +17,6 @@ Read with h5py, one video at a time. Nothing outside of the files is followed: n
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections import Counter
@@ -32,13 +31,12 @@ import numpy as np
 from egmf_shards.errors import ShardError
 from egmf_shards.format.sample import FEATURE_MODALITIES, SPLITS, Sample
 from egmf_shards.format.task import Task
-from egmf_shards.importers.common import build_sample, done
+from egmf_shards.importers.common import build_sample, done, read_json
 from egmf_shards.importers.keys import clip_name
 from egmf_shards.importers.provenance import provenance
 from egmf_shards.importers.repairs import Repairs, without_axes_of_1
 from egmf_shards.importers.sentiment import TaskOptions, check_value, sentiment_task
 from egmf_shards.importers.table import clean_text
-from egmf_shards.messages import json_reason
 from egmf_shards.progress import progress
 from egmf_shards.write.writer import ShardWriter
 
@@ -295,12 +293,7 @@ def _files(folder: Path, named: dict[str, str | None]) -> dict[str, Path]:
 
 
 def _splits(path: Path) -> dict[str, list[str]]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ShardError(f"{path}: there is no such file") from error
-    except (ValueError, OSError, RecursionError) as error:
-        raise ShardError(f"{path}: not a readable JSON file ({json_reason(error)})") from error
+    data = read_json(path)
     if not isinstance(data, dict) or not data or set(data) - set(SPLITS):
         raise ShardError(f'{path}: {{"train": [video ids], "valid": [...], "test": [...]}} is needed')
     seen: dict[str, str] = {}
