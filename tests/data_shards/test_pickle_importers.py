@@ -386,7 +386,7 @@ def spoil(data: dict[str, Any], case: str) -> Any:
         "text is a number": "row 3 of raw_text is a int",
         "flat features": r"audio is float32 \[500, 5\]",
         "fewer features": "vision has 3 rows; id has 4",
-        "other width": "audio has width 4; this folder's is 5",
+        "other width": "audio has width 4; it is 5 in this folder",
         "half a length": "row 1 of audio_lengths is 1.5",
         "negative length": "row 1 of audio_lengths is -1",
         "code": "asks for 'builtins.print'",

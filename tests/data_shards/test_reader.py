@@ -183,7 +183,7 @@ def test_what_the_index_refuses(tmp_path, sample):
         ([("toy-0.json", text(a)), ("toy-0.json", text(a))], "occurs twice"),
         ([("toy-0.json", text(b))], "its JSON says id 'toy-b'"),
         ([("toy-0.audio.npy", b"")], "has no .json member"),
-        ([("toy-0.json", text(audio))], r"declares \['audio'\] but carries \[\]"),
+        ([("toy-0.json", text(audio))], "audio is declared present but there is no array"),
         ([("toy-0.json", text(audio)), ("toy-0.audio.npy", pickled.getvalue())], "not a readable .npy member"),
         ([("toy-0.json", b"[1]")], "it must hold an object"),
         ([("toy-0.json", b"{")], "the JSON member is malformed"),
@@ -276,7 +276,7 @@ def test_a_sample_of_somebody_elses_writer_is_checked_field_by_field(sample):
         ({"modalities": ["text", "audio", "vision", "smell"]}, "at most once"),
         ({"modalities": ["text", "text"]}, "at most once"),
         ({"modalities": [["text"]]}, "modalities is a list of names"),
-        ({"modalities": ["text", "audio"]}, r"declares \['audio'\] but carries \['audio', 'vision'\]"),
+        ({"modalities": ["text", "audio"]}, "vision is declared absent but there is an array"),
         ({"mood": 1}, "has unknown 'mood'"),
         ({"audio": [1]}, "has unknown 'audio'"),
     ]:

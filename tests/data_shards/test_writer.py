@@ -116,7 +116,7 @@ BAD = {
     "objects": ({"audio": np.array([[None]])}, "audio is object"),
     "not finite": ({"audio": np.full((2, 4), np.nan, np.float32)}, "not finite"),
     "beyond float32": ({"audio": np.full((2, 4), 1e300)}, "not finite in float32"),
-    "another width": ({"audio": np.zeros((2, 5), np.float32)}, "audio has width 5; this folder's is 4"),
+    "another width": ({"audio": np.zeros((2, 5), np.float32)}, "audio has width 5; it is 4 in this folder"),
     "half a character": ({"text": "\ud800"}, "cannot be written as UTF-8"),
 }
 
@@ -176,5 +176,5 @@ def test_bad_arguments(tmp_path, folder):
 def test_given_dims_are_kept_and_held(folder, sample):
     text_only = sample(0, modalities=("text",), audio=None, vision=None)
     assert describe(folder("wide", [text_only], dims={"audio": 9}))["dims"] == {"audio": 9, "vision": 0}
-    with pytest.raises(ShardError, match="audio has width 4; this folder's is 9"):
+    with pytest.raises(ShardError, match="audio has width 4; it is 9 in this folder"):
         folder("held", [sample(0)], dims={"audio": 9})

@@ -248,8 +248,9 @@ class Scan:
             width, where = self._dims.setdefault(
                 modality, recorded or (array.shape[1], f"{name}, sample {sample.id!r}")
             )
-            if array.shape[1] != width:
-                self.report.add("width", name, sample.id, kind, f"has width {array.shape[1]}; it is {width} in {where}")
+            fault = rules.width_fault(array.shape[1], width, where)
+            if fault:
+                self.report.add("width", name, sample.id, kind, fault)
 
     def _recorded_width(self, modality: str) -> tuple[int, str] | None:
         return (self._ledger.dims[modality], "the manifest") if self._ledger and modality in self._ledger.dims else None

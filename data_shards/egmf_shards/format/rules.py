@@ -7,7 +7,7 @@ who asks knows the place to name. ``docs/shard-format.md`` says the same rules i
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from functools import lru_cache
 from types import NoneType
 from typing import TYPE_CHECKING, Any
@@ -168,6 +168,21 @@ def target_fault(task: Task, label: str | None, value: float | None) -> str:
     elif value is None or not task.low - TOLERANCE <= value <= task.high + TOLERANCE:
         return f"value {shown(value)} is outside the range [{task.low}, {task.high}] of task {task.name!r}"
     return ""
+
+
+def presence_fault(modalities: Sequence[str], carried: Set[str]) -> str:
+    """What is wrong between the modalities that a sample declares, each once, and those of its feature arrays."""
+    if len(carried) == len(modalities) - ("text" in modalities) and carried <= set(modalities):
+        return ""
+    wrong = min(carried ^ {m for m in modalities if m != "text"})
+    if wrong in carried:
+        return f"{wrong} is declared absent but there is an array"
+    return f"{wrong} is declared present but there is no array"
+
+
+def width_fault(width: int, wanted: int, where: str) -> str:
+    """What is wrong with the width of a feature array; ``where`` names what has the width that is wanted."""
+    return "" if width == wanted else f"has width {width}; it is {wanted} in {where}"
 
 
 def array_fault(array: Any) -> str:

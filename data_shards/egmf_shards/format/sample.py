@@ -104,9 +104,9 @@ class Sample:
         if fault:
             raise ShardError(f"{where}: the sample's JSON is malformed ({fault})")
         context = tuple(map(_make_turn, data["context"]))
-        if len(arrays) != len(modalities) - ("text" in modalities) or not arrays.keys() <= set(modalities):
-            declared = sorted(m for m in modalities if m != "text")
-            raise ShardError(f"{where}: declares {declared} but carries {sorted(arrays)}")
+        fault = rules.presence_fault(modalities, arrays.keys())
+        if fault:
+            raise ShardError(f"{where}: {fault}")
         # A frozen dataclass sets its fields one by one through object.__setattr__, which costs more than the JSON.
         sample = object.__new__(cls)
         values = {**rules.OPTIONAL, **data, **_NO_FEATURES, **arrays, "modalities": modalities, "context": context}

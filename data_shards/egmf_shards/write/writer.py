@@ -246,23 +246,17 @@ class ShardWriter:
         if not fault and sample.id in self._keys:
             first = self._keys[sample.id]
             fault = "the id occurs twice" + (f", first in {first}; each id may occur once" if first else "")
+        arrays = {m: getattr(sample, m) for m in FEATURE_MODALITIES if getattr(sample, m) is not None}
+        fault = fault or rules.presence_fault(sample.modalities, arrays.keys())
         if fault:
             raise ShardError(f"{where}: {fault}")
-        for modality in FEATURE_MODALITIES:
-            array = getattr(sample, modality)
-            if (modality in sample.modalities) != (array is not None):
-                declared = "present" if modality in sample.modalities else "absent"
-                raise ShardError(
-                    f"{where}: {modality} is declared {declared} but there is {'no' if array is None else 'an'} array"
-                )
-            if array is None:
-                continue
+        for modality, array in arrays.items():
             fault = rules.array_fault(array)
+            if not fault:
+                width = self.dims.setdefault(modality, array.shape[1])
+                fault = rules.width_fault(array.shape[1], width, "this folder")
             if fault:
                 raise ShardError(f"{where}: {modality} {fault}")
-            dim = self.dims.setdefault(modality, array.shape[1])
-            if dim != array.shape[1]:
-                raise ShardError(f"{where}: {modality} has width {array.shape[1]}; this folder's is {dim}")
 
     def _finish(self) -> None:
         if not self._keys:
