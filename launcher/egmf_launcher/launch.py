@@ -20,10 +20,10 @@ from egmf_dist.config import LaunchConfig
 from egmf_dist.errors import EgmfError
 from egmf_launcher.arguments import without_options
 from egmf_launcher.decide import Decision, LaunchArguments, decide, started_rank
-from egmf_launcher.environment import WORKER_ENVIRONMENT, without_launcher_variables
 from egmf_launcher.errors import USER_ERRORS, LaunchError, RankError, one_line
 from egmf_launcher.hostfile import Host, parse_hostfile
 from egmf_launcher.network import LOOPBACK, is_this_machine, single_rank_environment
+from egmf_launcher.ray.environment import WORKER_ENVIRONMENT, without_launcher_variables
 
 # The first rank that fails makes DeepSpeed's launcher kill the others, so rank 0 needs this long a start to say why.
 SILENT_RANK_GRACE_S = 5.0
@@ -80,7 +80,7 @@ def launch_job(
     if prepare is not None and not is_silent_rank():
         prepare()
     if decision.way == "ray":
-        from egmf_launcher.ray_train import run_under_ray
+        from egmf_launcher.ray.train import run_under_ray
 
         with _progress(job):
             return run_under_ray(dict(job) | {"console": False}, decision.hosts, launch)

@@ -64,7 +64,7 @@ DRIVER = """
     from egmf_dist.config import LaunchConfig
     from egmf_launcher.errors import report
     from egmf_launcher.hostfile import Host
-    from egmf_launcher.ray_train import run_under_ray
+    from egmf_launcher.ray.train import run_under_ray
 
     job, hosts, failures = json.loads(sys.argv[1])
     before = dict(os.environ)

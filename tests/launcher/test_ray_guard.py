@@ -13,12 +13,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from egmf_launcher.ray_guard import processes_in
+from egmf_launcher.ray.guard import processes_in
 
 DRIVER = """
     import os, subprocess, sys, time
     from pathlib import Path
-    from egmf_launcher.ray_guard import guarded
+    from egmf_launcher.ray.guard import guarded
 
     folder = Path(sys.argv[1])
     with guarded(folder) as say:

@@ -52,7 +52,7 @@ FAILS_ONCE_IN_STEP_3 = """
 """
 WITH_THAT_WORKER = """
     import sys
-    from egmf_launcher import ray_train
+    from egmf_launcher.ray import train as ray_train
     from egmf_launcher.cli import main
     ray_train.run_under_ray.__defaults__ = ("stand_in_worker",)
     sys.exit(main(sys.argv[1:]))

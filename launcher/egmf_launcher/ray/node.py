@@ -1,4 +1,4 @@
-"""One machine's part in a Ray cluster of several: ``python -m egmf_launcher.ray_node``, started through ssh by the
+"""One machine's part in a Ray cluster of several: ``python -m egmf_launcher.ray.node``, started through ssh by the
 driver.
 
 The first line of standard input is the cluster's token, so that it stands on no command line. Standard input then
@@ -20,8 +20,8 @@ import tempfile
 import threading
 from pathlib import Path
 
-from egmf_launcher.environment import without_launcher_variables, worker_environment
 from egmf_launcher.network import address_towards, interface_of
+from egmf_launcher.ray.environment import without_launcher_variables, worker_environment
 
 
 def ray_start_command(

@@ -17,12 +17,12 @@ from typing import Any
 from egmf_dist.config import LaunchConfig
 from egmf_dist.errors import EgmfError
 from egmf_dist.run.folder import Run, discard_storage
-from egmf_launcher import ray_cluster
 from egmf_launcher.errors import USER_ERRORS, WorkerFailedError, one_line
 from egmf_launcher.hostfile import Host
+from egmf_launcher.ray import cluster as ray_cluster
 
 # A death makes the other ranks' collectives fail with these words; they are the echo, not the cause.
-_ECHOES = ("connection closed by peer", "connection reset by peer", "broken pipe", "gloo", "nccl", "socket")
+_SECONDARY = ("connection closed by peer", "connection reset by peer", "broken pipe", "gloo", "nccl", "socket")
 
 
 def run_under_ray(
@@ -80,14 +80,14 @@ def _fit(arguments: dict[str, Any], workers: int, launch: LaunchConfig, logs: Pa
     except SystemExit as ended:
         raise KeyboardInterrupt from ended  # Ray Train's way to end after Ctrl-C, and ours after SIGTERM
     except TrainingFailedError as error:
-        raise unwrap(error, logs) from error
+        raise root_cause(error, logs) from error
     returned = getattr(result, "return_value", None)
     if not isinstance(returned, dict):
         raise WorkerFailedError(f"rank 0 ended without a result; Ray's logs: {logs}")
     return returned
 
 
-def unwrap(error: Exception, logs: Path) -> Exception:
+def root_cause(error: Exception, logs: Path) -> Exception:
     """The one error a user should see: a worker's own complaint, else the failure that is no echo."""
     failures: dict[int, Exception] = dict(getattr(error, "worker_failures", None) or {})
     for _, failure in sorted(failures.items()):
@@ -96,7 +96,7 @@ def unwrap(error: Exception, logs: Path) -> Exception:
             return cause
     if not failures:
         return WorkerFailedError(f"the workers could not be run: {one_line(error)}; Ray's logs: {logs}")
-    rank, failure = min(failures.items(), key=_echo_last)
+    rank, failure = min(failures.items(), key=_secondary_last)
     return WorkerFailedError(f"rank {rank} failed: {one_line(_innermost(failure))[:500]}; Ray's logs: {logs}")
 
 
@@ -109,10 +109,10 @@ def _innermost(failure: Exception) -> BaseException:
     return failure
 
 
-def _echo_last(item: tuple[int, Exception]) -> tuple[bool, int]:
+def _secondary_last(item: tuple[int, Exception]) -> tuple[bool, int]:
     rank, failure = item
     text = one_line(_innermost(failure)).lower()
-    return any(echo in text for echo in _ECHOES), rank
+    return any(echo in text for echo in _SECONDARY), rank
 
 
 def train_loop(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Clears up after a driver that was killed: ``python -m egmf_launcher.ray_guard FOLDER``, started by the driver.
+"""Clears up after a driver that was killed: ``python -m egmf_launcher.ray.guard FOLDER``, started by the driver.
 
 Linux ends Ray's own servers with the driver that started them, but not the agents that those have started, and nobody
 removes the cluster's folder with the token in it. Standard input is open for as long as the driver lives. At its end,
@@ -32,7 +32,7 @@ def guarded(folder: Path) -> Iterator[list[str]]:
     Yields:
         What to say to the guard at the end: empty, or ``["keep"]``.
     """
-    command = [sys.executable, "-m", "egmf_launcher.ray_guard", os.fspath(folder)]
+    command = [sys.executable, "-m", "egmf_launcher.ray.guard", os.fspath(folder)]
     # Its own session: Ctrl-C and a terminal's end reach the driver, not its guard.
     guard = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, text=True)
     said: list[str] = []

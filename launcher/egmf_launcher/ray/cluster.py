@@ -1,7 +1,7 @@
 """A Ray cluster over exactly the hostfile's machines, for as long as one run lasts.
 
 The driver's ``ray.init`` is the head. On one machine everything is bound to 127.0.0.1. With several, each other
-machine runs :mod:`egmf_launcher.ray_node` under an ssh connection whose end is the node's end. Access needs a token in
+machine runs :mod:`egmf_launcher.ray.node` under an ssh connection whose end is the node's end. Access needs a token in
 every case: it is made for the run, lies in a file only the user can read, reaches other machines through ssh's
 standard input, and is deleted with the cluster. Each slot is one unit of the custom resource ``egmf_slot`` and a
 worker takes one, so where workers land follows from the hostfile alone.
@@ -30,11 +30,11 @@ from pathlib import Path
 from types import FrameType
 
 from egmf_dist.errors import EgmfError
-from egmf_launcher.environment import FORWARDED_PREFIXES, ray_environment
 from egmf_launcher.errors import LaunchError, WorkerFailedError, one_line
 from egmf_launcher.hostfile import Host
 from egmf_launcher.network import LOOPBACK, address_towards, interface_of, is_this_machine
-from egmf_launcher.ray_guard import TOKEN, guarded
+from egmf_launcher.ray.environment import FORWARDED_PREFIXES, ray_environment
+from egmf_launcher.ray.guard import TOKEN, guarded
 
 SLOT = "egmf_slot"
 _MARK = "egmf_host_"
@@ -80,7 +80,7 @@ def ssh_command(host: Host, address: str, cpus: int, mark: str) -> list[str]:
         *forwarded,
         sys.executable,
         "-m",
-        "egmf_launcher.ray_node",
+        "egmf_launcher.ray.node",
         f"--address={address}",
         f"--resources={json.dumps({SLOT: host.slots, mark: 1})}",
         f"--cpus={cpus}",
