@@ -13,7 +13,7 @@ import torch
 
 from egmf_dist.build import build_egmf, read_backbone
 from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, TrainingConfig
-from egmf_dist.config.validate import validate
+from egmf_dist.config.check import check_config
 from egmf_dist.data.run_data import RunData
 from egmf_dist.errors import EgmfError
 from egmf_kernels.triton.launch import watching
@@ -134,8 +134,8 @@ def test_asked_for_by_name_the_limits_are_rules(settings, message):
         model=replace(ModelConfig(heads=1), kernels="triton", **settings),
     )
     with pytest.raises(EgmfError, match=message):
-        validate(config)
-    validate(replace(config, model=replace(config.model, kernels="auto")))
+        check_config(config)
+    check_config(replace(config, model=replace(config.model, kernels="auto")))
 
 
 def test_without_a_gpu_or_interpreter_triton_is_refused(build, monkeypatch):
