@@ -8,14 +8,14 @@ token stands in the pointer of a checkpoint that this launch has written or gone
 
 from __future__ import annotations
 
-import importlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from egmf_dist.config import LaunchConfig
 from egmf_dist.errors import EgmfError
+from egmf_dist.jobs import Job
 from egmf_dist.run.folder import Run, discard_storage
 from egmf_launcher.errors import USER_ERRORS, WorkerFailedError, one_line
 from egmf_launcher.hostfile import Host
@@ -25,17 +25,14 @@ from egmf_launcher.ray import cluster as ray_cluster
 _SECONDARY = ("connection closed by peer", "connection reset by peer", "broken pipe", "gloo", "nccl", "socket")
 
 
-def run_under_ray(
-    job: Mapping[str, Any], hosts: Sequence[Host], launch: LaunchConfig, worker: str = "egmf_dist.worker"
-) -> dict[str, Any]:
+def run_under_ray(job: Job, hosts: Sequence[Host], launch: LaunchConfig) -> dict[str, Any]:
     """Run the job on one worker per slot.
 
     Args:
-        job: JSON-able; ``job["run"]`` is the run folder, which every machine must see under the same path, and
-            ``job["launch"]`` this launch's token: a second launch on the run has files of its own.
+        job: its run's folder every machine must see under the same path; a second launch on the run has files of its
+            own by its token.
         hosts: the machines and their slots; this machine among them.
         launch: cores per worker and how often a died group is started again.
-        worker: the module whose ``run(job)`` each worker calls.
 
     Returns:
         What rank 0's ``run`` returned.
@@ -45,10 +42,11 @@ def run_under_ray(
         WorkerFailedError: a worker died or failed otherwise; names the rank, the reason and the logs.
         LaunchError: the cluster could not be started.
     """
-    storage = Run(Path(job["run"]).absolute()).ray_storage(job["verb"], job["launch"])
+    assert job.launch is not None
+    storage = Run(job.run.absolute()).ray_storage(job.verb, job.launch)
     with ray_cluster.start(hosts, launch.cpus_per_worker) as cluster:
         try:
-            arguments = {"job": dict(job), "worker": worker, "folder": os.getcwd(), "storage": os.fspath(storage)}
+            arguments = {"job": job, "folder": os.getcwd(), "storage": os.fspath(storage)}
             return _fit(arguments, sum(host.slots for host in hosts), launch, cluster.logs)
         finally:
             discard_storage(storage)
@@ -116,7 +114,7 @@ def _secondary_last(item: tuple[int, Exception]) -> tuple[bool, int]:
 
 
 def train_loop(arguments: dict[str, Any]) -> dict[str, Any]:
-    """What every worker runs, also after a restart. DeepSpeed is imported no earlier than inside ``worker.run``."""
+    """What every worker runs, also after a restart. DeepSpeed is imported no earlier than inside ``jobs.do``."""
     from ray.train.collective import barrier
 
     folder = Path(arguments["folder"])
@@ -127,5 +125,6 @@ def train_loop(arguments: dict[str, Any]) -> dict[str, Any]:
     os.chdir(folder)
     # A rank that dies while Ray still starts the others ends Ray's controller, not just the group: it is not restarted.
     barrier()
-    returned: dict[str, Any] = importlib.import_module(arguments["worker"]).run(dict(arguments["job"]))
-    return returned
+    from egmf_dist import jobs
+
+    return jobs.do(arguments["job"], console=False)
