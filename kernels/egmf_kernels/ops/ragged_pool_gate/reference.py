@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from egmf_kernels.reference.segments import segment_ids, segment_softmax
+from egmf_kernels.ops.common.segments import segment_ids, segment_softmax
 
 
 def modality_gate(logits_BM: torch.Tensor, presence_BM: torch.Tensor, temperature: float) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""K1 ``ragged_pool_gate``: K queries pool every (sample, modality) segment; the modality gate's softmax mixes them.
+"""``ragged_pool_gate``: K queries pool every (sample, modality) segment; the modality gate's softmax mixes them.
 
     a_tk = softmax_t(q_k . o_t / sqrt(D))   p_mk = sum_t a_tk o_t   beta_b = softmax_m(l_b / tau + log presence)
     P_bk = sum_m beta_bm p_mk
@@ -22,8 +22,8 @@ import triton
 import triton.language as tl
 
 from egmf_kernels import tiles
-from egmf_kernels.triton.common import put_block, row_block
-from egmf_kernels.triton.launch import accumulate_in, launch
+from egmf_kernels.ops.common.blocks import put_block, row_block
+from egmf_kernels.ops.common.launch import accumulate_in, launch
 
 
 @triton.jit

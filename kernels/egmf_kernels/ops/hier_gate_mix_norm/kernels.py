@@ -1,11 +1,11 @@
-"""K2 ``hier_gate_mix_norm``: both gate levels, the mix of the expert streams, the residual and RMSNorm in one pass.
+"""``hier_gate_mix_norm``: both gate levels, the mix of the expert streams, the residual and RMSNorm in one pass.
 
     z_te  = (<g_e, x_t> + c_be) / tau            alpha_t = softmax_e(z_t)       w_te = alpha_te * beta_b,m(t)
     y_t   = x_t + sum_e w_te h_te                o_t = y_t * rsqrt(mean(y_t^2) + eps) * gamma
 
 A program holds whole rows, so x and each h_e are read once and o is written once: E + 2 passes forward; gate and gamma
 stay in its registers from row to row. Backward keeps alpha and 1/rms, recomputes y, and moves 2 E + 3 passes. With no
-streams (E = 0) the same kernels are a plain RMSNorm, which is how K4's output is normed.
+streams (E = 0) the same kernels are a plain RMSNorm, which is how gated_tri_proj's output is normed.
 
 Parameter gradients are summed by a number of programs that depends on T alone, into fp32 partials that one sum folds:
 no atomics, the same bits on every run.
@@ -20,8 +20,8 @@ import triton
 import triton.language as tl
 
 from egmf_kernels import tiles
-from egmf_kernels.triton.common import column_of, put_block, row_block
-from egmf_kernels.triton.launch import accumulate_in, launch
+from egmf_kernels.ops.common.blocks import column_of, put_block, row_block
+from egmf_kernels.ops.common.launch import accumulate_in, launch
 
 
 @triton.jit

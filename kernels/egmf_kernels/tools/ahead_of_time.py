@@ -5,7 +5,7 @@ Triton's compiler for the wanted target: what is compiled is what a GPU would be
 a multiple of 16 bytes, whatever the number of tokens (counts are not specialised).
 ``ptxas`` and ``cuobjdump`` come with Triton. The process must not interpret (``TRITON_INTERPRET`` unset).
 
-    python -m egmf_kernels.ahead_of_time [--arch 90] [--kernel NAME] [--json FILE]
+    python -m egmf_kernels.tools.ahead_of_time [--arch 90] [--kernel NAME] [--json FILE]
 """
 
 from __future__ import annotations
@@ -120,8 +120,11 @@ Launch = tuple[Any, tuple[Any, ...], dict[str, Any]]
 
 def launches_of(operator: str, width: int, dtype: torch.dtype, tokens: int = 4096, queries: int = 4) -> list[Launch]:
     """What an operator's forward and backward launch at a width, without launching it."""
-    from egmf_kernels.triton import dwconv, mix, pool, projection
-    from egmf_kernels.triton.launch import watching
+    from egmf_kernels.ops.common.launch import watching
+    from egmf_kernels.ops.gated_tri_proj import kernels as projection
+    from egmf_kernels.ops.hier_gate_mix_norm import kernels as mix
+    from egmf_kernels.ops.ms_dwconv import kernels as dwconv
+    from egmf_kernels.ops.ragged_pool_gate import kernels as pool
 
     seen: list[Launch] = []
 

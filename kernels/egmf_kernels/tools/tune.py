@@ -1,6 +1,6 @@
 """Tune a tile table on the CUDA device at hand: an explicit command, never a part of training.
 
-    python -m egmf_kernels.bench.tune --out FILE.json [--seconds S] [--kernel NAME] [--install]
+    python -m egmf_kernels.tools.tune --out FILE.json [--seconds S] [--kernel NAME] [--install]
 
 Each entry tries its neighbours in two steps: block sizes, warps and stages by the time of that one launch; counts
 (programs, splits, run length) by the time of the whole operator, because the sums behind the launch depend on them.
@@ -27,12 +27,12 @@ from typing import Any
 import torch
 
 from egmf_kernels import bench, tiles
-from egmf_kernels.ahead_of_time import entry_of
-from egmf_kernels.bench import measure_pool
+from egmf_kernels.bench import processes
 from egmf_kernels.bench.cases import WIDTHS, Case, Inputs, ragged_lengths
 from egmf_kernels.bench.correct import LIMITS, error, results
 from egmf_kernels.bench.measure_time import Timing, stream_time, timings
-from egmf_kernels.triton.launch import watching
+from egmf_kernels.ops.common.launch import watching
+from egmf_kernels.tools.ahead_of_time import entry_of
 
 Tile = dict[str, int]
 Launch = tuple[Any, tuple[int, ...], tuple[Any, ...], dict[str, Any]]
@@ -144,7 +144,7 @@ def jobs(
         batch = max(2, -(-stream_bytes // (dtype.itemsize * width * 3 * segment)))
         for operator, entries in ENTRIES.items():
             case = Case(operator, width, dtype, "ragged", ragged_lengths(batch, 3, batch * 3 * segment))
-            # Above 512 gated_expert_mix runs K2, which has its own entries.
+            # Above 512 gated_expert_mix runs hier_gate_mix_norm, which has its own entries.
             serves = operator != "gated_expert_mix" or width <= 512
             found += [Job(entry, case) for entry in entries if serves and kernel in entry]
     return found
@@ -210,7 +210,7 @@ class Tuner:
                     self._compare(job, inputs, tile, expected)
                     taken = self._time(job, inputs, tile, step)
                 except Exception as problem:
-                    record["rejected"] = measure_pool.one_line(problem)
+                    record["rejected"] = processes.one_line(problem)
                     if self.device != "cpu":
                         torch.cuda.synchronize()  # a fault of the device ends the tuning here
                     continue
@@ -267,7 +267,7 @@ def tune_table(
     end = time.monotonic() + seconds
     if workers and device == "cuda":
         middle = time.monotonic() + seconds / 2
-        measure_pool.run_tasks(precompile, [(job, table) for job in work], workers, middle)
+        processes.run_tasks(precompile, [(job, table) for job in work], workers, middle)
     tuner, left = Tuner(table, device, timed=device == "cuda"), []
     for job in work:
         if time.monotonic() >= end:
@@ -276,7 +276,7 @@ def tune_table(
         try:
             tuner.tune(job)
         except Exception as problem:
-            left.append(f"{job}: {measure_pool.one_line(problem)}")
+            left.append(f"{job}: {processes.one_line(problem)}")
             continue
         last = tuner.report[-1]
         say(f"{job}: {'kept' if last['after'] == last['before'] else last['after']}")
@@ -322,7 +322,7 @@ def tune(out: Path, *, seconds: float = 600.0, kernel: str = "", workers: int | 
     entries = [by_width for by_bits in base["kernels"].values() for by_width in by_bits.values()]
     widths = sorted({int(width) for by_width in entries for width in by_width} | set(WIDTHS))
     work = jobs(64 << 20, widths, (torch.bfloat16, torch.float32), kernel)
-    used = measure_pool.default_workers() if workers is None else workers
+    used = processes.default_workers() if workers is None else workers
     table, _, left = tune_table(base, work, seconds=seconds, workers=used)
     for line in left:
         print(f"not tuned: {line}")
@@ -337,7 +337,7 @@ def capability_here() -> int:
     Raises:
         RuntimeError: there is none, or this process interprets its kernels.
     """
-    from egmf_kernels.triton import INTERPRETED
+    from egmf_kernels.ops.common.interpreter import INTERPRETED
 
     if not torch.cuda.is_available():
         raise RuntimeError("no CUDA device; tuning and measuring need one")
@@ -361,7 +361,7 @@ def main() -> int:
     try:
         table = tune(options.out, seconds=options.seconds, kernel=options.kernel)
     except RuntimeError as problem:
-        print(measure_pool.one_line(problem), file=sys.stderr)
+        print(processes.one_line(problem), file=sys.stderr)
         return 2
     if options.install:
         save(table, tiles.FOLDER / f"{table['architecture']}.json")

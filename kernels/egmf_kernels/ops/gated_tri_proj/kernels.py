@@ -1,4 +1,4 @@
-"""K4 ``gated_tri_proj``: the gate's softmax, the experts' output projections and the residual as one matrix product.
+"""``gated_tri_proj``: the gate's softmax, the experts' output projections and the residual as one matrix product.
 
     alpha_t = softmax_e((<g_e, x_t> + c_be) / tau)     w_te = alpha_te * beta_b,m(t)
     y_t     = x_t + sum_e w_te (W_e a_te + b_e)
@@ -21,9 +21,9 @@ import triton
 import triton.language as tl
 
 from egmf_kernels import tiles
-from egmf_kernels.triton.common import column_of, put_block, row_block
-from egmf_kernels.triton.launch import accumulate_in, launch
-from egmf_kernels.triton.mix import _or, gate_gradients, gate_weights, rows_of
+from egmf_kernels.ops.common.blocks import column_of, put_block, row_block
+from egmf_kernels.ops.common.launch import accumulate_in, launch
+from egmf_kernels.ops.hier_gate_mix_norm.kernels import _or, gate_gradients, gate_weights, rows_of
 
 
 @triton.jit(do_not_specialize=["T"])

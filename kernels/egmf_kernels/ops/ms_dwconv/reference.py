@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from egmf_kernels.reference.segments import segment_ids
+from egmf_kernels.ops.common.segments import segment_ids
 
 
 def ms_dwconv(

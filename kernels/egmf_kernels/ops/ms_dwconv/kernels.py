@@ -1,4 +1,4 @@
-"""K3 ``ms_dwconv``: depthwise convolutions of several sizes inside segments, GELU each, mixed.
+"""``ms_dwconv``: depthwise convolutions of several sizes inside segments, GELU each, mixed.
 
     pre_s[t] = b_s + sum_j w_s[j] x[t + j - k_s // 2]   (0 outside the token's own segment)
     out[t]   = sum_s mu_s gelu(pre_s[t])
@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 
 from egmf_kernels import tiles
-from egmf_kernels.triton.launch import accumulate_in, launch
+from egmf_kernels.ops.common.launch import accumulate_in, launch
 
 
 @triton.jit

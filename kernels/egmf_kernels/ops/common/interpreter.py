@@ -50,3 +50,10 @@ def correct_interpreter() -> None:
         return dot(self, a, b, d, *options)
 
     builder.cast_impl, builder.create_dot, builder.egmf_corrected = cast_impl, create_dot, True
+
+
+INTERPRETED = interpreting()
+"""Whether this process interprets the kernels on CPU tensors (``TRITON_INTERPRET=1`` before the first import)."""
+
+if INTERPRETED:
+    correct_interpreter()

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+import egmf_kernels.ops.common.interpreter  # noqa: F401  (puts it right before anything is launched)
+
 Watcher = Callable[[Any, tuple[int, ...], Sequence[Any], dict[str, Any]], bool]
 """Called with kernel, grid, positional arguments, keyword arguments; True lets the launch go on."""
 

@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from egmf_kernels.triton import INTERPRETED
-from egmf_kernels.triton.launch import watching
+from egmf_kernels.ops.common.interpreter import INTERPRETED
+from egmf_kernels.ops.common.launch import watching
 
 
 @dataclass
