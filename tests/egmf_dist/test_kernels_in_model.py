@@ -80,7 +80,7 @@ def test_every_kernel_is_called_and_the_loss_is_the_references(build, make_sampl
     assert not counts[0]
     names = ALWAYS | (PROJECTION if width == 32 else set())
     assert set(counts[1]) == names
-    # Once each; up to 512 the norm after gated_tri_proj is a second mix_norm of no streams, and nothing else is doubled.
+    # Once each; up to 512 the norm after gated_tri_proj is a second mix_norm of no streams, nothing else is doubled.
     assert set(counts[1].values()) == {1}
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
 
