@@ -25,7 +25,7 @@ Verb = Callable[[jsonargparse.Namespace, Sequence[str]], int]
 
 
 def demo(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
-    """The whole road on generated data."""
+    """Everything from generated data to pictures."""
     from egmf_launcher.demo import run_demo
 
     run_demo()
@@ -33,7 +33,7 @@ def demo(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
 
 
 def real(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
-    """The whole road on MELD's and CH-SIMS v2's text."""
+    """The same on MELD's and CH-SIMS v2's text."""
     from egmf_launcher.real import run_real
 
     run_real(Path(options.data), options.workers)

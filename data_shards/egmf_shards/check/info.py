@@ -253,13 +253,13 @@ def _feature_table(info: dict[str, Any]) -> Table:
     for modality in modalities:
         table.add_column(modality, justify="right")
 
-    def row(name: str, tell: Callable[[dict[str, Any]], str | None]) -> None:
-        cells = [tell(info["features"][m]) for m in modalities]
+    def row(name: str, cell: Callable[[dict[str, Any]], str | None]) -> None:
+        cells = [cell(info["features"][m]) for m in modalities]
         if any(cell is not None for cell in cells):
             table.add_row(name, *("-" if cell is None else cell for cell in cells))
 
-    def train(name: str, tell: Callable[[dict[str, Any]], str]) -> None:
-        row(name, lambda f: None if f["train"] is None else tell(f["train"]))
+    def train(name: str, cell: Callable[[dict[str, Any]], str]) -> None:
+        row(name, lambda f: None if f["train"] is None else cell(f["train"]))
 
     row("width", lambda f: str(f["width"]))
     row("frames stored", lambda f: f"{f['frames']:,}")

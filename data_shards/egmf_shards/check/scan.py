@@ -1,6 +1,6 @@
-"""One shard after another, read whole: members, samples, and what index and manifest told about them.
+"""One shard after another, read whole: members, samples, and what index and manifest recorded about them.
 
-The part of ``egmf shards verify`` that reads; ``verify`` says what was told, and compares the sums.
+The part of ``egmf shards verify`` that reads; ``verify`` says what was recorded, and compares the sums.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Told:
+class Recorded:
     """What index and manifest say about one shard; None where they do not say it."""
 
     size: int | None = None
@@ -94,7 +94,7 @@ class Scan:
         self._ids: dict[str, tuple[str, str]] = {}
         self._texts: dict[int, int] = {}
 
-    def shard(self, name: str, told: Told) -> None:
+    def shard(self, name: str, recorded: Recorded) -> None:
         """Read one shard of the folder."""
         report, path = self.report, self.report.folder / name
         if not SHARD_NAME.fullmatch(name):
@@ -108,13 +108,13 @@ class Scan:
             return
         report.shards += 1
         report.bytes += size
-        if told.size is not None and told.size != size:
-            report.add("size", name, "", "", f"{size} bytes; {told.size} were written: truncated or replaced")
+        if recorded.size is not None and recorded.size != size:
+            report.add("size", name, "", "", f"{size} bytes; {recorded.size} were written: truncated or replaced")
         if not size:
             report.add("empty file", name, "", "", "holds no byte")
         else:
             self.hashes[name] = hashlib.sha256(data).hexdigest()
-            if told.sha256 is not None and told.sha256 != self.hashes[name]:
+            if recorded.sha256 is not None and recorded.sha256 != self.hashes[name]:
                 report.add(
                     "hash", name, "", "", "SHA-256 is not the manifest's: a byte has changed since it was written"
                 )
@@ -127,15 +127,15 @@ class Scan:
             samples = self._group(name, members)
             for key, parts in samples.items():
                 self._sample(
-                    name, key, {kind: (m, data[m.offset : m.offset + m.size]) for kind, m in parts.items()}, told
+                    name, key, {kind: (m, data[m.offset : m.offset + m.size]) for kind, m in parts.items()}, recorded
                 )
             for key, kind in sorted(
-                set(told.members or ()) - {(k, kind) for k, parts in samples.items() for kind in parts}
+                set(recorded.members or ()) - {(k, kind) for k, parts in samples.items() for kind in parts}
             ):
                 report.add("index", name, key, kind, "the index names it; the shard does not hold it")
 
     def _group(self, name: str, members: list[Member]) -> dict[str, dict[str, Member]]:
-        """Members by key and kind. Told: names that are not ours, a key's members apart, a member twice."""
+        """Members by key and kind. Recorded: names that are not ours, a key's members apart, a member twice."""
         samples: dict[str, dict[str, Member]] = {}
         before = ""
         for member in members:
@@ -158,8 +158,8 @@ class Scan:
             before = key
         return samples
 
-    def _sample(self, name: str, key: str, parts: dict[str, tuple[Member, bytes]], told: Told) -> None:
-        row, intact = self._against_index(name, key, parts, told)
+    def _sample(self, name: str, key: str, parts: dict[str, tuple[Member, bytes]], recorded: Recorded) -> None:
+        row, intact = self._against_index(name, key, parts, recorded)
         self.report.samples += 1
         if not intact:
             return
@@ -187,12 +187,12 @@ class Scan:
             self._texts[target] = self._texts.get(target, 0) | 1 << SPLITS.index(sample.split)
 
     def _against_index(
-        self, name: str, key: str, parts: dict[str, tuple[Member, bytes]], told: Told
+        self, name: str, key: str, parts: dict[str, tuple[Member, bytes]], recorded: Recorded
     ) -> tuple[int | None, bool]:
         """The sample's row in the index, and whether every member is what was written."""
         row, intact = None, True
-        for kind, (member, data) in parts.items() if told.members is not None else ():
-            place = (told.members or {}).get((key, kind))
+        for kind, (member, data) in parts.items() if recorded.members is not None else ():
+            place = (recorded.members or {}).get((key, kind))
             if place is None:
                 self.report.add("index", name, key, kind, "is not in the index")
                 continue
@@ -244,12 +244,14 @@ class Scan:
             if broken:
                 what = f"{broken} of {array.size} numbers are not finite in float32"
                 self.report.add("not finite", name, sample.id, kind, what)
-            told = self._told_width(modality)
-            width, where = self._dims.setdefault(modality, told or (array.shape[1], f"{name}, sample {sample.id!r}"))
+            recorded = self._recorded_width(modality)
+            width, where = self._dims.setdefault(
+                modality, recorded or (array.shape[1], f"{name}, sample {sample.id!r}")
+            )
             if array.shape[1] != width:
                 self.report.add("width", name, sample.id, kind, f"has width {array.shape[1]}; it is {width} in {where}")
 
-    def _told_width(self, modality: str) -> tuple[int, str] | None:
+    def _recorded_width(self, modality: str) -> tuple[int, str] | None:
         return (self._ledger.dims[modality], "the manifest") if self._ledger and modality in self._ledger.dims else None
 
     def _columns(self, name: str, key: str, row: int, sample: Sample, index: Index) -> None:
@@ -260,11 +262,11 @@ class Scan:
             "audio_frames": 0 if sample.audio is None else len(sample.audio),
             "vision_frames": 0 if sample.vision is None else len(sample.vision),
         }
-        told: dict[str, Any] = {column: int(getattr(index, column)[row]) for column in found}
-        found["task"], told["task"] = sample.task, str(index.task_names[index.task[row]])
+        recorded: dict[str, Any] = {column: int(getattr(index, column)[row]) for column in found}
+        found["task"], recorded["task"] = sample.task, str(index.task_names[index.task[row]])
         for column, value in found.items():
-            if value != told[column]:
-                self.report.add("index", name, key, "", f"{column} is {value}; the index says {told[column]}")
+            if value != recorded[column]:
+                self.report.add("index", name, key, "", f"{column} is {value}; the index says {recorded[column]}")
 
     def repeats(self) -> list[str]:
         """Notes: how many texts stand with the same answer in two splits."""

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from egmf_shards.check.scan import CAP, Problem, Report, Scan, Told
+from egmf_shards.check.scan import CAP, Problem, Recorded, Report, Scan
 from egmf_shards.errors import ShardError
 from egmf_shards.format import codec
 from egmf_shards.format.index import INDEX_NAME, Index, load_index
@@ -51,16 +51,16 @@ def verify(folder: str | os.PathLike[str], progress: Callable[[list[str], str], 
         ledger = ShardWriter(path, manifest["dataset"], list(tasks_of(manifest, path).values()), manifest["dims"])
         if index is not None and index.content_hash != manifest["index"]:
             report.add("index", INDEX_NAME, "", "", "is not the one that the manifest names (content hashes differ)")
-    told = _told(index, manifest)
+    recorded = _recorded(index, manifest)
     found = {p.name for p in path.iterdir() if p.name.endswith(".tar")}
     scan = Scan(report, ledger, index)
-    for name in progress(sorted(found | set(told)), "verifying shards"):
+    for name in progress(sorted(found | set(recorded)), "verifying shards"):
         if name not in found:
             report.add("missing shard", name, "", "", "the index or the manifest names it; restore it")
             continue
-        if told and name not in told:
+        if recorded and name not in recorded:
             report.add("index", name, "", "", "the shard is in neither index nor manifest, so nothing reads it")
-        scan.shard(name, told.get(name, Told()))
+        scan.shard(name, recorded.get(name, Recorded()))
     report.notes += scan.repeats()
     if manifest is not None and any("sha256" not in shard for shard in manifest["shards"]):
         report.notes.append("a shard has no SHA-256 in the manifest: the bodies of its PAX records were not checked")
@@ -81,10 +81,10 @@ def _load(report: Report, name: str, load: Callable[[], T]) -> T | None:
         return None
 
 
-def _told(index: Index | None, manifest: dict[str, Any] | None) -> dict[str, Told]:
+def _recorded(index: Index | None, manifest: dict[str, Any] | None) -> dict[str, Recorded]:
     listed = {} if manifest is None else {shard["name"]: shard for shard in manifest["shards"]}
     if index is None:
-        return {name: Told(shard.get("size"), shard.get("sha256")) for name, shard in listed.items()}
+        return {name: Recorded(shard.get("size"), shard.get("sha256")) for name, shard in listed.items()}
     members: list[dict[tuple[str, str], tuple[int, int, int, int]]] = [{} for _ in index.shard_names]
     rows = np.repeat(np.arange(len(index)), np.diff(index.first_member)).tolist()
     columns = (index.member_kind, index.member_shard, index.member_offset, index.member_size, index.member_crc)
@@ -92,28 +92,28 @@ def _told(index: Index | None, manifest: dict[str, Any] | None) -> dict[str, Tol
     for row, kind, shard, *place in zip(rows, *(c.tolist() for c in columns), strict=True):
         members[shard][keys[row], codec.MEMBERS[kind]] = (place[0], place[1], place[2], row)
     names, sizes = index.shard_names.tolist(), index.shard_sizes.tolist()
-    told = {name: Told() for name in listed}
+    recorded = {name: Recorded() for name in listed}
     for name, size, inside in zip(names, sizes, members, strict=True):
-        told[name] = Told(size, listed.get(name, {}).get("sha256"), inside)
-    return told
+        recorded[name] = Recorded(size, listed.get(name, {}).get("sha256"), inside)
+    return recorded
 
 
-def _differences(told: Any, found: Any, place: str) -> Iterator[str]:
+def _differences(recorded: Any, found: Any, place: str) -> Iterator[str]:
     """Where the manifest and what was counted differ; a hash that the manifest lacks is none."""
-    if isinstance(told, dict) and isinstance(found, dict):
-        for key in sorted({*told, *found}, key=str):
-            if key in told and key in found:
-                yield from _differences(told[key], found[key], f"{place}.{key}")
+    if isinstance(recorded, dict) and isinstance(found, dict):
+        for key in sorted({*recorded, *found}, key=str):
+            if key in recorded and key in found:
+                yield from _differences(recorded[key], found[key], f"{place}.{key}")
             elif key != "sha256":
-                yield f"{place}.{key} is {told.get(key, 'lacking')}; the shards say {found.get(key, 'nothing')}"
-    elif isinstance(told, list) and isinstance(found, list) and len(told) == len(found):
-        for i, (a, b) in enumerate(zip(told, found, strict=True)):
+                yield f"{place}.{key} is {recorded.get(key, 'lacking')}; the shards say {found.get(key, 'nothing')}"
+    elif isinstance(recorded, list) and isinstance(found, list) and len(recorded) == len(found):
+        for i, (a, b) in enumerate(zip(recorded, found, strict=True)):
             yield from _differences(a, b, f"{place}[{i}]")
-    elif isinstance(told, float) and isinstance(found, int | float):
-        if not math.isclose(told, found, rel_tol=1e-3, abs_tol=1e-5):  # another program may sum in another order
-            yield f"{place} is {told}; the shards say {found}"
-    elif told != found:
-        yield f"{place} is {told!r}; the shards say {found!r}"
+    elif isinstance(recorded, float) and isinstance(found, int | float):
+        if not math.isclose(recorded, found, rel_tol=1e-3, abs_tol=1e-5):  # another program may sum in another order
+            yield f"{place} is {recorded}; the shards say {found}"
+    elif recorded != found:
+        yield f"{place} is {recorded!r}; the shards say {found!r}"
 
 
 def print_report(report: Report, console: Console | None = None) -> int:

@@ -19,8 +19,8 @@ SPARSE = "GNU.sparse."
 """How the PAX records of a sparse file begin: its holes are nowhere in the tar, so its bytes are no slice of it."""
 _ZEROS = bytes(BLOCK)
 
-Tell = Callable[[str, str, str], None]
-"""``tell(kind, member, what)`` takes one problem."""
+Finding = Callable[[str, str, str], None]
+"""``report(kind, member, what)`` takes one problem."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Member:
     size: int
 
 
-def walk_tar(data: bytes | mmap.mmap, tell: Tell) -> list[Member]:
-    """The members of a whole tar in memory (a map will do); problems go to ``tell``, none is raised.
+def walk_tar(data: bytes | mmap.mmap, report: Finding) -> list[Member]:
+    """The members of a whole tar in memory (a map will do); problems go to ``report``, none is raised.
 
     After an unreadable header the walk goes on at the next sound one.
     """
@@ -44,16 +44,16 @@ def walk_tar(data: bytes | mmap.mmap, tell: Tell) -> list[Member]:
     while at < end:
         header = bytes(view[at : at + BLOCK])
         if len(header) < BLOCK:
-            tell("truncated", "", f"the file ends inside the header at byte {at}")
+            report("truncated", "", f"the file ends inside the header at byte {at}")
             return members
         if header == _ZEROS:
-            _check_end(view[at:], at, tell)
+            _check_end(view[at:], at, report)
             return members
         wrong = _header_fault(header)
         if wrong:
             found = _next_header(view, at + BLOCK)
             then = "nothing readable follows" if found is None else f"the walk goes on at byte {found}"
-            tell("header", "", f"the tar header at byte {at} is damaged or no header ({wrong}); {then}")
+            report("header", "", f"the tar header at byte {at} is damaged or no header ({wrong}); {then}")
             if found is None:
                 return members
             at, extended = found, {}
@@ -63,39 +63,39 @@ def walk_tar(data: bytes | mmap.mmap, tell: Tell) -> list[Member]:
         start = at + BLOCK
         at = start + -(-size // BLOCK) * BLOCK
         if size > MAX_MEMBER:
-            tell("oversized member", name, f"claims {size} bytes; at most {MAX_MEMBER} are allowed")
+            report("oversized member", name, f"claims {size} bytes; at most {MAX_MEMBER} are allowed")
         if start + size > end or at > end:
-            tell("truncated", name, f"needs {at - start} bytes from byte {start}; the file ends at byte {end}")
+            report("truncated", name, f"needs {at - start} bytes from byte {start}; the file ends at byte {end}")
             return members
         if view[start + size : at] != bytes(at - start - size):
-            tell("padding", name, f"the padding behind it, from byte {start + size}, is not zero")
+            report("padding", name, f"the padding behind it, from byte {start + size}, is not zero")
         if kind in (b"x", b"L"):
-            extended |= _extension(kind, bytes(view[start : start + min(size, 1 << 20)]), tell)
+            extended |= _extension(kind, bytes(view[start : start + min(size, 1 << 20)]), report)
             continue
         if kind == b"g":
-            if _extension(b"x", bytes(view[start : start + min(size, 1 << 20)]), tell):
-                tell("header", name, "a global PAX header sets every member's path or size, or makes it sparse")
+            if _extension(b"x", bytes(view[start : start + min(size, 1 << 20)]), report):
+                report("header", name, "a global PAX header sets every member's path or size, or makes it sparse")
             continue
         sparse, extended = SPARSE in extended, {}
         if sparse:
-            tell("special member", name, "is a sparse file; only plain files are allowed")
+            report("special member", name, "is a sparse file; only plain files are allowed")
         elif kind in (b"1", b"2"):
-            tell("link member", name, "is a link; only plain files are allowed")
+            report("link member", name, "is a link; only plain files are allowed")
         elif kind not in (b"0", b"\0"):
-            tell("special member", name, f"is of tar type {kind!r}; only plain files are allowed")
+            report("special member", name, f"is of tar type {kind!r}; only plain files are allowed")
         elif size <= MAX_MEMBER:
             members.append(Member(name, start, size))
-    tell("truncated", "", "the archive's end (two blocks of zeros) is missing")
+    report("truncated", "", "the archive's end (two blocks of zeros) is missing")
     return members
 
 
-def _check_end(rest: memoryview, at: int, tell: Tell) -> None:
+def _check_end(rest: memoryview, at: int, report: Finding) -> None:
     if len(rest) < 2 * BLOCK:
-        tell("truncated", "", f"the archive's end at byte {at} has {len(rest)} bytes; two blocks of zeros are needed")
+        report("truncated", "", f"the archive's end at byte {at} has {len(rest)} bytes; two blocks of zeros are needed")
     for start in range(0, len(rest), 1 << 20):
         piece = bytes(rest[start : start + (1 << 20)])
         if piece.count(0) != len(piece):
-            tell("padding", "", f"something other than zeros follows the archive's end at byte {at}")
+            report("padding", "", f"something other than zeros follows the archive's end at byte {at}")
             return
 
 
@@ -136,7 +136,7 @@ def _name(header: bytes) -> str:
     return f"{prefix}/{name}" if prefix else name
 
 
-def _extension(kind: bytes, body: bytes, tell: Tell) -> dict[str, str]:
+def _extension(kind: bytes, body: bytes, report: Finding) -> dict[str, str]:
     """What a PAX (``x``) or GNU (``L``) record says about the next member: ``path``, ``size``, :data:`SPARSE`."""
     found: dict[str, str] = {}
     at = 0
@@ -154,6 +154,6 @@ def _extension(kind: bytes, body: bytes, tell: Tell) -> dict[str, str]:
         if not (found.get("size", "0").isdecimal() and len(found.get("size", "0")) < 20):
             raise ValueError("size is no number")
     except ValueError as error:
-        tell("header", "", f"a PAX or GNU extension record is malformed ({error})")
+        report("header", "", f"a PAX or GNU extension record is malformed ({error})")
         found = {}
     return {key: value for key, value in found.items() if key in ("path", "size", SPARSE)}

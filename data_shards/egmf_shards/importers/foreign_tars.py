@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from egmf_shards.check.scan import Report, Scan, Told
+from egmf_shards.check.scan import Recorded, Report, Scan
 from egmf_shards.errors import ShardError
 from egmf_shards.format import codec
 from egmf_shards.format.index import INDEX_NAME, Index, build_index, save_index
@@ -70,7 +70,7 @@ def adopt(
     report = Report(path)
     scan = Scan(report, ledger, None)
     for name in progress(shards, "reading shards"):
-        scan.shard(name, Told())
+        scan.shard(name, Recorded())
     if report.problems:
         more = report.counts.total() - 1
         raise ShardError(f"{path}: {report.problems[0]}" + (f" (and {more} more problems)" if more else ""))

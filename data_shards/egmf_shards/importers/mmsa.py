@@ -154,10 +154,10 @@ class _Features:
 
     def to_json(self) -> dict[str, Any]:
         """What the manifest's ``source`` says: ``features`` and ``padding``."""
-        told = {modality: asked.describe() for modality, asked in self._asked.items()}
+        described = {modality: asked.describe() for modality, asked in self._asked.items()}
         return {
             "features": {modality: report.to_json() for modality, report in self._reports.items()},
-            "padding": {modality: {self._path.name: side} for modality, side in told.items() if side},
+            "padding": {modality: {self._path.name: side} for modality, side in described.items() if side},
         }
 
 
@@ -191,5 +191,5 @@ def _compare_counts(dataset: str, seen: dict[str, str], source: dict[str, Any]) 
         source["published_counts"] = published
         source["counts_as_published"] = published == dict(counts)
         if not source["counts_as_published"]:
-            told = ", ".join(f"{split} {counts[split]} of {n}" for split, n in published.items())
-            print(f"{dataset}: not the published counts: {told}", file=sys.stderr)
+            described = ", ".join(f"{split} {counts[split]} of {n}" for split, n in published.items())
+            print(f"{dataset}: not the published counts: {described}", file=sys.stderr)

@@ -85,7 +85,7 @@ def import_mse_adapter(
                 writer.write(sample, f"{path}, row {number}")
             del utterances, label, text, arrays
         writer.source["features"] = {modality: report.to_json() for modality, report in reports.items()}
-        writer.source["padding"] = {modality: told for modality, told in sides.items() if told}
+        writer.source["padding"] = {modality: described for modality, described in sides.items() if described}
     return done(writer)
 
 
@@ -94,9 +94,9 @@ _Utterance = tuple[str, str, dict[str, tuple[np.ndarray, int]]]
 
 
 def _sides(
-    path: Path, utterances: list[_Utterance], given: str | None, told: dict[str, dict[str, str]]
+    path: Path, utterances: list[_Utterance], given: str | None, described: dict[str, dict[str, str]]
 ) -> dict[str, str]:
-    """For each modality of one file the side of its padding; notes in ``told`` what the manifest says of it."""
+    """For each modality of one file the side of its padding; notes in ``described`` what the manifest says of it."""
     found = {}
     for modality, (column, _) in _COLUMNS.items():
         asked = PaddingSide(f"{path}, {column}", given)
@@ -104,7 +104,7 @@ def _sides(
         found[modality] = ask_all(asked, ((clip, without_axes_of_1(array), length) for clip, array, length in clips))
         description = asked.describe()
         if description:
-            told[modality][path.name] = description
+            described[modality][path.name] = description
     return found
 
 

@@ -39,7 +39,7 @@ class PaddingSide:
     def __init__(self, where: str, given: str | None = None) -> None:
         self._where, self._given = where, given
         self._with_lengths = False
-        self.told: dict[str, list[str]] = {side: [] for side in (*SIDES, "neither")}
+        self.found: dict[str, list[str]] = {side: [] for side in (*SIDES, "neither")}
         """Which clips, in words: those that are padded on one side, and those whose length fits neither."""
 
     def ask(self, clip: str, padded: np.ndarray, length: int | None) -> None:
@@ -58,9 +58,9 @@ class PaddingSide:
             self._with_lengths = True
             free = {FRONT: not used[: total - length].any(), END: not used[length:].any()}
         if free[FRONT] != free[END]:
-            self.told[FRONT if free[FRONT] else END].append(clip)
+            self.found[FRONT if free[FRONT] else END].append(clip)
         elif length is not None and not free[END]:
-            self.told["neither"].append(clip)
+            self.found["neither"].append(clip)
 
     def side(self) -> str:
         """``front`` or ``end``.
@@ -71,7 +71,7 @@ class PaddingSide:
         """
         if self._given is not None:
             return self._given
-        front, end, neither = (self.told[side] for side in (FRONT, END, "neither"))
+        front, end, neither = (self.found[side] for side in (FRONT, END, "neither"))
         decide = f"or decide with --padding {FRONT} or --padding {END}"
         if not self._with_lengths:
             fewer, more = sorted((len(front), len(end)))
@@ -99,7 +99,7 @@ class PaddingSide:
         if self._given is not None:
             return f"{self._given} (given)"
         side = self.side()
-        count, others = len(self.told[side]), len(self.told[END if side == FRONT else FRONT])
+        count, others = len(self.found[side]), len(self.found[END if side == FRONT else FRONT])
         if not count:
             return None
         return f"{side} (by the zeros of {count} clips" + (f"; {others} have theirs on the other)" if others else ")")

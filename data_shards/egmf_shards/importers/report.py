@@ -13,8 +13,8 @@ def say(manifest: dict[str, Any]) -> None:
     lines = [f"{manifest['dataset']}: {counts} samples"]
     for key, what in (("features", ""), ("modality_labels", " labelled alone")):
         for modality, report in source.get(key, {}).items():
-            told = ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in report.items())
-            lines.append(f"{modality}{what}: {told}")
+            counts_of = ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in report.items())
+            lines.append(f"{modality}{what}: {counts_of}")
     for modality in source.get("features", {}):
         if not manifest["dims"].get(modality):
             lines.append(f"{modality}: not one clip has it")

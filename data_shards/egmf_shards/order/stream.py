@@ -193,7 +193,8 @@ class Stream:
 
 
 def deal(slots: Sequence[Slot], lengths: np.ndarray, rank: int, world: int) -> list[Slot]:
-    """``rank``'s part of a global batch, longest first: dealt from the longest to the shortest, to and fro.
+    """``rank``'s part of a global batch, longest first: handed out from the longest to the shortest, in
+    alternating direction.
 
     Depends on the slots and the index's lengths alone. Parts differ by at most one slot.
 
@@ -205,7 +206,7 @@ def deal(slots: Sequence[Slot], lengths: np.ndarray, rank: int, world: int) -> l
     """
     longest_first = sorted(slots, key=lambda slot: (-int(lengths[slot.index]), slot.position))
     rounds = [longest_first[i : i + world] for i in range(0, len(slots), world)]
-    # Only whole rounds go fro: in a part of one the first ranks take what is left, as in a plain share.
+    # Only whole rounds change direction: in a part of one the first ranks take what is left, as in a plain share.
     turned = [cards[::-1] if i % 2 and len(cards) == world else cards for i, cards in enumerate(rounds)]
     return [cards[rank] for cards in turned if rank < len(cards)]
 
