@@ -6,12 +6,15 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from pathlib import Path
 from typing import Any
 
-_UNFINISHED, _OLD, _GONE = ".tmp", ".old", ".gone"
+_UNFINISHED, _ASIDE, _GONE = ".tmp", ".aside", ".gone"
+# What this module's writers leave where they are killed: a folder of a step, or a file of a writer's own name.
+_LEFT = re.compile(r"\.step-\d+\.(tmp|aside|gone)|\..+\.[0-9a-f]{8}\.tmp")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -68,7 +71,7 @@ def sync_tree(folder: Path) -> None:
 
 def replace_folder(temporary: Path, final: Path) -> None:
     """Rename a finished folder into place; one of the same name is moved aside first and removed last."""
-    aside = final.with_name(f".{final.name}{_OLD}")
+    aside = final.with_name(f".{final.name}{_ASIDE}")
     shutil.rmtree(aside, ignore_errors=True)
     if final.exists():
         os.rename(final, aside)
@@ -96,14 +99,15 @@ def discard_unfinished(folder: Path) -> None:
     A whole folder that was moved aside, and whose successor did not get its name any more, gets its own back.
     """
     for path in folder.glob(".*"):
-        final = path.with_name(path.name[1:].removesuffix(_OLD))
-        if path.name.endswith(_OLD) and path.is_dir() and not final.exists():
+        final = path.with_name(path.name[1:].removesuffix(_ASIDE))
+        if not _LEFT.fullmatch(path.name):
+            continue
+        if path.name.endswith(_ASIDE) and path.is_dir() and not final.exists():
             os.rename(path, final)
-        elif path.name.endswith((_UNFINISHED, _OLD, _GONE)):
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+        elif path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def sha256(path: Path) -> str:

@@ -79,8 +79,10 @@ def save_best(model: nn.Module, run: Run, step: int, description: dict[str, Any]
 def writing(temporary: Path, what: str) -> Iterator[None]:
     """Leave nothing of a folder behind where the body fails, and say in one line where the disk did not take it.
 
+    Rank 0 removes the folder; another rank's part of it goes with it, or at the next start.
+
     Args:
-        temporary: the folder.
+        temporary: the folder, which all ranks share.
         what: it will be.
 
     Raises:
@@ -89,9 +91,9 @@ def writing(temporary: Path, what: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        # torch's writer hides the system's reason; any other RuntimeError, a dead peer's, is not the disk's.
-        if isinstance(error, OSError | SafetensorError) or "PytorchStreamWriter" in str(error):
+        if distributed.rank() == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+        if _is_the_disks(error):
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
             place = next(folder for folder in temporary.absolute().parents if folder.is_dir())
             free = shutil.disk_usage(place).free / 2**20
@@ -100,6 +102,16 @@ def writing(temporary: Path, what: str) -> Iterator[None]:
                 "with --resume auto"
             ) from error
         raise
+
+
+def _is_the_disks(error: BaseException) -> bool:
+    """Whether the disk did not take what was written. A missing file is another rank's doing, and a RuntimeError a dead
+    peer's, but for those of torch's writer, which hide the system's reason."""
+    if isinstance(error, SafetensorError):
+        return "No such file" not in str(error)
+    if isinstance(error, RuntimeError):
+        return any(words in str(error) for words in ("PytorchStreamWriter", "inline_container", "unexpected pos"))
+    return isinstance(error, OSError) and not isinstance(error, FileNotFoundError | ConnectionError | TimeoutError)
 
 
 def point_to_best(run: Run, step: int) -> None:
