@@ -119,6 +119,7 @@ def listing(folder: Path) -> list[str]:
         ("--run runs/old --resume good", "not a checkpoint of run runs/old"),
         ("--run runs/old --resume auto --data.standardise false", "(--data.standardise true), or choose another name"),
         ("--run=", "--run is empty; give the run's folder"),
+        ("--run . --resume auto", "names no folder of its own; give one such as runs/NAME"),
         ("--run c.yaml/mine", "its folder cannot be made (Not a directory)"),
         ("--resume runs/old/checkpoints/step-0000001", "there is no run runs/new to go on with"),
     ],

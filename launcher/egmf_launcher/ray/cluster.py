@@ -18,6 +18,7 @@ import logging
 import os
 import secrets
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,7 +35,7 @@ from egmf_launcher.errors import LaunchError, WorkerFailedError, one_line
 from egmf_launcher.hostfile import Host
 from egmf_launcher.network import LOOPBACK, address_towards, interface_of, is_this_machine
 from egmf_launcher.ray.environment import FORWARDED_PREFIXES, ray_environment
-from egmf_launcher.ray.guard import TOKEN, guarded
+from egmf_launcher.ray.guard import guarded
 
 SLOT = "egmf_slot"
 _MARK = "egmf_host_"
@@ -103,7 +104,7 @@ def start(hosts: Sequence[Host], cpus_per_worker: int = 1) -> Iterator[Cluster]:
     address = address_towards(others[0].name) if others else LOOPBACK
     folder = Path(tempfile.mkdtemp(prefix="egmf-"))
     token = secrets.token_hex(32)
-    token_file = folder / TOKEN
+    token_file = folder / "token"
     token_file.touch(mode=0o600)
     token_file.write_text(token)
     extra = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": os.fspath(token_file)}
@@ -114,37 +115,43 @@ def start(hosts: Sequence[Host], cpus_per_worker: int = 1) -> Iterator[Cluster]:
         # Ray replaces 127.0.0.1 by the machine's outer address, except where clusters are switched off with this.
         extra |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
     nodes: dict[str, subprocess.Popen[bytes]] = {}
-    with guarded(folder) as say, ray_environment(extra), contextlib.ExitStack() as stack:
-        import ray  # reads the environment when it is imported
+    keep_logs = False
+    try:
+        with guarded(folder), ray_environment(extra), contextlib.ExitStack() as stack:
+            import ray  # reads the environment when it is imported
 
-        _started.set()
-        try:
-            ray.init(
-                address="local",
-                num_cpus=here.slots * cpus_per_worker + 1,
-                resources={SLOT: here.slots, f"{_MARK}0": 1},
-                object_store_memory=_OBJECT_STORE_BYTES,
-                # Without a dashboard Ray Train's cleaner warns once a second, but only into its log: log_to_driver
-                # is off.
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                _node_ip_address=address,
-                _temp_dir=os.fspath(folder / "r"),
-            )
-            stack.enter_context(_sigterm_unwinds())  # after ray.init, which installs a handler of its own
-            head = ray.get_runtime_context().gcs_address
-            for index, host in enumerate(others, start=1):
-                command = ssh_command(host, head, host.slots * cpus_per_worker, f"{_MARK}{index}")
-                nodes[host.name] = _start_node(command, token)
-            _wait_for_nodes([here, *others], nodes)
-            yield Cluster(tuple(hosts), folder / "r" / "session_latest" / "logs")
-        except WorkerFailedError:
-            say.append("keep")  # its message names the logs
-            raise
-        finally:
-            _stop_nodes(nodes)
-            ray.shutdown()
+            _started.set()
+            try:
+                ray.init(
+                    address="local",
+                    num_cpus=here.slots * cpus_per_worker + 1,
+                    resources={SLOT: here.slots, f"{_MARK}0": 1},
+                    object_store_memory=_OBJECT_STORE_BYTES,
+                    # Without a dashboard Ray Train's cleaner warns once a second, but only into its log: log_to_driver
+                    # is off.
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    _node_ip_address=address,
+                    _temp_dir=os.fspath(folder / "r"),
+                )
+                stack.enter_context(_sigterm_unwinds())  # after ray.init, which installs a handler of its own
+                head = ray.get_runtime_context().gcs_address
+                for index, host in enumerate(others, start=1):
+                    command = ssh_command(host, head, host.slots * cpus_per_worker, f"{_MARK}{index}")
+                    nodes[host.name] = _start_node(command, token)
+                _wait_for_nodes([here, *others], nodes)
+                yield Cluster(tuple(hosts), folder / "r" / "session_latest" / "logs")
+            finally:
+                _stop_nodes(nodes)
+                ray.shutdown()
+    except WorkerFailedError:
+        keep_logs = True  # its message names them
+        raise
+    finally:
+        token_file.unlink(missing_ok=True)
+        if not keep_logs:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -1,10 +1,10 @@
 """Clears up after a driver that was killed: ``python -m egmf_launcher.ray.guard FOLDER``, started by the driver.
 
 Linux ends Ray's own servers with the driver that started them, but not the agents that those have started, and nobody
-removes the cluster's folder with the token in it. Standard input is open for as long as the driver lives. At its end,
-whatever process still has a file of that folder open is ended (their logs are in it; their environment cannot be asked:
-Ray writes their names over it), and the folder goes, unless the driver has said ``keep`` (a worker failed, and Ray's
-logs are in it).
+is left to remove the cluster's folder with the token in it. Standard input is open for as long as the driver lives. If
+it ends without the word that all is in order, Ray's processes that still have a file of the folder open are ended
+(their logs are in it; their environment cannot be asked: Ray writes their names over it), and the folder is removed.
+A driver that ends by itself takes its cluster down by itself.
 """
 
 from __future__ import annotations
@@ -20,53 +20,48 @@ from pathlib import Path
 
 import psutil
 
-TOKEN = "token"
-"""Name of the file in a cluster's folder that holds its token."""
+IN_ORDER = "in order"
 _GRACE_S = 5.0
 
 
 @contextlib.contextmanager
-def guarded(folder: Path) -> Iterator[list[str]]:
-    """Have the cluster in ``folder`` cleared up after the body, or after this process's death in it.
-
-    Yields:
-        What to say to the guard at the end: empty, or ``["keep"]``.
-    """
+def guarded(folder: Path) -> Iterator[None]:
+    """Have the cluster in ``folder`` cleared up should this process die in the body."""
     command = [sys.executable, "-m", "egmf_launcher.ray.guard", os.fspath(folder)]
     # Its own session: Ctrl-C and a terminal's end reach the driver, not its guard.
     guard = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, text=True)
-    said: list[str] = []
     try:
-        yield said
+        yield
     finally:
         with contextlib.suppress(BrokenPipeError):
-            guard.communicate(" ".join(said))
+            guard.communicate(IN_ORDER)
 
 
 def main() -> int:
-    """Wait for the driver's end, then clear up."""
+    """Wait for the driver's end; clear up if it was killed."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     folder = Path(sys.argv[1])
-    keep = sys.stdin.read() == "keep"
-    left = list(processes_in(folder))
+    if sys.stdin.read() == IN_ORDER:
+        return 0
+    left = list(ray_processes_in(folder))
     for process in left:
         with contextlib.suppress(psutil.Error):
             process.terminate()
     for process in psutil.wait_procs(left, timeout=_GRACE_S)[1]:
         with contextlib.suppress(psutil.Error):
             process.kill()
-    (folder / TOKEN).unlink(missing_ok=True)
-    if not keep:
-        shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
     return 0
 
 
-def processes_in(folder: Path) -> Iterator[psutil.Process]:
-    """The processes that have a file of the folder open."""
+def ray_processes_in(folder: Path) -> Iterator[psutil.Process]:
+    """Ray's processes that have a file of the folder open; somebody may be reading its logs as well."""
+    folder = folder.resolve()  # as the system names open files
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if any(Path(file.path).is_relative_to(folder) for file in process.open_files()):
+            ours = any(word.startswith("ray::") or "/ray/" in word for word in process.cmdline()[:3])
+            if ours and any(Path(file.path).is_relative_to(folder) for file in process.open_files()):
                 yield process
 
 
