@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -16,7 +17,9 @@ from safetensors import SafetensorError
 
 from egmf_dist.errors import EgmfError
 
-_UNFINISHED, _OLD, _GONE = ".tmp", ".old", ".gone"
+_UNFINISHED, _ASIDE, _GONE = ".tmp", ".aside", ".gone"
+# What this module's writers leave where they are killed: a folder of a step, or a file of a writer's own name.
+_LEFT = re.compile(r"\.step-\d+\.(tmp|aside|gone)|\..+\.[0-9a-f]{8}\.tmp")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -73,7 +76,7 @@ def sync_tree(folder: Path) -> None:
 
 def replace_folder(temporary: Path, final: Path) -> None:
     """Rename a finished folder into place; one of the same name is moved aside first and removed last."""
-    aside = final.with_name(f".{final.name}{_OLD}")
+    aside = final.with_name(f".{final.name}{_ASIDE}")
     shutil.rmtree(aside, ignore_errors=True)
     if final.exists():
         os.rename(final, aside)
@@ -101,14 +104,15 @@ def discard_unfinished(folder: Path) -> None:
     A whole folder that was moved aside, and whose successor did not get its name any more, gets its own back.
     """
     for path in folder.glob(".*"):
-        final = path.with_name(path.name[1:].removesuffix(_OLD))
-        if path.name.endswith(_OLD) and path.is_dir() and not final.exists():
+        final = path.with_name(path.name[1:].removesuffix(_ASIDE))
+        if not _LEFT.fullmatch(path.name):
+            continue
+        if path.name.endswith(_ASIDE) and path.is_dir() and not final.exists():
             os.rename(path, final)
-        elif path.name.endswith((_UNFINISHED, _OLD, _GONE)):
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+        elif path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def sha256(path: Path) -> str:
@@ -118,12 +122,14 @@ def sha256(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def writing(temporary: Path, what: str) -> Iterator[None]:
+def writing(temporary: Path, what: str, clears: bool = True) -> Iterator[None]:
     """Leave nothing of a folder behind where the body fails, and say in one line where the disk did not take it.
 
     Args:
         temporary: the folder.
         what: it will be.
+        clears: this process removes it; where ranks share a folder one of them does, and what is left of it then goes
+            at the next start.
 
     Raises:
         EgmfError: the system, safetensors or torch's writer could not write.
@@ -131,9 +137,9 @@ def writing(temporary: Path, what: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        # torch's writer hides the system's reason; any other RuntimeError, a dead peer's, is not the disk's.
-        if isinstance(error, OSError | SafetensorError) or "PytorchStreamWriter" in str(error):
+        if clears:
+            shutil.rmtree(temporary, ignore_errors=True)
+        if _is_the_disks(error):
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
             place = next(folder for folder in temporary.absolute().parents if folder.is_dir())
             free = shutil.disk_usage(place).free / 2**20
@@ -142,3 +148,13 @@ def writing(temporary: Path, what: str) -> Iterator[None]:
                 "with --resume auto"
             ) from error
         raise
+
+
+def _is_the_disks(error: BaseException) -> bool:
+    """Whether the disk did not take what was written. A missing file is another rank's doing, and a RuntimeError a dead
+    peer's, but for those of torch's writer, which hide the system's reason."""
+    if isinstance(error, SafetensorError):
+        return "No such file" not in str(error)
+    if isinstance(error, RuntimeError):
+        return any(words in str(error) for words in ("PytorchStreamWriter", "inline_container", "unexpected pos"))
+    return isinstance(error, OSError) and not isinstance(error, FileNotFoundError | ConnectionError | TimeoutError)

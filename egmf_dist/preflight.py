@@ -13,7 +13,7 @@ from typing import Any
 
 from egmf_dist.build import read_backbone
 from egmf_dist.config import Config, load_run_config
-from egmf_dist.config.validate import validate
+from egmf_dist.config.check import check_config
 from egmf_dist.data.run_data import RunData, open_split, open_stream
 from egmf_dist.errors import EgmfError
 from egmf_dist.inference.evaluate import check_modalities, check_trained
@@ -100,7 +100,7 @@ def preflight_evaluation(
     backbone = description.get("identity", description).get("backbone", {})
     places = locate(run, given, is_folder(backbone))
     config = places.put_into(load_run_config(run.config))
-    validate(replace(config, evaluation=replace(config.evaluation, **evaluation)))
+    check_config(replace(config, evaluation=replace(config.evaluation, **evaluation)))
     check_trained(run, config, description)
     read_backbone(config, RunData.from_json(description["data"]))
     open_split(config, split)

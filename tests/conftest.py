@@ -17,7 +17,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["TRITON_INTERPRET"] = "1"
 import triton.experimental.gluon  # noqa: F401  (the interpreter imports it late, and it too reads the variable)
 
-import egmf_kernels.library  # noqa: F401
+import egmf_kernels.ops.library  # noqa: F401
 
 del os.environ["TRITON_INTERPRET"]
 

@@ -31,7 +31,7 @@ FLOORS = {
         training
         preflight
         report recipes bench
-        worker
+        jobs
     """,
     "data_shards/egmf_shards": """
         errors

@@ -77,5 +77,5 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def _last_line(text: bytes) -> str:
     lines = [line.strip() for line in text.decode(errors="replace").splitlines() if line.strip()]
     # The warning of multiprocessing's tracker comes after the error itself.
-    told = [line for line in lines if "resource_tracker" not in line]
-    return told[-1][:300] if told else ""
+    said = [line for line in lines if "resource_tracker" not in line]
+    return said[-1][:300] if said else ""

@@ -1,5 +1,6 @@
 """Settings: the schema, its validation, and reading and writing YAML."""
 
+from egmf_dist.config.check import check_config
 from egmf_dist.config.load import (
     add_config_arguments,
     config_from_dict,
@@ -18,7 +19,6 @@ from egmf_dist.config.schema import (
     ModelConfig,
     TrainingConfig,
 )
-from egmf_dist.config.validate import validate
 
 __all__ = [
     "BackboneConfig",
@@ -29,11 +29,11 @@ __all__ = [
     "ModelConfig",
     "TrainingConfig",
     "add_config_arguments",
+    "check_config",
     "config_from_dict",
     "config_from_namespace",
     "dump_config",
     "load_config",
     "load_run_config",
     "read_directory",
-    "validate",
 ]

@@ -11,8 +11,8 @@ from typing import Any
 import jsonargparse
 import yaml
 
+from egmf_dist.config.check import check_config
 from egmf_dist.config.schema import Config
-from egmf_dist.config.validate import validate
 from egmf_dist.errors import EgmfError
 from egmf_dist.files import write_text
 from egmf_dist.formats import KEY, check_format, stamped
@@ -99,7 +99,7 @@ def config_from_namespace(namespace: jsonargparse.Namespace) -> Config:
     """The checked settings among the parsed options.
 
     Raises:
-        EgmfError: a setting breaks a rule of :mod:`egmf_dist.config.validate`.
+        EgmfError: a setting breaks a rule of :mod:`egmf_dist.config.check`.
     """
     return config_from_dict({name: namespace[name].as_dict() for name in Config.__dataclass_fields__})
 
@@ -116,7 +116,7 @@ def config_from_dict(sections: Mapping[str, Any]) -> Config:
         config: Config = parser.instantiate(parser.parse_object({"config": dict(sections)}))["config"]
     except jsonargparse.ArgumentError as error:
         raise EgmfError(f"config: {one_line(error)}") from error
-    validate(config)
+    check_config(config)
     return config
 
 

@@ -3,6 +3,9 @@
 Widths, kernel sizes, the number of pseudo tokens, temperatures and LoRA settings are our interpretation of EGMF
 (arXiv 2601.07565 gives none of them), so each is a value here.
 
+What a value must be stands on its field, too (:class:`Must`), and :mod:`egmf_dist.config.check` asks it; rules between
+settings are there.
+
 A resumed run keeps what decides which samples a global batch holds, what the model is and what the optimiser does. What
 it may change is marked on the field: :func:`free` (speed, retention, logging, where ranks come from, when to stop), or
 ``PLACE`` (where data or backbone lie: what lies there must have the hash it had).
@@ -10,8 +13,12 @@ it may change is marked on the field: :func:`free` (speed, retention, logging, w
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
+
+from egmf_shards.format.rules import MAX_CONTEXT_TURNS
 
 T = TypeVar("T")
 
@@ -21,9 +28,55 @@ PLACE = {ON_RESUME: "place"}
 """Metadata of a field that says where something lies; a resumed run may name another place of the same."""
 
 
-def free(default: T) -> T:
+MUST = "must"
+"""Key of a field's metadata: a :class:`Must`."""
+
+
+class Must(NamedTuple):
+    """What a value must be; null is asked nothing where the field allows it."""
+
+    holds: Callable[[Any], bool]
+    right: str
+    """In words, as an error's end: ``it must be ...``."""
+
+
+def at_least(bound: float, right: str | None = None) -> Must:
+    """``bound`` or more."""
+    return Must(lambda value: value >= bound, right or f"{bound} or more")
+
+
+def above(bound: float, right: str | None = None) -> Must:
+    """More than ``bound``."""
+    return Must(lambda value: value > bound, right or f"above {bound}")
+
+
+def within(low: float, high: float, right: str) -> Must:
+    """From ``low`` to ``high``, both included."""
+    return Must(lambda value: low <= value <= high, right)
+
+
+_TURNS = within(0, MAX_CONTEXT_TURNS, f"0 to {MAX_CONTEXT_TURNS} (shards hold {MAX_CONTEXT_TURNS})")
+_METRIC = Must(lambda text: not text or text.count(".") == 1, "TASK.METRIC, such as emotion.weighted_f1")
+_ODD = Must(
+    lambda sizes: len(sizes) > 0 and all(k > 0 and k % 2 == 1 for k in sizes),
+    "one or more odd numbers, such as [3, 5, 7]",
+)
+_WITHOUT_PASSWORD = Must(
+    lambda folders: not any(re.match(r"\w+://[^/]*@", folder) for folder in folders),
+    "a URL without: it is written into the run's folder; credentials come from the environment",
+)
+PART = Must(lambda value: 0 <= value < 1, "in [0, 1)")
+
+
+def fixed(default: T, must: Must) -> T:
+    """A field with a rule that a resumed run may not change."""
+    value: T = field(default=default, metadata={MUST: must})
+    return value
+
+
+def free(default: T, must: Must | None = None) -> T:
     """A field that a resumed run may change."""
-    value: T = field(default=default, metadata={ON_RESUME: "free"})
+    value: T = field(default=default, metadata={ON_RESUME: "free", **({} if must is None else {MUST: must})})
     return value
 
 
@@ -31,7 +84,7 @@ def free(default: T) -> T:
 class DataConfig:
     """What is read."""
 
-    shards: list[str] = field(default_factory=list, metadata=PLACE)
+    shards: list[str] = field(default_factory=list, metadata=PLACE | {MUST: _WITHOUT_PASSWORD})
     """Folders of shards (each with manifest and index): paths, or URLs such as s3://bucket/folder or
     http://host/folder. Several make one joint run."""
     weights: list[float] = field(default_factory=list)
@@ -40,39 +93,39 @@ class DataConfig:
     shuffle: Literal["auto", "full", "block"] = "auto"
     """`full` mixes everything with everything; `block` reads blocks of neighbours, which object stores want; `auto` is
     block where a folder is a URL."""
-    block_samples: int = 256
+    block_samples: int = fixed(256, at_least(1))
     """Samples of a block."""
-    window_blocks: int = 32
+    window_blocks: int = fixed(32, at_least(1))
     """How many blocks are mixed sample by sample with each other."""
     group_by_length: bool = free(False)
     """Share each global batch out by lengths: alike loads on the ranks, alike lengths in a micro-batch. Global batches
     stay the same; it saves padding where ranks accumulate several micro-batches."""
-    workers: int | None = free(None)
+    workers: int | None = free(None, at_least(0, "0 or more, or null"))
     """Processes a rank that read and pack ahead; 0 reads between two steps; null: 2 with a GPU, else 0. The batches
     are the same."""
-    prefetch: int = free(2)
+    prefetch: int = free(2, at_least(1))
     """Global batches each of them reads ahead."""
     bad_samples: Literal["strict", "skip", "quarantine"] = free("strict")
     """What becomes of a training sample that cannot be read: `strict` stops the run, `skip` gives it weight 0,
     `quarantine` also writes it to quarantine.jsonl and leaves it out from then on. Scoring is always strict."""
-    max_bad_in_a_row: int = free(100)
+    max_bad_in_a_row: int = free(100, at_least(1))
     """Stop after this many bad samples in a row."""
-    max_bad_fraction: float = free(0.01)
+    max_bad_fraction: float = free(0.01, within(0, 1, "in [0, 1]"))
     """Stop when more than this part of an epoch's samples is bad."""
     cache_dir: str | None = free(None)
     """Where pieces of remote shards are kept; null for egmf/shards in the user's cache folder."""
-    cache_gib: float = free(10.0)
+    cache_gib: float = free(10.0, above(0))
     """The most GiB kept there on one machine."""
-    retries: int = free(6)
+    retries: int = free(6, at_least(0))
     """How often a failed remote read is tried again, waiting twice as long each time."""
-    context_turns: int = 3
+    context_turns: int = fixed(3, _TURNS)
     """How many preceding turns of the dialogue enter the prompt; 0 for none, at most 12."""
-    max_text_tokens: int = 128
+    max_text_tokens: int = fixed(128, at_least(1))
     """An utterance longer than this many tokens keeps its end; a context turn likewise."""
-    max_prompt_tokens: int = 1024
+    max_prompt_tokens: int = fixed(1024, at_least(1))
     """The most tokens of a whole prompt, beside what the backbone's positions allow: the oldest turns go first, then
     the utterance keeps its end; question and answer are never cut."""
-    max_frames: int = 1024
+    max_frames: int = fixed(1024, at_least(1))
     """An audio or vision sequence longer than this many frames is averaged down to it: one mis-cut clip must not
     cost the whole batch its memory, which grows with the square of the longest joint sequence."""
     standardise: bool = True
@@ -97,11 +150,11 @@ class BackboneConfig:
     """Allow code that ships with the model to run. Leave off unless you have read it."""
     tuning: str = "lora"
     """What of it is trained: `lora`, `frozen` (nothing), `full` (everything), or `MODULE:NAME` of your own."""
-    lora_rank: int = 32
+    lora_rank: int = fixed(32, at_least(0))
     """Rank r of the LoRA matrices; 0 freezes the backbone wholly."""
-    lora_alpha: int = 128
+    lora_alpha: int = fixed(128, above(0))
     """LoRA's alpha; the update is scaled by alpha / r."""
-    lora_dropout: float = 0.05
+    lora_dropout: float = fixed(0.05, PART)
     """Dropout before the LoRA matrices."""
     lora_targets: str = "all-linear"
     """PEFT target modules: `all-linear`, or module names separated by commas."""
@@ -114,11 +167,11 @@ class ModelConfig:
     fusion: str = "experts"
     """Which fusion: `experts`, three experts under a two-level gate, or `MODULE:NAME` of your own."""
 
-    width: int = 128
+    width: int = fixed(128, Must(lambda n: n >= 16 and n % 16 == 0, "a positive multiple of 16, such as 128"))
     """Width d of the packed tokens; a multiple of 16 (kernels load 16 bytes at a time)."""
     heads: int = 4
     """Attention heads of the semantic and the global expert; must divide the width."""
-    kernel_sizes: list[int] = field(default_factory=lambda: [3, 5, 7])
+    kernel_sizes: list[int] = field(default_factory=lambda: [3, 5, 7], metadata={MUST: _ODD})
     """Odd kernel sizes of the local expert's depthwise convolutions."""
     local_expert: bool = True
     """Fine-grained local expert: multi-scale depthwise convolution inside one modality."""
@@ -128,22 +181,22 @@ class ModelConfig:
     """Global-context expert: self-attention over the sample's joint sequence."""
     gate: bool = True
     """Hierarchical dynamic gate. Off: experts and present modalities weigh the same."""
-    gate_temperature: float = 1.0
+    gate_temperature: float = fixed(1.0, above(0))
     """Temperature of the gate's first level (experts, per token)."""
-    modality_temperature: float = 1.0
+    modality_temperature: float = fixed(1.0, above(0))
     """Temperature of the gate's second level (modalities, per sample)."""
     modality_weight_in: Literal["pooling", "mix"] = "pooling"
     """Where the second level acts: when pooling into pseudo tokens, or already on the expert mix. Never in both."""
-    pseudo_tokens: int = 4
+    pseudo_tokens: int = fixed(4, at_least(0))
     """Number K of pseudo tokens; 0 leaves the fusion out and the LLM reads the prompt alone."""
     text_stream: Literal["backbone", "learned"] = "backbone"
     """The experts' text: the backbone's input embeddings (detached), or an embedding of its own that is learnt."""
-    dropout: float = 0.0
+    dropout: float = fixed(0.0, PART)
     """Dropout on the tokens that enter the experts."""
     kernels: Literal["auto", "reference", "triton"] = free("auto")
     """What computes the fusion block: `auto` takes the Triton kernels on a GPU and plain torch elsewhere, `reference`
     is plain torch everywhere, `triton` stops with an error where the kernels cannot run."""
-    auxiliary_weight: float = 0.5
+    auxiliary_weight: float = fixed(0.5, at_least(0))
     """Weight of the auxiliary class and value heads on the fused representation; 0 for none."""
 
 
@@ -155,42 +208,42 @@ class TrainingConfig:
     """What is minimised: `answers`, -log p of the right answers, or `MODULE:NAME` of your own."""
     seed: int = 0
     """Seed of initialisation, order and dropout."""
-    steps: int = free(1200)
+    steps: int = free(1200, at_least(1))
     """Optimiser steps. The learning rate's cosine ends here: a resumed run that changes it goes on along another."""
-    global_batch: int = 32
+    global_batch: int = fixed(32, at_least(1))
     """Samples in one optimiser step, over all ranks and micro-batches."""
-    micro_batch: int = free(16)
+    micro_batch: int = free(16, at_least(1))
     """The most samples one rank puts through the model at once; the rest is gradient accumulation."""
-    learning_rate: float = 3e-4
+    learning_rate: float = fixed(3e-4, above(0))
     """Peak learning rate of the adapter."""
-    fusion_learning_rate: float | None = None
+    fusion_learning_rate: float | None = fixed(None, above(0, "above 0, or null for the adapter's"))
     """Peak learning rate of the fusion modules; null for the adapter's."""
-    warmup_steps: int = 50
+    warmup_steps: int = fixed(50, at_least(0))
     """Linear warm-up; a cosine to zero follows."""
-    weight_decay: float = 0.0
+    weight_decay: float = fixed(0.0, at_least(0))
     """AdamW's decoupled weight decay, on matrices only."""
-    gradient_clipping: float = 1.0
+    gradient_clipping: float = fixed(1.0, at_least(0, "0 (none) or more"))
     """Largest global gradient norm; 0 for none."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Arithmetic of the forward and backward pass; the optimiser's copy is always fp32."""
     zero_stage: Literal[1, 2, 3] = 3
     """DeepSpeed ZeRO stage. Where the backbone fits one device, 1 or 2 move only the adapter's bytes."""
-    validate_every: int = free(200)
+    validate_every: int = free(200, at_least(1))
     """Steps between scorings of the validation split."""
-    validation_samples: int = 0
+    validation_samples: int = fixed(0, at_least(0, "0 (all) or more"))
     """Score at most this many validation samples (the same random ones every time); 0 for all."""
-    select_by: str = ""
+    select_by: str = fixed("", _METRIC)
     """Keep the adapter that is best by this TASK.METRIC, such as `emotion.weighted_f1`; empty: the mean over tasks of
     weighted F1 (classification) and Corr (regression)."""
-    patience: int = free(0)
+    patience: int = free(0, at_least(0, "0 (never) or more"))
     """Stop after this many validations without a better score; 0 never stops early."""
-    checkpoint_every: int = free(200)
+    checkpoint_every: int = free(200, at_least(1))
     """Steps between checkpoints."""
-    keep_checkpoints: int = free(2)
+    keep_checkpoints: int = free(2, at_least(1))
     """How many checkpoints stay on disk."""
-    log_every: int = free(10)
+    log_every: int = free(10, at_least(1))
     """Steps between two lines of metrics."""
-    max_skipped_steps: int = free(10)
+    max_skipped_steps: int = free(10, at_least(1))
     """Stop after this many steps in a row with a non-finite loss or gradient."""
 
 
@@ -198,7 +251,7 @@ class TrainingConfig:
 class EvaluationConfig:
     """How answers are scored."""
 
-    batch_size: int = free(32)
+    batch_size: int = free(32, at_least(1))
     """Samples scored at once on one rank; in the sequence way, sequences."""
     scoring: Literal["auto", "tree", "sequence"] = free("auto")
     """How legal answers are scored: `tree` all in one pass over their prefix tree, `sequence` each as a sequence of its
@@ -209,9 +262,9 @@ class EvaluationConfig:
 class LaunchConfig:
     """How ranks come to be where Ray starts them."""
 
-    max_failures: int = free(0)
+    max_failures: int = free(0, at_least(0))
     """How often Ray restarts the group of workers after one died; each restart resumes from the newest checkpoint."""
-    cpus_per_worker: int = free(1)
+    cpus_per_worker: int = free(1, at_least(1))
     """CPU cores Ray reserves for each worker."""
 
 

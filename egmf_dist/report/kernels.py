@@ -20,10 +20,10 @@ Rows = Sequence[dict[str, Any]]
 DIRECTIONS = ("forward", "backward")
 ORDER = ("eager", "inductor", "compile", "fused", "auto")
 SHORT = {
-    "ragged_pool_gate": "pool\n(K1)",
-    "hier_gate_mix_norm": "mix\n(K2)",
-    "ms_dwconv": "conv\n(K3)",
-    "gated_tri_proj": "projection\n(K4)",
+    "ragged_pool_gate": "pool",
+    "hier_gate_mix_norm": "mix",
+    "ms_dwconv": "conv",
+    "gated_tri_proj": "projection",
     "gated_expert_mix": "whole mix",
 }
 

@@ -158,6 +158,8 @@ def check_run(config: Config, run: Run, resume: str) -> dict[str, list[Any]]:
             names none of its checkpoints.
     """
     folder = run.folder
+    if folder.name in ("", ".."):
+        raise EgmfError(f"run {run}: names no folder of its own; give one such as runs/NAME")
     named_checkpoint(run, resume)
     if folder.exists() and not folder.is_dir():
         raise EgmfError(f"run {run}: a file of that name exists; choose another name")
@@ -274,20 +276,24 @@ def discard_storage(storage: Path) -> None:
 def discard_leftovers(run: Run) -> None:
     """Remove what killed trainings and evaluations left behind; the caller holds the run's lock, so no training lives.
 
-    An evaluation may be beside it: a name that one has given to an adapter goes after a day.
+    An evaluation or another start may be beside it: what either makes for a moment goes after a day.
     """
     for storage in run.ray.glob(run.ray_storage("train", "*").name):
         discard_storage(storage)
     for folder in (run.folder, run.checkpoints, run.adapters):
         discard_unfinished(folder)
-    for probe in run.folder.glob(f"{NOW_PREFIX}*"):
-        probe.unlink(missing_ok=True)
     beside = run.folder.absolute()
-    for folder, pattern in ((run.adapters, f"{PINNED_PREFIX}*"), (beside.parent, f".{beside.name}.????????.tmp")):
+    for folder, pattern in (
+        (run.folder, f"{NOW_PREFIX}*"),
+        (run.ray, run.ray_storage("evaluate", "*").name),
+        (run.evaluations, ".*.????????.tmp"),
+        (run.adapters, f"{PINNED_PREFIX}*"),
+        (beside.parent, f".{beside.name}.????????.tmp"),
+    ):
         for left in folder.glob(pattern):
             with contextlib.suppress(OSError):
                 if time.time() - left.stat().st_mtime > _DAY_S:
-                    shutil.rmtree(left)
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def changes(run: Run, saved: Config, given: Config) -> dict[str, list[Any]]:

@@ -6,9 +6,8 @@ The process that drives a training (Ray's driver, or rank 0 where ranks were sta
 * an advisory lock (``flock``) on the file, which the operating system gives back however the process ends. Linux's NFS
   client carries it to the server, so it holds between machines, too; some file systems know none, or only a local one;
 * what the file says of the holder. The running kernel is named by its boot id, not by the host's name, which clones and
-  containers share: within one kernel the lock reaches everybody, and within one pid namespace a process id with its
-  start time says who is dead;
-* the file's modification time, which the holder moves twice a minute: of a holder under another kernel nothing else can
+  containers share, and its pid namespace: within one, a process id with its start time says who is dead;
+* the file's modification time, which the holder moves twice a minute: of a holder elsewhere nothing else can
   be known where the lock does not reach it. It is compared with a time of the same file server, not with this clock. A
   start waits until such a holder has been silent for long enough, so that a job that is queued again on another machine
   goes on by itself.
@@ -26,8 +25,8 @@ import errno
 import fcntl
 import json
 import os
+import secrets
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -42,11 +41,14 @@ from egmf_dist.run.folder import NOW_PREFIX, Run
 
 HEARTBEAT_S = 30.0
 SILENCE_S = 300.0
-"""A holder under another kernel that has not touched its lock for this long has stopped."""
+"""A holder elsewhere that has not touched its lock for this long has stopped."""
 _WRITING_S = 2.0
 """A lock file that says nothing is looked at again for this long: its holder may be just writing it."""
 _SIZE = 1024
 """Bytes of the file, blanks at its end: one write over the old text, so that a reader sees the one or the other."""
+LOCKED, BLOCKED, UNKNOWN = "locked", "blocked", "unknown"
+"""What asking for the lock came to: it is ours, another's, or the file system knows none."""
+_SETTLING_S = 1.0
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 _descriptors: set[int] = set()
 
@@ -73,13 +75,11 @@ def held(run: Run, launch: str, say: Callable[[str], None] = print) -> Iterator[
     Raises:
         EgmfError: another process holds it; names host, process and since when.
     """
-    descriptor, locked = _open(run)
+    descriptor = _acquire(run, launch, say)
     _descriptors.add(descriptor)
     stop = threading.Event()
     beat = threading.Thread(target=_beat, args=(descriptor, stop), name="run-lock", daemon=True)
     try:
-        _take_over(run, locked, say)
-        _write(descriptor, launch)
         beat.start()
         yield
     finally:
@@ -111,66 +111,105 @@ def check_held(run: Run, launch: str | None) -> None:
         raise EgmfError(f"run {run}: {who}; this start ends here")
 
 
-def _open(run: Run) -> tuple[int, bool]:
-    """The lock file's descriptor, and whether the operating system's lock on it is ours (False: it knows none)."""
+class _AgainError(Exception):
+    """Begin once more: the lock file is no longer the one that was opened, or its holder is silent by now."""
+
+
+def _acquire(run: Run, launch: str, say: Callable[[str], None]) -> int:
+    """The descriptor of the lock file, locked where the file system knows locks, with our name in it.
+
+    Raises:
+        EgmfError: another process holds the run, or its folder is gone.
+    """
+    # A file server may keep a dead client's lock for a while.
+    patience = time.monotonic() + 2 * SILENCE_S
     while True:
-        descriptor = os.open(run.lock, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            descriptor = os.open(run.lock, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError as error:
+            raise EgmfError(f"run {run}: its folder is gone; another start has removed it") from error
         try:
             locked = _lock(descriptor)
-        except BlockingIOError:
+            _check_same(run, descriptor)
+            _take_over(run, descriptor, locked, say)
+            if locked == BLOCKED:
+                if time.monotonic() > patience:
+                    raise _refusal(run)
+                raise _AgainError  # its holder is silent: perhaps the file server has given the lock up by now
+            _write(descriptor, launch)
+            if locked == UNKNOWN:
+                time.sleep(_SETTLING_S)  # a second start that saw nobody writes its name, too: the last one has it
+                if _holder(run).get("launch") != launch:
+                    raise _refusal(run)
+            return descriptor
+        except _AgainError:
             os.close(descriptor)
-            raise _refusal(run) from None
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), os.stat(run.lock)):
-                return descriptor, locked
-        os.close(descriptor)  # its holder has just left and removed it
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+            raise
 
 
-def _lock(descriptor: int) -> bool:
+def _check_same(run: Run, descriptor: int) -> None:
+    """Whether the file's name still means what was opened."""
+    try:
+        if os.path.samestat(os.fstat(descriptor), os.stat(run.lock)):
+            return
+    except FileNotFoundError:
+        pass
+    raise _AgainError
+
+
+def _lock(descriptor: int) -> str:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise
+        return BLOCKED
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-        return False
-    return True
+        return UNKNOWN
+    return LOCKED
 
 
-def _take_over(run: Run, locked: bool, say: Callable[[str], None]) -> None:
+def _take_over(run: Run, descriptor: int, locked: str, say: Callable[[str], None]) -> None:
     """See to it that the holder that the file still names, if any, is gone.
 
     Raises:
         EgmfError: it is alive.
     """
-    holder = _holder(run)
-    if not holder:
-        return
-    if not _same(holder, "kernel") or (not locked and not _same(holder, "processes")):
-        _await_silence(run, holder, say)
-    elif not locked and _alive(holder):
+    holder = _settled_holder(run) if locked == BLOCKED else _holder(run)
+    if _same(holder, "processes"):
+        # Two mounts of one store may each have locks of their own, so a lock of ours does not make it dead.
+        if locked == BLOCKED or _alive(holder):
+            raise _refusal(run)
+    elif holder:
+        _await_silence(run, descriptor, holder, say)
+    elif locked == BLOCKED:
         raise _refusal(run)
-    say(f"run {run}: {_named(holder)} held the run and ended without giving it back; taken over")
+    if holder and locked != BLOCKED:
+        say(f"run {run}: {_named(holder)} held the run and ended without giving it back; taken over")
 
 
-def _await_silence(run: Run, holder: dict[str, Any], say: Callable[[str], None]) -> None:
+def _await_silence(run: Run, descriptor: int, holder: dict[str, Any], say: Callable[[str], None]) -> None:
     """Wait until a holder of whom nothing else can be known has not touched its lock for long enough.
 
     Raises:
         EgmfError: it touches it.
+        _AgainError: it has removed it.
     """
-    now, touched = _times(run)
+    now, touched = _times(run, descriptor)
     left = SILENCE_S - (now - touched)
     if left > 0:
         say(
             f"run {run}: {_named(holder)} holds it and was alive {max(0.0, now - touched):.0f} s ago; "
-            f"going on in {left:.0f} s if it stays silent (if that process is gone, removing {run.lock} "
-            "before the next start saves the wait)"
+            f"going on in {left:.0f} s if it stays silent (if that process is gone, removing {run.lock} saves the wait)"
         )
+    else:
+        time.sleep(_SETTLING_S)  # a lock that its file server still keeps is asked for again
     while now - touched < SILENCE_S:
         time.sleep(min(HEARTBEAT_S / 6, max(0.01, SILENCE_S - (now - touched))))
-        now, seen = _times(run)
+        now, seen = _times(run, descriptor)
         if seen != touched:
             raise EgmfError(
                 f"run {run}: {_named(_holder(run))} is training it; wait for it or stop it, or choose another name "
@@ -194,17 +233,19 @@ def _alive(holder: dict[str, Any]) -> bool:
         return False
 
 
-def _times(run: Run) -> tuple[float, float]:
+def _times(run: Run, descriptor: int) -> tuple[float, float]:
     """Now, and when the holder last touched its lock, both by the clock of the file system."""
-    with tempfile.NamedTemporaryFile(dir=run.folder, prefix=NOW_PREFIX) as probe:
-        probe.write(b"0")
-        probe.flush()
-        now = os.stat(probe.name).st_mtime
+    _check_same(run, descriptor)
+    probe = run.folder / f"{NOW_PREFIX}{secrets.token_hex(4)}"
     try:
+        probe.write_bytes(b"0")
+        now = probe.stat().st_mtime
         with open(run.lock, "rb") as file:  # opening asks an NFS server anew; a plain stat may be a minute old
             return now, os.fstat(file.fileno()).st_mtime
     except FileNotFoundError:
-        return now, now - SILENCE_S
+        raise _AgainError from None
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def _settled_holder(run: Run) -> dict[str, Any]:

@@ -117,26 +117,26 @@ def save_checkpoint(
     """
     final = run.checkpoint(progress.step)
     temporary = unfinished(final)
-    with writing(temporary, f"checkpoint {final}"):
+    with writing(temporary, f"checkpoint {final}", clears=distributed.rank() == 0):
         _save(engine, run, progress, temporary, launch)
 
-        def publish() -> None:
-            with writing(temporary, f"checkpoint {final}"):
-                files = sorted(p for p in temporary.rglob("*") if p.is_file())
-                hashes = {str(p.relative_to(temporary)): sha256(p) for p in files}
-                record = {
-                    "progress": progress.__dict__,
-                    "identity": identity.to_json(),
-                    "standardisations": dict(standardisations),
-                    "sha256": hashes,
-                }
-                write_json(temporary / RECORD, stamped(record))
-                check_held(run, launch)
-                replace_folder(temporary, final)
-                point_to(run, progress.step, launch)
-            prune(run, progress.step, keep)
+    def publish() -> None:
+        with writing(temporary, f"checkpoint {final}"):
+            files = sorted(p for p in temporary.rglob("*") if p.is_file())
+            hashes = {str(p.relative_to(temporary)): sha256(p) for p in files}
+            record = {
+                "progress": progress.__dict__,
+                "identity": identity.to_json(),
+                "standardisations": dict(standardisations),
+                "sha256": hashes,
+            }
+            write_json(temporary / RECORD, stamped(record))
+            check_held(run, launch)
+            replace_folder(temporary, final)
+            point_to(run, progress.step, launch)
+        prune(run, progress.step, keep)
 
-        distributed.on_rank_zero(publish)
+    distributed.on_rank_zero(publish)
 
 
 def _save(engine: Engine, run: Run, progress: Progress, temporary: Path, launch: str | None) -> None:

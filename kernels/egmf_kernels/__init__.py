@@ -5,16 +5,13 @@ sample, modality after modality. ``cu_segments [B * M + 1]`` holds where each (s
 segment of zero length is an absent modality.
 """
 
-from egmf_kernels.api import (
-    gated_expert_mix,
-    gated_tri_proj,
-    hier_gate_mix_norm,
-    modality_gate,
-    ms_dwconv,
-    ragged_pool_gate,
-)
-from egmf_kernels.checks import boundary_values, mark_checked
-from egmf_kernels.reference.segments import segment_ids
+from egmf_kernels.ops.common.checks import boundary_values, mark_checked
+from egmf_kernels.ops.common.segments import segment_ids
+from egmf_kernels.ops.gated_expert_mix.call import gated_expert_mix
+from egmf_kernels.ops.gated_tri_proj.call import gated_tri_proj
+from egmf_kernels.ops.hier_gate_mix_norm.call import hier_gate_mix_norm
+from egmf_kernels.ops.ms_dwconv.call import ms_dwconv
+from egmf_kernels.ops.ragged_pool_gate.call import modality_gate, ragged_pool_gate
 from egmf_kernels.select import (
     IMPLEMENTATIONS,
     MAX_KERNEL_SIZE,

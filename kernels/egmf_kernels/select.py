@@ -30,7 +30,8 @@ MAX_KERNEL_SIZE = 7
 MIN_CAPABILITY = 80
 """The oldest compute capability with a tile table (Ampere: bfloat16, asynchronous copies)."""
 PROJECTION_WIDTH = 512
-"""Up to here the experts' projections run inside K4; above, cuBLAS projects and K2 mixes."""
+"""Up to here the experts' projections run inside gated_tri_proj; above, cuBLAS projects and hier_gate_mix_norm
+mixes."""
 
 
 def _named(name: str, where: str) -> Implementation:
@@ -54,9 +55,9 @@ def using(implementation: str) -> Iterator[None]:
 
 def interpreted() -> bool:
     """Whether this process runs the kernels in Triton's interpreter, on CPU tensors."""
-    from egmf_kernels import triton
+    from egmf_kernels.ops.common.interpreter import INTERPRETED
 
-    return triton.INTERPRETED
+    return INTERPRETED
 
 
 def query_elements(queries: int, width: int) -> int:
@@ -128,7 +129,8 @@ def describe(implementation: str, x_TD: torch.Tensor, experts: int, queries: int
     parts = [f"{kind} ({', '.join(name for name, own in chosen.items() if own == kind)})" for kind in kinds]
     how = f"width {x_TD.shape[1]}, {str(x_TD.dtype).removeprefix('torch.')}, {x_TD.device.type}"
     if chosen["gated_expert_mix"] == "triton":
-        how += ", mix by K4 and norm" if x_TD.shape[1] <= PROJECTION_WIDTH else ", mix by cuBLAS and K2"
+        fused = x_TD.shape[1] <= PROJECTION_WIDTH
+        how += f", mix by {'gated_tri_proj and norm' if fused else 'cuBLAS and hier_gate_mix_norm'}"
     if "triton" in kinds:
         how += f", tiles {tiles.current(x_TD.device)['architecture']}"
     return f"kernels {implementation}: {'; '.join(parts)} [{how}]"

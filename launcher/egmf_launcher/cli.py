@@ -6,7 +6,6 @@ wrong ends in one line on stderr and exit code 2 (bad input) or 1 (anything else
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ Verb = Callable[[jsonargparse.Namespace, Sequence[str]], int]
 
 
 def demo(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
-    """The whole road on generated data."""
+    """Everything from generated data to pictures."""
     from egmf_launcher.demo import run_demo
 
     run_demo()
@@ -33,7 +32,7 @@ def demo(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
 
 
 def real(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
-    """The whole road on MELD's and CH-SIMS v2's text."""
+    """The same on MELD's and CH-SIMS v2's text."""
     from egmf_launcher.real import run_real
 
     run_real(Path(options.data), options.workers)
@@ -214,7 +213,7 @@ def train(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
     named = f"runs/{Path(str(file)).stem}" if file is not None else "runs/run"
     if options.run == "":
         raise EgmfError("--run is empty; give the run's folder, such as runs/NAME")
-    run = Path(os.path.normpath(options.run or (demo_recipe.RUN if prepare_demo else named)))
+    run = Path(options.run or (demo_recipe.RUN if prepare_demo else named))
     result = run_training(config, run, options.resume, launch_arguments(options), arguments, prepare_demo)
     return result if isinstance(result, int) else 0
 

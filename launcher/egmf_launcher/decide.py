@@ -82,7 +82,10 @@ def started_rank(environ: Mapping[str, str]) -> int | None:
         return None
     if rank is None or world is None:
         missing = "RANK" if rank is None else "WORLD_SIZE"
-        raise EgmfError(f"environment: {missing} is not set but its twin is; set both (a launcher does) or neither")
+        raise EgmfError(
+            f"environment: {missing} is not set, but the other of RANK and WORLD_SIZE is; set both (a launcher does) "
+            "or neither"
+        )
     if not (rank.isdecimal() and world.isdecimal() and int(rank) < int(world)):
         raise EgmfError(
             f"environment: RANK is {rank!r} and WORLD_SIZE {world!r}; they must be numbers with 0 <= RANK < WORLD_SIZE"

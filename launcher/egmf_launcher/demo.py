@@ -1,4 +1,4 @@
-"""The demo: generated data, a tiny backbone, training by the card's command, evaluation, pictures."""
+"""The demo: generated data, a tiny backbone, training by `deepspeed launcher/train.py`, evaluation, pictures."""
 
 from __future__ import annotations
 

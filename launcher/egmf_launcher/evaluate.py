@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from egmf_dist.config import load_run_config
 from egmf_dist.errors import EgmfError
+from egmf_dist.jobs import EvaluateJob
 from egmf_dist.run.folder import Run
 from egmf_dist.run.places import Places
 from egmf_launcher.decide import LaunchArguments
@@ -50,14 +52,13 @@ def evaluate(
         return 0
     if decision.way == "deepspeed":
         return reexecute_under_deepspeed(decision, launch.hostfile, arguments)
-    job: dict[str, Any] = {"verb": "evaluate", "run": str(run), "split": split, "launch": new_launch()}
-    job.update(remove=list(remove), remove_each=remove_each, evaluation=dict(evaluation))
+    job = EvaluateJob(folder, split, list(remove), remove_each, new_launch(), evaluation=dict(evaluation))
 
-    def prepare() -> None:
+    def prepare() -> EvaluateJob:
         from egmf_dist.preflight import preflight_evaluation
 
         found = preflight_evaluation(run, split, remove, places, evaluation)
-        job.update(shards=found.shards, backbone=found.backbone)
+        return replace(job, shards=found.shards, backbone=found.backbone)
 
     result = launch_job(decision, job, config.launch, prepare=prepare)
     if not is_silent_rank():

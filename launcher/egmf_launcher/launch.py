@@ -11,19 +11,20 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from egmf_dist.config import LaunchConfig
 from egmf_dist.errors import EgmfError
+from egmf_dist.jobs import Job
 from egmf_launcher.arguments import without_options
 from egmf_launcher.decide import Decision, LaunchArguments, decide, started_rank
-from egmf_launcher.environment import WORKER_ENVIRONMENT, without_launcher_variables
 from egmf_launcher.errors import USER_ERRORS, LaunchError, RankError, one_line
 from egmf_launcher.hostfile import Host, parse_hostfile
 from egmf_launcher.network import LOOPBACK, is_this_machine, single_rank_environment
+from egmf_launcher.ray.environment import WORKER_ENVIRONMENT, without_launcher_variables
 
 # The first rank that fails makes DeepSpeed's launcher kill the others, so rank 0 needs this long a start to say why.
 SILENT_RANK_GRACE_S = 5.0
@@ -59,16 +60,16 @@ def new_launch() -> str:
 
 
 def launch_job(
-    decision: Decision, job: Mapping[str, Any], launch: LaunchConfig, *, prepare: Callable[[], None] | None = None
+    decision: Decision, job: Job, launch: LaunchConfig, *, prepare: Callable[[], Job] | None = None
 ) -> dict[str, Any]:
     """Run a job the decided way (``single``, ``rank`` or ``ray``).
 
     Args:
         decision: from :func:`choose`.
-        job: what ``egmf_dist.worker.run`` takes, without ``console``.
+        job: what every rank does.
         launch: the run's launch settings.
-        prepare: done once, by rank 0 or the driver, before any rank reads the run folder; it may complete ``job``.
-            Other ranks meanwhile wait for rank 0 in the rendezvous of ``worker.run``, and do its job.
+        prepare: done once, by rank 0 or the driver, before any rank reads the run folder; gives the completed job.
+            Other ranks meanwhile wait for rank 0 in the rendezvous of ``jobs.do``, and do its job.
 
     Returns:
         Rank 0's result.
@@ -78,31 +79,31 @@ def launch_job(
         LaunchError: ranks could not be started, or one died.
     """
     if prepare is not None and not is_silent_rank():
-        prepare()
+        job = prepare()
     if decision.way == "ray":
-        from egmf_launcher.ray_train import run_under_ray
+        from egmf_launcher.ray.train import run_under_ray
 
         with _progress(job):
-            return run_under_ray(dict(job) | {"console": False}, decision.hosts, launch)
+            return run_under_ray(job, decision.hosts, launch)
     if decision.way == "single":
         single_rank_environment()
     for name in ("OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM"):
         os.environ.setdefault(name, WORKER_ENVIRONMENT[name])
     if not count_gpus():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # what DeepSpeed finds out as well, with a warning
-    from egmf_dist import worker
+    from egmf_dist import jobs
 
     try:
-        return worker.run(dict(job) | {"console": not is_silent_rank()})
+        return jobs.do(job, not is_silent_rank())
     except USER_ERRORS as error:
         if is_silent_rank():
             raise RankError(f"rank {os.environ['RANK']}: {one_line(error)}") from error
         raise
 
 
-def _progress(job: Mapping[str, Any]) -> Any:
-    """Show a training's progress on this terminal while Ray's workers train; an evaluation has none to show."""
-    if job["verb"] != "train":
+def _progress(job: Job) -> Any:
+    """Show a job's records on this terminal while Ray's workers write them."""
+    if job.steps is None:
         return nullcontext()
     from contextlib import ExitStack
 
@@ -111,8 +112,8 @@ def _progress(job: Mapping[str, Any]) -> Any:
     from egmf_launcher.follow import following
 
     stack = ExitStack()
-    console = stack.enter_context(Console(int(job["config"]["training"]["steps"])))
-    stack.enter_context(following(Run(Path(job["run"])).metrics, console.show))
+    console = stack.enter_context(Console(job.steps))
+    stack.enter_context(following(Run(job.run).metrics, console.show))
     return stack
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from egmf_dist.config import Config
 from egmf_dist.errors import EgmfError
+from egmf_dist.jobs import TrainJob
 from egmf_dist.run.folder import Run, check_run, discard_leftovers, discard_unused, open_run, renew_settings
 from egmf_dist.run.lock import held
 from egmf_launcher import demo
@@ -50,8 +51,7 @@ def train(
         return reexecute_under_deepspeed(decision, launch.hostfile, arguments)
     assert config is not None
     settings, run, launch_token = config, Run(folder), new_launch()
-    job: dict[str, Any] = {"verb": "train", "run": str(run), "resume": resume, "launch": launch_token}
-    job["config"] = asdict(settings)
+    job = TrainJob(folder, settings, resume, launch_token)
     made = False
 
     with contextlib.ExitStack() as stack:
@@ -60,7 +60,7 @@ def train(
             stack.enter_context(held(run, launch_token, lambda said: print(said, flush=True)))
             discard_leftovers(run)
 
-        def prepare() -> None:
+        def prepare() -> TrainJob:
             nonlocal made
             from egmf_dist.run.places import found_again
 
@@ -86,7 +86,7 @@ def train(
                 hold()
             made = new  # and held: nobody else's by now
             changed = {} if new else renew_settings(given, run, resume)
-            job.update(config=asdict(given), changed=changed)
+            return replace(job, config=given, changed=changed)
 
         try:
             return launch_job(decision, job, settings.launch, prepare=prepare)

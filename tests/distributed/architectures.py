@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from egmf_dist import distributed, worker
+from egmf_dist import distributed, jobs
 from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, TrainingConfig
 from egmf_dist.distributed import process_group
+from egmf_dist.jobs import EvaluateJob, TrainJob
 from egmf_dist.run.folder import Run, open_run
 from egmf_dist.run.records import read_records
 
@@ -43,14 +43,13 @@ def run_all(job):
         train(config, run, "never")
         losses = [r["loss"] for r in read_records(run / "metrics.jsonl") if r["kind"] == "train"]
         train(config, run, str(run / "checkpoints" / "step-0000002"))
-        evaluation = {"verb": "evaluate", "run": str(run), "split": "test", "remove": [], "remove_each": False}
-        results[name] = worker.run(evaluation | {"console": False}) | {"losses": losses}
+        results[name] = jobs.do(EvaluateJob(run), console=False) | {"losses": losses}
     return results
 
 
 def train(config: Config, run: Path, resume: str) -> None:
     distributed.on_rank_zero(lambda: open_run(config, Run(run), resume) and None)
-    worker.run({"verb": "train", "config": asdict(config), "run": str(run), "resume": resume, "console": False})
+    jobs.do(TrainJob(run, config, resume), console=False)
 
 
 main()

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, TrainingConfig
+from egmf_dist.jobs import TrainJob
 from egmf_dist.run.folder import Run, open_run
 from egmf_dist.run.records import read_records
 from egmf_shards import ShardSet
@@ -68,7 +69,7 @@ def broken(config):
 
 def train(run_ranks, config, run):
     open_run(config, Run(run), "never")
-    return run_ranks("training_run.py", 2, {"verb": "train", "config": config, "run": str(run), "resume": "never"})
+    return run_ranks("training_run.py", 2, TrainJob(run, config))
 
 
 def test_quarantine_goes_on_without_it(config, broken, run_ranks, tmp_path):

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, TrainingConfig
+from egmf_dist.jobs import EvaluateJob, TrainJob
 from egmf_dist.run.folder import Run, open_run
 from egmf_dist.run.records import read_records
 from egmf_shards import ShardSet
@@ -46,7 +47,7 @@ def whole(config, run_ranks, tmp_path_factory):
     """An uninterrupted run."""
     run = tmp_path_factory.mktemp("runs") / "whole"
     open_run(config, Run(run), "never")
-    run_ranks("training_run.py", 2, {"verb": "train", "config": config, "run": str(run), "resume": "never"})
+    run_ranks("training_run.py", 2, TrainJob(run, config))
     return run
 
 
@@ -66,7 +67,7 @@ def test_resume_gives_the_uninterrupted_runs_losses_bitwise(config, whole, run_r
     (copy / "checkpoints" / "latest.json").write_text(json.dumps({"checkpoint": "step-0000009"}))
     config = replace(config, data=replace(config.data, workers=2))
     open_run(config, Run(copy), "auto")
-    run_ranks("training_run.py", 2, {"verb": "train", "config": config, "run": str(copy), "resume": "auto"})
+    run_ranks("training_run.py", 2, TrainJob(copy, config, "auto"))
     assert losses(copy) == losses(whole)
     kinds = [(r["kind"], r.get("step")) for r in read_records(copy / "metrics.jsonl")]
     assert kinds.count(("valid", 24)) == 1
@@ -75,7 +76,7 @@ def test_resume_gives_the_uninterrupted_runs_losses_bitwise(config, whole, run_r
 
 
 def test_evaluation_counts_every_sample_once(config, whole, run_ranks):
-    result = run_ranks("training_run.py", 2, {"verb": "evaluate", "run": str(whole), "remove_each": True})
+    result = run_ranks("training_run.py", 2, EvaluateJob(whole, remove_each=True))
     rows = [json.loads(line) for line in (whole / "evaluation" / "predictions-test.jsonl").read_text().splitlines()]
     shards = ShardSet.open(config.data.shards, "test")
     assert [r["id"] for r in rows] == [shards[i].id for i in range(len(shards))]
@@ -93,12 +94,12 @@ def test_a_checkpoint_that_was_damaged_or_made_otherwise_is_refused(config, whol
     shutil.copytree(whole, copy)
     damaged = next(iter((copy / "checkpoints" / "step-0000024").glob("random-*")))
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
-    job = {"verb": "train", "config": config, "run": str(copy)}
+    job = TrainJob(copy, config)
     newest, before = (str(Run(copy).checkpoint(step)) for step in (24, 18))
     with pytest.raises(AssertionError, match=r"random-0000\d.safetensors is damaged"):
-        run_ranks("training_run.py", 1, job | {"resume": newest})
+        run_ranks("training_run.py", 1, replace(job, resume=newest))
     with pytest.raises(AssertionError, match="made with 2 ranks, this start has 1"):
-        run_ranks("training_run.py", 1, job | {"resume": before})
+        run_ranks("training_run.py", 1, replace(job, resume=before))
 
 
 def test_open_run_refuses_what_exists_or_differs(config, whole):
@@ -115,9 +116,7 @@ def test_a_diverged_run_stops_and_says_so(config, run_ranks, tmp_path):
     wild = replace(config, training=training)
     open_run(wild, Run(tmp_path / "wild"), "never")
     with pytest.raises(AssertionError, match="3 steps in a row up to step"):
-        run_ranks(
-            "training_run.py", 1, {"verb": "train", "config": wild, "run": str(tmp_path / "wild"), "resume": "never"}
-        )
+        run_ranks("training_run.py", 1, TrainJob(tmp_path / "wild", wild))
     warnings = [r for r in read_records(tmp_path / "wild" / "metrics.jsonl") if r["kind"] == "warning"]
     assert len(warnings) == 3
     assert not (tmp_path / "wild" / "checkpoints").exists()

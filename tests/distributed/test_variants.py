@@ -10,6 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, TrainingConfig
+from egmf_dist.jobs import EvaluateJob, TrainJob
 from egmf_dist.model.adapter import TRAINED_FILE
 from egmf_dist.run.folder import Run, open_run
 from egmf_dist.run.records import read_records
@@ -40,7 +41,7 @@ def run_training(run_ranks, tmp_path):
 
     def run(config, ranks):
         open_run(config, Run(tmp_path / "run"), "never")
-        job = {"verb": "train", "config": config, "run": str(tmp_path / "run"), "resume": "never"}
+        job = TrainJob(tmp_path / "run", config)
         return run_ranks("training_run.py", ranks, job), read_records(tmp_path / "run" / "metrics.jsonl")
 
     return run
@@ -56,7 +57,7 @@ def reference(config, run_ranks, tmp_path_factory):
     run = tmp_path_factory.mktemp("reference") / "run"
     single = replace(config, training=replace(config.training, precision="fp32"))
     open_run(single, Run(run), "never")
-    run_ranks("training_run.py", 1, {"verb": "train", "config": single, "run": str(run), "resume": "never"})
+    run_ranks("training_run.py", 1, TrainJob(run, single))
     return losses(read_records(run / "metrics.jsonl"))
 
 
@@ -88,11 +89,11 @@ def test_a_backbone_trained_whole_is_saved_resumed_and_scored(config, run_traini
     weights = load_file(run.adapters / json.loads(run.best.read_text())["adapter"] / TRAINED_FILE)
     assert sum(w.numel() for w in weights.values()) == start["parameters"]
     longer = replace(full, training=replace(training, steps=8))
-    job = {"verb": "train", "config": longer, "run": str(run), "resume": "auto"}
+    job = TrainJob(run.folder, longer, "auto")
     assert run_ranks("training_run.py", 2, job)["step"] == 8
     again = [r for r in read_records(run.metrics) if r["kind"] == "start"]
     assert [r["step"] for r in again] == [0, 6]
-    result = run_ranks("training_run.py", 2, {"verb": "evaluate", "run": str(run), "remove_each": False})
+    result = run_ranks("training_run.py", 2, EvaluateJob(run.folder))
     assert result["samples"] == len(ShardSet.open(full.data.shards, "test"))
 
 

@@ -1,26 +1,21 @@
 """One rank of a training or evaluation job.
 
-argv[1] holds ``{"verb", "config", "run", ...}``, argv[2] gets the result.
+argv[1] holds the job, argv[2] gets the result.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from dataclasses import asdict
 
 import torch
 
-from egmf_dist import worker
+from egmf_dist import jobs
 
 
 def main() -> None:
     job = torch.load(sys.argv[1], weights_only=False)
-    if job["verb"] == "train":
-        arguments = {"config": asdict(job["config"]), "run": job["run"], "resume": job["resume"]}
-    else:
-        arguments = {"run": job["run"], "split": "test", "remove": [], "remove_each": job["remove_each"]}
-    result = worker.run({"verb": job["verb"], "console": False} | arguments)
+    result = jobs.do(job, console=False)
     if os.environ["RANK"] == "0":
         torch.save(result, sys.argv[2])
 

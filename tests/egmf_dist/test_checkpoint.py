@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import SafetensorError
 
 from egmf_dist.errors import EgmfError
@@ -370,31 +371,61 @@ def test_an_adapter_stays_while_it_is_evaluated(run, monkeypatch, links):
     assert [path.name for path in run.adapters.iterdir()] == ["best.json"]
 
 
-@pytest.mark.parametrize(
-    ("error", "says"),
-    [
-        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
-        (RuntimeError("[enforce fail] PytorchStreamWriter failed writing file\nmore"), "[enforce fail] Pytorch"),
-        (SafetensorError("Error while serializing: I/O error"), "Error while serializing"),
-        (RuntimeError("Connection closed by peer"), None),
-        (KeyboardInterrupt(), None),
-    ],
-)
-def test_a_full_disk_leaves_nothing_half_written(run: Run, error: BaseException, says: str | None) -> None:
+def no_room(path: Path) -> None:
+    with open("/dev/full", "wb") as full:
+        full.write(b"x" * 100_000)
+
+
+def no_room_for_torch(path: Path) -> None:
+    torch.save({"w": torch.zeros(1000)}, "/dev/full")
+
+
+def no_room_for_safetensors(path: Path) -> None:
+    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+def removed_by_another_rank(path: Path) -> None:
+    path.joinpath("part").open("rb")
+
+
+def dead_peer(path: Path) -> None:
+    raise RuntimeError("Connection closed by peer")
+
+
+def stopped(path: Path) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("fails", [no_room, no_room_for_torch, no_room_for_safetensors])
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(run: Run, fails: Callable[[Path], None]) -> None:
     folder = run.checkpoints / ".step-0000002.tmp"
     folder.mkdir(parents=True)
-    (folder / "weights").touch()
-    with pytest.raises((EgmfError, type(error))) as caught, writing(folder, "checkpoint 2"):
-        raise error
+    with pytest.raises(EgmfError) as caught, writing(folder, "checkpoint 2"):
+        fails(folder)
     assert list(run.checkpoints.iterdir()) == []
-    if says is None:
-        assert caught.value is error
-        return
-    assert isinstance(caught.value, EgmfError)
     said = str(caught.value)
-    assert said.startswith(f"checkpoint 2 cannot be written ({says}")
+    assert said.startswith("checkpoint 2 cannot be written (")
     assert said.endswith(f"MiB are free in {run.checkpoints}); make room, then go on with --resume auto")
     assert "\n" not in said
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("fails", [removed_by_another_rank, dead_peer, stopped])
+def test_what_is_not_the_disks_is_not_said_of_it(run: Run, fails: Callable[[Path], None]) -> None:
+    folder = run.checkpoints / ".step-0000002.tmp"
+    folder.mkdir(parents=True)
+    with pytest.raises((OSError, RuntimeError, KeyboardInterrupt)), writing(folder, "checkpoint 2"):
+        fails(folder)
+    assert list(run.checkpoints.iterdir()) == []
+
+
+def test_a_rank_does_not_take_away_what_others_are_writing(run: Run) -> None:
+    folder = run.checkpoints / ".step-0000002.tmp"
+    folder.mkdir(parents=True)
+    with pytest.raises(RuntimeError), writing(folder, "checkpoint 2", clears=False):
+        dead_peer(folder)
+    assert folder.is_dir()
 
 
 @pytest.mark.parametrize("damage", ["", "{", None])

@@ -13,10 +13,10 @@ import torch
 
 from egmf_dist.build import build_egmf, read_backbone
 from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, TrainingConfig
-from egmf_dist.config.validate import validate
+from egmf_dist.config.check import check_config
 from egmf_dist.data.run_data import RunData
 from egmf_dist.errors import EgmfError
-from egmf_kernels.triton.launch import watching
+from egmf_kernels.ops.common.launch import watching
 
 DIMS = {"audio": 6, "vision": 5}
 ALWAYS = {
@@ -80,7 +80,7 @@ def test_every_kernel_is_called_and_the_loss_is_the_references(build, make_sampl
     assert not counts[0]
     names = ALWAYS | (PROJECTION if width == 32 else set())
     assert set(counts[1]) == names
-    # Once each; up to 512 the norm after K4 is a second mix_norm of no streams, and nothing else is doubled.
+    # Once each; up to 512 the norm after gated_tri_proj is a second mix_norm of no streams, nothing else is doubled.
     assert set(counts[1].values()) == {1}
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
 
@@ -111,7 +111,7 @@ def test_the_log_line_and_what_cannot_run(build):
     assert model.describe_kernels(device).startswith("kernels auto: reference (ms_dwconv")
     model, _ = build(kernels="triton")
     assert (
-        "triton (ms_dwconv, gated_expert_mix, ragged_pool_gate) [width 32, float32, cpu, mix by K4 and norm"
+        "triton (ms_dwconv, gated_expert_mix, ragged_pool_gate) [width 32, float32, cpu, mix by gated_tri_proj and norm"
         in model.describe_kernels(device)
     )
     model, _ = build(pseudo_tokens=0)
@@ -134,8 +134,8 @@ def test_asked_for_by_name_the_limits_are_rules(settings, message):
         model=replace(ModelConfig(heads=1), kernels="triton", **settings),
     )
     with pytest.raises(EgmfError, match=message):
-        validate(config)
-    validate(replace(config, model=replace(config.model, kernels="auto")))
+        check_config(config)
+    check_config(replace(config, model=replace(config.model, kernels="auto")))
 
 
 def test_without_a_gpu_or_interpreter_triton_is_refused(build, monkeypatch):

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import psutil
@@ -104,7 +105,7 @@ def test_a_holder_on_another_host_is_waited_for_until_it_has_been_silent(run, mo
     waits, taken = take(run)
     assert "process 7 on host elsewhere.invalid (since 9:00) holds it and was alive 29" in waits
     assert "if it stays silent" in waits
-    assert f"removing {run.lock} before the next start saves the wait" in waits
+    assert f"removing {run.lock} saves the wait" in waits
     assert "host elsewhere.invalid" in taken
 
     write(run, host="elsewhere.invalid", started=0.0)
@@ -116,24 +117,58 @@ def test_a_holder_on_another_host_is_waited_for_until_it_has_been_silent(run, mo
 
 
 @pytest.mark.parametrize("named", ["kernel", "processes"])
-def test_a_name_shared_by_two_machines_or_containers_does_not_make_them_one(run, monkeypatch, named):
-    """Clones and containers share host names: the kernel and its pid namespace say who can see whom."""
+def test_a_name_shared_by_two_machines_or_containers_does_not_make_them_one(run, named):
+    """Clones and containers share host names, and each mount of a store may have locks of its own."""
     here = lock._here()
     assert here["kernel"]
     assert here["processes"]
     # A process of the same number and time lives here; it is not the holder.
     process = psutil.Process()
-    holder = here | {"pid": process.pid, "started": process.create_time(), named: "another"}
-    if named == "processes":
-        monkeypatch.setattr(lock, "_lock", lambda descriptor: False)  # with locks, one kernel is enough
+    holder = here | {"pid": process.pid, "started": process.create_time(), "processes": "another", named: "another"}
     write(run, **holder)
     silent_since(run, lock.SILENCE_S - 0.2)
     waits, _ = take(run)
     assert "if it stays silent" in waits
-    write(run, **(holder | {"host": "another.invalid", named: here[named]}))
-    monkeypatch.setattr(lock, "_lock", lambda descriptor: True)
+    write(run, **(here | {"host": "another.invalid", "pid": process.pid, "started": 1.0}))
     (said,) = take(run)
-    assert "another.invalid" in said, "the same kernel under another name: its lock is free, so it is gone"
+    assert "another.invalid" in said, "the same processes under another name, and this one is gone"
+    write(run, **(here | {"pid": process.pid, "started": process.create_time()}))
+    with pytest.raises(EgmfError, match=f"process {process.pid} on host .* is training it"):
+        take(run)
+
+
+def test_a_holder_that_leaves_while_it_is_waited_for_is_no_holder(run, monkeypatch):
+    """In its scheduler's grace period, or the user removes the file as the line says: the run is free."""
+    write(run, host="elsewhere.invalid", started=0.0)
+    monkeypatch.setattr(lock.time, "sleep", lambda seconds: run.lock.unlink())
+    (waits,) = take(run)
+    assert "if it stays silent" in waits
+
+
+def test_a_lock_that_its_file_server_keeps_is_asked_for_again(run, monkeypatch):
+    """NFS keeps a dead client's lock until its lease ends: who is silent for long enough is waited for, not obeyed."""
+    write(run, host="elsewhere.invalid", started=0.0)
+    silent_since(run, lock.SILENCE_S + 1)
+    keeps = os.open(run.lock, os.O_RDWR)
+    fcntl.flock(keeps, fcntl.LOCK_EX)
+    monkeypatch.setattr(lock, "_SETTLING_S", 0.3)
+    threading.Timer(1.0, os.close, [keeps]).start()
+    (said,) = take(run)
+    assert "host elsewhere.invalid" in said
+    monkeypatch.setattr(lock, "SILENCE_S", 0.0)
+    write(run, host="elsewhere.invalid", started=0.0)
+    keeps = os.open(run.lock, os.O_RDWR)
+    fcntl.flock(keeps, fcntl.LOCK_EX)
+    with pytest.raises(EgmfError, match=r"elsewhere.invalid .* is training it"):
+        take(run)
+    os.close(keeps)
+
+
+def test_of_two_starts_without_locks_the_last_writer_has_the_run(run, monkeypatch):
+    monkeypatch.setattr(lock, "_lock", lambda descriptor: lock.UNKNOWN)
+    monkeypatch.setattr(lock.time, "sleep", lambda seconds: write(run, host="elsewhere.invalid"))
+    with pytest.raises(EgmfError, match=r"elsewhere.invalid .* is training it"):
+        take(run)
 
 
 def test_without_locks_of_the_file_system_the_process_is_looked_for(run, monkeypatch):
@@ -191,7 +226,7 @@ def test_whoever_waits_for_the_lock_does_not_get_a_removed_file(run, monkeypatch
     """The holder removes its file while it holds it; the second then has a lock on a file without a name."""
     real, calls = lock._lock, []
 
-    def leave_first(descriptor: int) -> bool:
+    def leave_first(descriptor: int) -> str:
         calls.append(descriptor)
         if len(calls) == 1:
             run.lock.unlink()

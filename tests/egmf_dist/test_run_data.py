@@ -98,11 +98,11 @@ def test_a_resumed_run_may_change_how_is_read_but_not_what(folder, tmp_path, key
 
 
 def test_a_url_with_a_password_is_refused():
-    from egmf_dist.config.validate import validate
+    from egmf_dist.config.check import check_config
 
     config = config_for("https://me:secret@host/folder")
     with pytest.raises(EgmfError, match="credentials come from the environment") as caught:
-        validate(config)
+        check_config(config)
     assert "secret" not in str(caught.value)
 
 

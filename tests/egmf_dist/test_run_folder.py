@@ -173,23 +173,25 @@ def test_what_a_kill_left_half_done_is_cleared_up(tmp_path):
     run = Run(tmp_path / "runs" / "mine")
     whole = {run.checkpoint(2), run.adapter(2), run.adapters / ".pinned-1"}
     left = {
-        run.checkpoints / ".step-0000004.tmp", run.checkpoints / ".step-0000002.old",
+        run.checkpoints / ".step-0000004.tmp", run.checkpoints / ".step-0000002.aside",
         run.adapters / ".step-0000001.gone", run.adapters / ".pinned-2", run.folder.with_name(".mine.01234567.tmp"),
     }  # fmt: skip
     for path in whole | left:
         path.mkdir(parents=True)
         (path / "file").write_text(path.name)
     # Moved aside for a new one of the same step, which did not get its name any more.
-    os.rename(run.adapter(2), run.adapters / ".step-0000002.old")
-    files = {run.folder / ".now-1", run.folder / ".metrics.jsonl.0123.tmp"}
-    for path in files:
+    os.rename(run.adapter(2), run.adapters / ".step-0000002.aside")
+    files = {run.folder / ".now-1", run.folder / ".metrics.jsonl.01234567.tmp"}
+    theirs = {run.folder / ".notes.old", run.checkpoints / ".step-0000300.old", run.folder / ".backup.tmp"}
+    for path in files | theirs:
         path.touch()
-    for path in left:
+    for path in left | files:
         os.utime(path, (1.0, 1.0))
     discard_leftovers(run)
     assert {path for path in whole if path.is_dir()} == whole
     assert (run.adapter(2) / "file").read_text() == run.adapter(2).name
     assert [path for path in left | files if path.exists()] == []
+    assert {path for path in theirs if path.exists()} == theirs, "names that no writer of ours gives"
 
 
 def test_a_folder_that_cannot_be_made_leaves_none_of_those_above_it(tmp_path, monkeypatch):

@@ -1,7 +1,7 @@
 """Every entry of the shipped tile tables, compiled to sm_80 and sm_90 machine code on this machine, without a GPU.
 
 Compiling happens in a process of its own: the tests' own process interprets. The gates are
-:meth:`egmf_kernels.ahead_of_time.Compiled.complaints`.
+:meth:`egmf_kernels.tools.ahead_of_time.Compiled.complaints`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from egmf_kernels import tiles
-from egmf_kernels.ahead_of_time import MATRIX_PRODUCTS, OPERATORS, Compiled
+from egmf_kernels.tools.ahead_of_time import MATRIX_PRODUCTS, OPERATORS, Compiled
 
 ARCHITECTURES = [80, 90]
 
@@ -25,7 +25,7 @@ ARCHITECTURES = [80, 90]
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[Compiled]:
     """Both tables, compiled by the command that a developer would use."""
     out: Path = tmp_path_factory.mktemp("compiled") / "compiled.json"
-    command = [sys.executable, "-m", "egmf_kernels.ahead_of_time", "--json", str(out)]
+    command = [sys.executable, "-m", "egmf_kernels.tools.ahead_of_time", "--json", str(out)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert out.exists(), result.stderr[-2000:]
     found = [Compiled(**row) for row in json.loads(out.read_text())]

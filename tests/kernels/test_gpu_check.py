@@ -21,9 +21,10 @@ import torch
 
 import egmf_kernels
 from egmf_kernels import tiles
-from egmf_kernels.bench import cases, correct, measure, measure_pool, measure_rows, measure_time, tune
+from egmf_kernels.bench import cases, correct, measure, measure_rows, measure_time, processes
 from egmf_kernels.bench.cases import OPERATORS, Case
 from egmf_kernels.bench.measure_time import Memory, Rates, Timing
+from egmf_kernels.tools import tune
 
 SCRIPT = Path(__file__).resolve().parents[2] / "kernels" / "benchmarks" / "gpu_check.py"
 LENGTHS = (5, 3, 0, 0, 0, 0, 1, 0, 2, 17, 0, 4)
@@ -228,7 +229,7 @@ def test_the_tuning_command_needs_a_gpu(
 
 
 def test_a_rehearsal_outside_the_interpreter_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("egmf_kernels.triton.INTERPRETED", False)
+    monkeypatch.setattr("egmf_kernels.ops.common.interpreter.INTERPRETED", False)
     with pytest.raises(RuntimeError, match="TRITON_INTERPRET=1"):
         measure.measure_all(tmp_path, rehearse=True)
 
@@ -256,12 +257,12 @@ def test_errors_never_hide() -> None:
 
 def test_each_task_has_its_own_process_and_fate() -> None:
     end = time.monotonic() + 60
-    codes = measure_pool.run_tasks(os._exit, [3], 1, end)
+    codes = processes.run_tasks(os._exit, [3], 1, end)
     assert codes[0].error == "its process ended with code 3"
-    found = measure_pool.run_tasks(float, ["4", "four"], 2, end)
-    assert found[0] == measure_pool.Outcome(4.0)
+    found = processes.run_tasks(float, ["4", "four"], 2, end)
+    assert found[0] == processes.Outcome(4.0)
     assert found[1].error.startswith("ValueError: could not convert")
-    late = measure_pool.run_tasks(time.sleep, [50, 50], 1, time.monotonic() + 1)
+    late = processes.run_tasks(time.sleep, [50, 50], 1, time.monotonic() + 1)
     assert [o.error for o in late] == ["not finished: out of time", "not started: out of time"]
 
 

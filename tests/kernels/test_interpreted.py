@@ -14,7 +14,10 @@ import pytest
 import torch
 
 import egmf_kernels
-from egmf_kernels.triton import dwconv, mix, pool, projection
+from egmf_kernels.ops.gated_tri_proj import kernels as projection
+from egmf_kernels.ops.hier_gate_mix_norm import kernels as mix
+from egmf_kernels.ops.ms_dwconv import kernels as dwconv
+from egmf_kernels.ops.ragged_pool_gate import kernels as pool
 
 MODALITIES = 3
 TOLERANCE = {torch.float32: 5e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
@@ -326,7 +329,7 @@ def test_extreme_logits_stay_finite(operator: str) -> None:
 
 
 def test_k2_and_k4_are_one_function(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The mix by projection kernel and norm, and by cuBLAS and K2, agree: output and every gradient."""
+    """The mix by projection kernel and norm, and by cuBLAS and hier_gate_mix_norm, agree: output and every gradient."""
     case = make("gated_expert_mix", 37, 64)
     results = []
     for boundary in (512, 16):

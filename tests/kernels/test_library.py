@@ -13,7 +13,7 @@ import torch
 
 import egmf_kernels
 from egmf_kernels import select, tiles
-from egmf_kernels.triton.launch import watching
+from egmf_kernels.ops.common.launch import watching
 
 WIDTH, MODALITIES = 16, 3
 LENGTHS = [2, 0, 3, 0, 0, 0]
@@ -132,9 +132,9 @@ def test_selection_names_what_is_wrong() -> None:
 def test_describe_is_one_line_that_says_what_each_operator_runs() -> None:
     line = egmf_kernels.describe("triton", torch.zeros(1, 64), 3, 4, 7)
     assert line.startswith("kernels triton: triton (ms_dwconv, gated_expert_mix, ragged_pool_gate) [width 64, float32")
-    assert "mix by K4 and norm" in line
+    assert "mix by gated_tri_proj and norm" in line
     wide = egmf_kernels.describe("triton", torch.zeros(1, 1024), 3, 4, 7)
-    assert "mix by cuBLAS and K2" in wide
+    assert "mix by cuBLAS and hier_gate_mix_norm" in wide
     assert "\n" not in line + wide
     assert "reference" in egmf_kernels.describe("auto", torch.zeros(1, 64), 3, 4, 7)
 
@@ -318,7 +318,7 @@ def test_temperature_and_width_limits() -> None:
 WITHOUT_INTERPRETER = """
 import sys
 sys.path.insert(0, sys.argv[1])
-import pytest, torch, egmf_kernels.library
+import pytest, torch, egmf_kernels.ops.library
 import test_library as t
 
 assert not egmf_kernels.select.interpreted()

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from egmf_kernels import formulas
 from egmf_kernels.bench import static, static_roofline
 from egmf_kernels.bench.cases import OPERATORS, Case, ragged_lengths
 from egmf_kernels.bench.static_counts import MovedBytes, count_eager, count_inductor, footprint
-from egmf_kernels.formulas import Ceilings, Operations
+from egmf_kernels.tools import formulas
+from egmf_kernels.tools.formulas import Ceilings, Operations
 
 SIZES = {"tokens": 16384, "width": 512, "element": 2, "batch": 64}
 
@@ -99,7 +99,7 @@ def test_the_roofline_takes_the_slowest_resource() -> None:
 
 
 def test_a_projection_crosses_from_memory_to_arithmetic() -> None:
-    """K4 forward on an H100: bound by memory at width 256, by the tensor cores at 2048."""
+    """gated_tri_proj forward on an H100: bound by memory at width 256, by the tensor cores at 2048."""
     device = static_roofline.DATASHEETS[0]
     for width, memory in ((256, True), (2048, False)):
         sizes = SIZES | {"width": width}

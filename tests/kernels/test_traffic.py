@@ -12,9 +12,10 @@ import pytest
 import torch
 
 import egmf_kernels
-from egmf_kernels import formulas, select, tiles, traffic
-from egmf_kernels.formulas import DIRECTIONS, Direction, Sizes
-from egmf_kernels.triton.launch import watching
+from egmf_kernels import select, tiles
+from egmf_kernels.ops.common.launch import watching
+from egmf_kernels.tools import formulas, traffic
+from egmf_kernels.tools.formulas import DIRECTIONS, Direction, Sizes
 
 EXPERTS, MODALITIES, QUERIES = 3, 3, 4
 KERNEL_SIZES = (3, 5, 7)

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from egmf_dist import worker
+from egmf_dist import jobs
 from egmf_dist.config import Config, load_config
 from egmf_dist.errors import EgmfError
+from egmf_dist.jobs import Job
 from egmf_dist.model.identity import backbone_identity
 from egmf_dist.preflight import preflight
 from egmf_dist.run.folder import Run, check_run, discard_unused, open_run
@@ -118,6 +119,7 @@ def listing(folder: Path) -> list[str]:
         ("--run runs/old --resume good", "not a checkpoint of run runs/old"),
         ("--run runs/old --resume auto --data.standardise false", "(--data.standardise true), or choose another name"),
         ("--run=", "--run is empty; give the run's folder"),
+        ("--run . --resume auto", "names no folder of its own; give one such as runs/NAME"),
         ("--run c.yaml/mine", "its folder cannot be made (Not a directory)"),
         ("--resume runs/old/checkpoints/step-0000001", "there is no run runs/new to go on with"),
     ],
@@ -164,11 +166,11 @@ def test_a_checkpoint_must_be_of_this_data_and_backbone(here: Path) -> None:
         preflight(config, 2, run, "auto")
 
 
-def stand_in(error: Exception) -> Callable[[dict[str, object]], dict[str, object]]:
-    def run(job: dict[str, object]) -> dict[str, object]:
+def stand_in(error: Exception) -> Callable[[Job, bool], dict[str, object]]:
+    def do(job: Job, console: bool) -> dict[str, object]:
         raise error
 
-    return run
+    return do
 
 
 @pytest.fixture
@@ -185,22 +187,22 @@ def test_a_run_that_fails_before_its_first_record_gives_its_name_back(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What only the ranks find out; once there are records, or where the run was there before, the folder stays."""
-    monkeypatch.setattr(worker, "run", stand_in(EgmfError("the weights are torn")))
+    monkeypatch.setattr(jobs, "do", stand_in(EgmfError("the weights are torn")))
     line = ["train", "--config", "c.yaml", "--workers", "1", "--run"]
     before = listing(here)
     assert main([*line, "runs/new"]) == 2
     assert "the weights are torn" in capsys.readouterr().err
     assert listing(here) == before
 
-    def writes(job: dict[str, object]) -> dict[str, object]:
-        (Path(str(job["run"])) / "metrics.jsonl").write_text("{}\n")
+    def writes(job: Job, console: bool) -> dict[str, object]:
+        (job.run / "metrics.jsonl").write_text("{}\n")
         raise EgmfError("too many non-finite steps")
 
-    monkeypatch.setattr(worker, "run", writes)
+    monkeypatch.setattr(jobs, "do", writes)
     assert main([*line, "runs/new"]) == 2
     assert set(listing(here)) - set(before) == {"runs/new", "runs/new/config.yaml", "runs/new/metrics.jsonl"}
 
-    monkeypatch.setattr(worker, "run", stand_in(EgmfError("the weights are torn")))
+    monkeypatch.setattr(jobs, "do", stand_in(EgmfError("the weights are torn")))
     (here / "runs" / "new" / "metrics.jsonl").unlink()
     assert main([*line, "runs/new", "--resume", "auto"]) == 2
     assert (here / "runs" / "new" / "config.yaml").is_file()
@@ -212,7 +214,7 @@ def test_what_a_rank_alone_met_is_said_by_it(
 ) -> None:
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(worker, "run", stand_in(EgmfError("shard 7 is torn")))
+    monkeypatch.setattr(jobs, "do", stand_in(EgmfError("shard 7 is torn")))
     assert main(["train", "--config", "c.yaml", "--run", "runs/new"]) == 2
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "egmf: error: rank 1: shard 7 is torn\n")

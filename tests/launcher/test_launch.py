@@ -13,7 +13,6 @@ import pytest
 
 from egmf_dist.errors import EgmfError
 from egmf_launcher.demo import run_state
-from egmf_launcher.environment import ray_environment
 from egmf_launcher.errors import WorkerFailedError, one_line
 from egmf_launcher.follow import LineFollower, following
 from egmf_launcher.hostfile import Host
@@ -21,8 +20,9 @@ from egmf_launcher.launch import deepspeed_command, without_launch_options
 from egmf_launcher.memory import MemorySampler
 from egmf_launcher.network import is_this_machine
 from egmf_launcher.options import setting_overrides, without_rank_options
-from egmf_launcher.ray_cluster import split_hosts, ssh_command
-from egmf_launcher.ray_train import unwrap
+from egmf_launcher.ray.cluster import split_hosts, ssh_command
+from egmf_launcher.ray.environment import ray_environment
+from egmf_launcher.ray.train import root_cause
 
 
 def test_deepspeed_command_has_no_hostfile_of_ours() -> None:
@@ -159,13 +159,13 @@ class GroupError(Exception):
 def test_unwrap_prefers_the_users_error_then_the_cause(tmp_path: Path) -> None:
     echo = RuntimeError("[../gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1")
     complaint = EgmfError("model.width is 17")
-    assert unwrap(GroupError({0: echo, 1: complaint}), tmp_path) is complaint
-    failure = unwrap(GroupError({0: echo, 1: KeyError("x")}), tmp_path)
+    assert root_cause(GroupError({0: echo, 1: complaint}), tmp_path) is complaint
+    failure = root_cause(GroupError({0: echo, 1: KeyError("x")}), tmp_path)
     assert isinstance(failure, WorkerFailedError)
     assert str(failure).startswith("rank 1 failed: KeyError: 'x'; ")
     assert str(tmp_path) in str(failure)
-    assert "rank 0 failed" in str(unwrap(GroupError({0: echo}), tmp_path))
-    assert "\n" not in one_line(unwrap(RuntimeError("a\nb"), tmp_path))
+    assert "rank 0 failed" in str(root_cause(GroupError({0: echo}), tmp_path))
+    assert "\n" not in one_line(root_cause(RuntimeError("a\nb"), tmp_path))
 
 
 def test_run_state(tmp_path: Path) -> None:

@@ -15,22 +15,40 @@ import pytest
 
 pytestmark = pytest.mark.distributed
 
+JOB = """
+    from dataclasses import dataclass
+    from pathlib import Path
+    from typing import ClassVar
+
+    @dataclass(frozen=True)
+    class Job:
+        \"\"\"A verb from outside the package: nothing else knows of it.\"\"\"
+
+        verb: ClassVar[str] = "train"
+        run: Path
+        launch: str
+        steps: None = None
+
+        def __call__(self, console):
+            return run(self)
+
+"""
+
 DIES_ONCE = """
     import os, signal
-    from pathlib import Path
     import torch, torch.distributed as dist
 
     NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM", "CROSS_SIZE")
 
     def run(job):
-        flag = Path(job["run"]) / "died"
+        flag = job.run / "died"
         if os.environ["RANK"] == "1" and not flag.exists():
             flag.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         total = torch.ones(1)
         dist.all_reduce(total)
-        storage = sorted(str(p) for p in Path(job["run"]).glob(".ray/*"))
-        return {"launch": job["launch"], "storage": storage, "ranks": total.item(), "folder": os.getcwd(),
+        storage = sorted(str(p) for p in job.run.glob(".ray/*"))
+        return {"launch": job.launch, "storage": storage, "ranks": total.item(), "folder": os.getcwd(),
                 "backend": dist.get_backend(),
                 "environment": {name: os.environ.get(name) for name in NAMES}, "master": os.environ["MASTER_ADDR"]}
 """
@@ -64,14 +82,17 @@ DRIVER = """
     from egmf_dist.config import LaunchConfig
     from egmf_launcher.errors import report
     from egmf_launcher.hostfile import Host
-    from egmf_launcher.ray_train import run_under_ray
+    from egmf_launcher.ray.train import run_under_ray
+    from pathlib import Path
+    from stand_in import Job
 
-    job, hosts, failures = json.loads(sys.argv[1])
+    folder, hosts, failures = json.loads(sys.argv[1])
+    job = Job(Path(folder), "abc")
     before = dict(os.environ)
     out = {"code": 0, "result": None}
     try:
         hosts = [Host(name, slots) for name, slots in hosts]
-        out["result"] = run_under_ray(job, hosts, LaunchConfig(max_failures=failures), "stand_in_worker")
+        out["result"] = run_under_ray(job, hosts, LaunchConfig(max_failures=failures))
     except Exception as error:
         out["code"] = report(error, debug=False)
     out["environment_kept"] = dict(os.environ) == before
@@ -85,14 +106,13 @@ DRIVER = """
 def drive(
     folder: Path, worker: str, hosts: list[tuple[str, int]], failures: int = 0, **environ: str
 ) -> tuple[dict[str, Any], str]:
-    """Run the stand-in worker's job under Ray from a new process; what the driver saw, and its stderr."""
-    (folder / "stand_in_worker.py").write_text(textwrap.dedent(worker))
+    """Run the stand-in job under Ray from a new process; what the driver saw, and its stderr."""
+    (folder / "stand_in.py").write_text(textwrap.dedent(JOB) + textwrap.dedent(worker))
     (folder / "run").mkdir()
     path = [str(folder), *(p for p in [os.environ.get("PYTHONPATH")] if p)]
-    job = {"verb": "train", "run": str(folder / "run"), "resume": "never", "launch": "abc"}
     (folder / "run" / ".ray" / "evaluate-def").mkdir(parents=True)  # another launch's, beside this one
     driver = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(DRIVER), json.dumps([job, hosts, failures])],
+        [sys.executable, "-c", textwrap.dedent(DRIVER), json.dumps([str(folder / "run"), hosts, failures])],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"} | environ,
         capture_output=True,

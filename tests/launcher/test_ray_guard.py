@@ -13,52 +13,55 @@ from pathlib import Path
 import psutil
 import pytest
 
-from egmf_launcher.ray_guard import processes_in
+from egmf_launcher.ray.guard import ray_processes_in
 
+# The driver has a file of the folder open itself, as Ray's has.
 DRIVER = """
     import os, subprocess, sys, time
     from pathlib import Path
-    from egmf_launcher.ray_guard import guarded
+    from egmf_launcher.ray.guard import guarded
 
     folder = Path(sys.argv[1])
-    with guarded(folder) as say:
-        for path in (folder / "log", folder.with_name("egmf-10")):
+    own = open(folder / "driver.log", "a")
+    with guarded(folder):
+        for name, path in (("ray::Agent", folder / "log"), ("sleep", folder / "log"), ("ray::A", folder / "../other")):
             with open(path, "a") as log:
-                agent = subprocess.Popen(["sleep", "60"], stdout=log, start_new_session=True)
+                agent = subprocess.Popen([name, "60"], executable="sleep", stdout=log, start_new_session=True)
             print(agent.pid, flush=True)
-        say += sys.argv[2:]
         sys.stdin.readline()
+    print("goes on", flush=True)
 """
 
 
-@pytest.mark.parametrize("ends", ["returns", "keeps", "is killed"])
-def test_agents_and_token_go_with_the_driver(tmp_path: Path, ends: str) -> None:
-    folder = tmp_path / "egmf-1"
+@pytest.mark.parametrize("ends", ["returns", "is killed"])
+def test_agents_and_token_go_with_a_killed_driver(tmp_path: Path, ends: str) -> None:
+    (tmp_path / "real").mkdir()
+    folder = tmp_path / "real" / "egmf-1"
     folder.mkdir()
     (folder / "token").write_text("secret")
-    (folder / "log").write_text("why")
-    command = [sys.executable, "-c", textwrap.dedent(DRIVER), str(folder), *(["keep"] if ends == "keeps" else [])]
+    (tmp_path / "link").symlink_to(tmp_path / "real")  # a temporary folder may be reached by a link
+    command = [sys.executable, "-c", textwrap.dedent(DRIVER), str(tmp_path / "link" / "egmf-1")]
     driver = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert driver.stdout is not None
-    agent, other = (psutil.Process(int(driver.stdout.readline())) for _ in range(2))
+    agent, reader, other = (psutil.Process(int(driver.stdout.readline())) for _ in range(3))
     try:
-        assert [p.pid for p in processes_in(folder)] == [agent.pid]
-        if ends == "is killed":
+        assert [p.pid for p in ray_processes_in(tmp_path / "link" / "egmf-1")] == [agent.pid]
+        if ends == "returns":
+            said, _ = driver.communicate("\n")
+            assert (driver.returncode, said) == (0, "goes on\n")
+            assert agent.is_running(), "a driver that lives takes its cluster down itself"
+            assert (folder / "token").exists()
+        else:
             driver.send_signal(signal.SIGKILL)
             driver.wait()
-        else:
-            driver.communicate("\n")
-        assert driver.returncode == (-signal.SIGKILL if ends == "is killed" else 0)
-        agent.wait(timeout=30)
-        until = time.monotonic() + 30
-        while (folder / "token").exists() and time.monotonic() < until:
-            time.sleep(0.05)
-        while folder.exists() and ends != "keeps" and time.monotonic() < until:
-            time.sleep(0.05)
-        assert [p.name for p in folder.rglob("*")] == (["log"] if ends == "keeps" else [])
-        assert folder.exists() == (ends == "keeps")
-        assert other.is_running(), "another cluster's process"
+            agent.wait(timeout=30)
+            until = time.monotonic() + 30
+            while folder.exists() and time.monotonic() < until:
+                time.sleep(0.05)
+            assert not folder.exists()
+        assert reader.is_running(), "somebody who reads the logs"
+        assert other.is_running(), "another cluster's"
     finally:
-        for process in (agent, other):
+        for process in (agent, reader, other):
             if process.is_running():
                 os.kill(process.pid, signal.SIGKILL)

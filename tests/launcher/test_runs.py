@@ -31,30 +31,31 @@ pytestmark = pytest.mark.distributed
 BIN = Path(sys.executable).parent
 FAILS_ONCE_IN_STEP_3 = """
     import os, signal
-    from pathlib import Path
-    from egmf_dist import worker
+    from egmf_dist.jobs import TrainJob
     from egmf_dist.training import loop
 
-    def run(job):
-        flag, real = Path(job["run"]).parent / "failed", loop.train_step
+    class FailingJob(TrainJob):
+        def __call__(self, console):
+            flag, real = self.run.parent / "failed", loop.train_step
 
-        def train_step(*arguments):
-            if not flag.exists():
-                train_step.calls += 1
-                if train_step.calls == 1:  # resumed after step 2: this is step 3
-                    flag.touch()
-                    os.kill(os.getpid(), signal.SIGKILL)
-            return real(*arguments)
+            def train_step(*arguments):
+                if not flag.exists():
+                    train_step.calls += 1
+                    if train_step.calls == 1:  # resumed after step 2: this is step 3
+                        flag.touch()
+                        os.kill(os.getpid(), signal.SIGKILL)
+                return real(*arguments)
 
-        train_step.calls = 0
-        loop.train_step = train_step
-        return worker.run(job)
+            train_step.calls = 0
+            loop.train_step = train_step
+            return super().__call__(console)
 """
-WITH_THAT_WORKER = """
+WITH_THAT_JOB = """
     import sys
-    from egmf_launcher import ray_train
+    from egmf_launcher import train
     from egmf_launcher.cli import main
-    ray_train.run_under_ray.__defaults__ = ("stand_in_worker",)
+    from failing_job import FailingJob
+    train.TrainJob = FailingJob
     sys.exit(main(sys.argv[1:]))
 """
 
@@ -167,9 +168,9 @@ def test_a_restart_keeps_to_the_checkpoint_it_was_told(place: Path) -> None:
     """Resumed from 2 of 6, it dies in step 3 and is started again: from 2, not from the 6 that was given up."""
     shutil.copytree(place / "done", place / "back")
     run = Run(place / "back")
-    (place / "stand_in_worker.py").write_text(textwrap.dedent(FAILS_ONCE_IN_STEP_3))
+    (place / "failing_job.py").write_text(textwrap.dedent(FAILS_ONCE_IN_STEP_3))
     line = train("back", "--resume", "back/checkpoints/step-0000002", "--launcher", "ray", "--launch.max_failures", "1")
-    command = [sys.executable, "-c", textwrap.dedent(WITH_THAT_WORKER), *line[3:]]
+    command = [sys.executable, "-c", textwrap.dedent(WITH_THAT_JOB), *line[3:]]
     path = os.pathsep.join([str(place), *filter(None, [os.environ.get("PYTHONPATH")])])
     # A marker as an earlier version left behind when its driver was killed.
     (run.ray / "started").mkdir(parents=True)

@@ -73,7 +73,7 @@ class Calls:
     def __init__(self, size: int, refuse: Callable[[str], NoReturn]) -> None:
         self.size = size
         self.refuse = refuse
-        self.hollow: dict[int, np.ndarray] = {}
+        self.unfilled: dict[int, np.ndarray] = {}
         """Arrays that _reconstruct made and no BUILD has filled, by id."""
         self.produced = 0
 
@@ -101,7 +101,7 @@ class Calls:
         if function.kind == "reconstruct":
             if len(args) == 3 and _is_ndarray(args[0]) and _is_zero(args[1]) and type(args[2]) in (str, bytes):
                 made = np.ndarray((0,), np.int8)
-                self.hollow[id(made)] = made
+                self.unfilled[id(made)] = made
         elif function.kind == "dtype":
             if args and type(args[0]) is str and not _DTYPE.fullmatch(args[0]):
                 self.refuse(f"an array of numpy's type {ascii(args[0])[:40]}")
@@ -131,8 +131,8 @@ class Calls:
         """Set the state of a dtype, or of an array that has none yet; nothing else may have one."""
         if type(target) is DType:
             self.build_dtype(target, state)
-        elif self.hollow.get(id(target)) is target and type(target) is np.ndarray:
-            del self.hollow[id(target)]
+        elif self.unfilled.get(id(target)) is target and type(target) is np.ndarray:
+            del self.unfilled[id(target)]
             self.build_array(target, state)
         else:
             self.refuse(f"a state for an object of type {kind_of(target)} is refused")

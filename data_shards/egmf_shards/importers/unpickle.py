@@ -130,7 +130,7 @@ class _Machine:
             self.refuse("damaged (it does not end with one object)")
         if self.at != self.size:
             self.refuse(f"{self.size - self.at} bytes follow the end of the pickle")
-        if self.calls.hollow:
+        if self.calls.unfilled:
             self.refuse("an array without its numbers")
         self._check_plain(self.stack[0])
         return self.stack[0]

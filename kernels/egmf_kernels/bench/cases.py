@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 import egmf_kernels
-from egmf_kernels import reference
-from egmf_kernels.reference.segments import segment_ids
+from egmf_kernels.ops import reference
+from egmf_kernels.ops.common.segments import segment_ids
 
 OPERATORS = ("ragged_pool_gate", "hier_gate_mix_norm", "ms_dwconv", "gated_tri_proj", "gated_expert_mix")
 WIDTHS = (256, 512, 1024)
@@ -225,10 +225,10 @@ def benchmark_cases(stream_bytes: int, widths: Sequence[int] = WIDTHS, segment: 
 
 
 def padded_pool(case: Case) -> Runner:
-    """K1 as research code writes it: pad every segment to the longest, mask, softmax, mix.
+    """ragged_pool_gate as research code writes it: pad every segment to the longest, mask, softmax, mix.
 
     The padding itself is not timed: the padded batch is made once, as a loader that pads would hand it over. Its
-    output equals K1's; the gradient of ``x`` is that of the padded tensor.
+    output equals ragged_pool_gate's; the gradient of ``x`` is that of the padded tensor.
     """
     longest = max(max(case.lengths), 1)
 

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from egmf_kernels import tiles
-from egmf_kernels.bench import measure_pool
+from egmf_kernels.bench import processes
 from egmf_kernels.bench.cases import OPERATORS, Case, Inputs, Runner, dtype_name, gradients, ragged_lengths
 
 LIMITS = {torch.float32: 5e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
@@ -188,7 +188,7 @@ def check_group(group: Group) -> list[Verdict]:
             try:
                 found.append(check(case, case.make(group.device, seed)))
             except Exception as problem:
-                found.append(Verdict(case.name, case.operator, complaints=(measure_pool.one_line(problem),)))
+                found.append(Verdict(case.name, case.operator, complaints=(processes.one_line(problem),)))
     return found
 
 
@@ -219,7 +219,7 @@ def run_gate(
     Returns:
         The verdicts, and in one line each the groups that did not run to their end.
     """
-    outcomes = measure_pool.run_tasks(check_group, work, workers, time.monotonic() + seconds, say)
+    outcomes = processes.run_tasks(check_group, work, workers, time.monotonic() + seconds, say)
     verdicts = [verdict for outcome in outcomes for verdict in outcome.value or []]
     missing = [f"{group}: {o.error}" for group, o in zip(work, outcomes, strict=True) if o.error]
     return verdicts, missing

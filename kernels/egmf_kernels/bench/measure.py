@@ -3,7 +3,8 @@
 What the figures are: the time of an operator is the median over device events of CUDA graph replays (or of plain
 calls, the same way for every implementation of a case; the row's ``timing`` says which), forward and both directions
 measured, backward their difference. GB/s, TFLOP/s and the share of the roofline count the fused operator's compulsory
-bytes and products (:mod:`egmf_kernels.formulas`) for every implementation, over the measured copy and matmul rates.
+bytes and products (:mod:`egmf_kernels.tools.formulas`) for every implementation, over the measured copy and
+matmul rates.
 ``compile`` is ``torch.compile`` of the reference for the very shapes. The fused operators are handed ``segment_T``,
 which the model computes once per batch; the reference computes it in every call.
 
@@ -23,11 +24,12 @@ import torch
 import triton
 
 from egmf_kernels import bench, tiles
-from egmf_kernels.bench import correct, measure_pool, measure_rows, tune
+from egmf_kernels.bench import correct, measure_rows, processes
 from egmf_kernels.bench.cases import Case, Inputs, Runner, benchmark_cases, gradients, pad, padded_pool
 from egmf_kernels.bench.measure_rows import Row
 from egmf_kernels.bench.measure_time import Memory, Rates, Timing, measure_rates, memory, timings
 from egmf_kernels.bench.static_roofline import measured_share
+from egmf_kernels.tools import tune
 
 REHEARSAL = "rehearsal, not a measurement"
 LLM_TOKENS = 160
@@ -96,7 +98,7 @@ def plan(rehearse: bool, workers: int | None) -> Plan:
     Raises:
         RuntimeError: there is no CUDA device, or this process interprets when it shall not, or the reverse.
     """
-    from egmf_kernels.triton import INTERPRETED
+    from egmf_kernels.ops.common.interpreter import INTERPRETED
 
     if rehearse:
         if not INTERPRETED:
@@ -108,7 +110,7 @@ def plan(rehearse: bool, workers: int | None) -> Plan:
     total = torch.cuda.get_device_properties(0).total_memory
     # The fp64 check of the convolution holds about 120 streams of fp64 or eager at once.
     stream = min(LARGEST_STREAM, max(SMALLEST_STREAM, total // 400))
-    used = measure_pool.default_workers() if workers is None else workers
+    used = processes.default_workers() if workers is None else workers
     return Plan("cuda", stream, (512, 256, 1024), correct.WIDTHS, tuple(correct.LIMITS), used, False)
 
 
@@ -232,7 +234,7 @@ def _warm(record: Record, todo: Plan, seconds: float, say: Callable[[str], None]
     """Compile the baselines in parallel before they are timed; what fails here is met again there."""
     if todo.workers and seconds > 0:
         ragged = [case for case in todo.cases() if case.layout == "ragged"]
-        done = measure_pool.run_tasks(warm, ragged, todo.workers, time.monotonic() + seconds)
+        done = processes.run_tasks(warm, ragged, todo.workers, time.monotonic() + seconds)
         say(f"torch.compile: {sum(not o.error for o in done)} of {len(done)} baselines compiled ahead")
 
 
@@ -265,7 +267,7 @@ def _measure(
                     say(verdict.line())
                 rows = _case(record, case, inputs, verdict.correct, _runners(case, todo.rehearse), rates, table)
         except Exception as problem:
-            red = correct.Verdict(case.name, case.operator, complaints=(measure_pool.one_line(problem),))
+            red = correct.Verdict(case.name, case.operator, complaints=(processes.one_line(problem),))
             record.verdicts.append(red)
             say(red.line())
             continue
@@ -298,7 +300,7 @@ def _case(
             if rates is not None:
                 memories[name] = memory(run, given[name])
         except Exception as problem:
-            record.left.append(f"not measured: {case.name} {name}: {measure_pool.one_line(problem)}")
+            record.left.append(f"not measured: {case.name} {name}: {processes.one_line(problem)}")
             continue
         calls[f"{name} forward"] = lambda run=run, name=name: run(given[name])  # type: ignore[misc]
         calls[f"{name} both"] = lambda run=run, name=name: _both(run, given[name])  # type: ignore[misc]
@@ -333,7 +335,7 @@ def _measure_auto(
                 fine = all(v.correct for v in record.verdicts if v.name == case.name)
                 rows = _case(record, case, case.make(todo.device, 1), fine, runners, rates, table)
             except Exception as problem:
-                record.left.append(f"not measured: {case.name} auto: {measure_pool.one_line(problem)}")
+                record.left.append(f"not measured: {case.name} auto: {processes.one_line(problem)}")
                 continue
         record.rows += [row for row in rows if row["implementation"] == "auto"]
         for row in record.rows[-3:]:

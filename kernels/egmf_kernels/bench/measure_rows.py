@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from egmf_kernels import formulas
 from egmf_kernels.bench.cases import Case, dtype_name
 from egmf_kernels.bench.measure_time import Memory, Rates, Timing
+from egmf_kernels.tools import formulas
 
 Row = dict[str, Any]
 COLUMNS = (

@@ -21,11 +21,12 @@ from typing import Any
 
 import torch
 
-from egmf_kernels import formulas, tiles
+from egmf_kernels import tiles
 from egmf_kernels.bench import provenance
 from egmf_kernels.bench.cases import OPERATORS, Case, dtype_name, ragged_lengths
 from egmf_kernels.bench.static_counts import count_eager, count_inductor
 from egmf_kernels.bench.static_roofline import DATASHEETS, LLM_TOKENS, bounds_us, step_share
+from egmf_kernels.tools import formulas
 
 LABEL = "predicted, not measured"
 SUMMARY, TABLE = "summary.json", "results.csv"

@@ -18,9 +18,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from egmf_kernels import reference
 from egmf_kernels.bench.cases import Case, Inputs, gradients
-from egmf_kernels.formulas import Direction
+from egmf_kernels.ops import reference
+from egmf_kernels.tools.formulas import Direction
 
 ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 WRITERS = {"copy_", "fill_", "zero_", "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"}

@@ -19,8 +19,9 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import torch
 
-from egmf_kernels import formulas, tiles, traffic
+from egmf_kernels import tiles
 from egmf_kernels.bench.cases import OPERATORS, Case, gradients, ragged_lengths
+from egmf_kernels.tools import formulas, traffic
 
 
 def count_requests(tokens: int = 96, width: int = 64, batch: int = 4) -> list[dict[str, Any]]:

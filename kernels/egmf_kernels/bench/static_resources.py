@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from egmf_kernels import tiles
-from egmf_kernels.ahead_of_time import compile_table
-from egmf_kernels.formulas import Sizes
+from egmf_kernels.tools.ahead_of_time import compile_table
+from egmf_kernels.tools.formulas import Sizes
 
 
 def one_width(table: dict[str, Any], width: int) -> dict[str, Any]:

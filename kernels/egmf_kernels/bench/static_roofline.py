@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from egmf_kernels.formulas import DIRECTIONS, Ceilings, Direction, Operations, bound_seconds, bytes_moved, operations
+from egmf_kernels.tools.formulas import (
+    DIRECTIONS,
+    Ceilings,
+    Direction,
+    Operations,
+    bound_seconds,
+    bytes_moved,
+    operations,
+)
 
 DATASHEETS = (
     Ceilings("H100 SXM", 3.35e12, 989e12, 67e12, "NVIDIA H100 datasheet: 3.35 TB/s; dense bf16 989, fp32 67 TFLOP/s"),
@@ -70,7 +78,7 @@ def step_share(
     bounds on both sides it is an order of magnitude and no more.
 
     Args:
-        sizes: keywords of :func:`egmf_kernels.formulas.sizes_of`.
+        sizes: keywords of :func:`egmf_kernels.tools.formulas.sizes_of`.
         llm_tokens: tokens of one sample that the language model reads (pseudo tokens, prompt, answer).
         device: its ceilings.
         kernels_seconds: time of the kernels forward and backward where it was measured; their bound where not.

@@ -1,0 +1,99 @@
+"""Whether a configuration can be used: each field's own rule, and what several settings must keep together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields
+
+from egmf_dist.config.schema import MUST, Config, ModelConfig
+from egmf_dist.errors import EgmfError
+
+
+def check_config(config: Config) -> None:
+    """Check a configuration.
+
+    Raises:
+        EgmfError: names the first key that breaks a rule, its value, and what would be right.
+    """
+    for section in fields(config):
+        settings = getattr(config, section.name)
+        for setting in fields(settings):
+            must, value = setting.metadata.get(MUST), getattr(settings, setting.name)
+            if must is not None and value is not None and not must.holds(value):
+                shown = repr(value) if isinstance(value, str) else value
+                if section.name == "data" and setting.name == "shards":
+                    shown = "a URL with a user or password"  # which must not be repeated
+                raise EgmfError(f"config: {section.name}.{setting.name} is {shown}; it must be {must.right}")
+    for holds, key, value, right in [*_together(config), *kernel_rules(config.model)]:
+        if not holds:
+            raise EgmfError(f"config: {key} is {value}; it must be {right}")
+
+
+def _together(config: Config) -> Iterator[tuple[bool, str, object, str]]:
+    """Rules between settings: whether one holds, its key, the value, and what would be right."""
+    model, data = config.model, config.data
+    yield (
+        model.heads >= 1 and model.width % max(model.heads, 1) == 0,
+        "model.heads",
+        model.heads,
+        f"a divisor of model.width ({model.width})",
+    )
+    yield (
+        model.local_expert or model.semantic_expert or model.global_expert or model.pseudo_tokens == 0,
+        "model",
+        "every expert is off",
+        "at least one of local_expert, semantic_expert, global_expert; or pseudo_tokens 0 for no fusion at all",
+    )
+    yield (
+        not data.weights or (len(data.weights) == len(data.shards) and min(data.weights) > 0),
+        "data.weights",
+        data.weights,
+        f"empty, or one number above 0 for each of the {len(data.shards)} folders in data.shards",
+    )
+    backbone = config.backbone
+    yield (
+        backbone.tuning != "lora" or backbone.lora_rank > 0 or model.pseudo_tokens > 0,
+        "backbone.lora_rank",
+        0,
+        "above 0 when model.pseudo_tokens is 0: nothing would be trained",
+    )
+    yield (
+        backbone.tuning != "frozen" or model.pseudo_tokens > 0,
+        "backbone.tuning",
+        "frozen",
+        "lora or full when model.pseudo_tokens is 0: nothing would be trained",
+    )
+
+
+def kernel_rules(model: ModelConfig) -> list[tuple[bool, str, object, str]]:
+    """What the Triton kernels can serve, where they were asked for by name; ``auto`` steps aside by itself."""
+    if model.kernels != "triton":
+        return []
+    import egmf_kernels  # imports torch, which nobody should wait for who only asks for help
+
+    fits = [
+        k
+        for k in range(1, egmf_kernels.MAX_QUERIES + 1)
+        if egmf_kernels.query_elements(k, max(model.width, 1)) <= egmf_kernels.MAX_QUERY_ELEMENTS
+    ]
+    queries = max(fits, default=0)
+    return [
+        (
+            model.width <= egmf_kernels.MAX_WIDTH,
+            "model.width",
+            model.width,
+            f"at most {egmf_kernels.MAX_WIDTH} for model.kernels triton",
+        ),
+        (
+            model.pseudo_tokens <= queries,
+            "model.pseudo_tokens",
+            model.pseudo_tokens,
+            f"at most {queries} for model.kernels triton at width {model.width}",
+        ),
+        (
+            max(model.kernel_sizes, default=1) <= egmf_kernels.MAX_KERNEL_SIZE,
+            "model.kernel_sizes",
+            model.kernel_sizes,
+            f"none above {egmf_kernels.MAX_KERNEL_SIZE} for model.kernels triton",
+        ),
+    ]

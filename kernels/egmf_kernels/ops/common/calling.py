@@ -1,0 +1,47 @@
+"""What the public functions share: which implementation runs, and arguments as the registered operators take them.
+
+Symbols in all of them: T packed tokens, D width, B samples, M modalities, E experts, K queries, S scales of the
+convolution. Every operator takes ``implementation`` (``auto``, ``reference``, ``triton``; None for the surrounding
+:func:`egmf_kernels.using`) and ``segment_T`` (int32 segment of each token; computed where it is not given), and checks
+every argument once, before any implementation runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+
+from egmf_kernels import select
+from egmf_kernels.ops.common import checks
+from egmf_kernels.ops.common.segments import segment_ids
+
+
+def operators() -> Any:
+    """``torch.ops.egmf``; importing the library registers it, and only a process that uses it pays for Triton."""
+    from egmf_kernels.ops import library  # noqa: F401
+
+    return torch.ops.egmf
+
+
+@cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(function, dynamic=True)
+
+
+def in_torch(function: Callable[..., Any], choice: select.Choice) -> Callable[..., Any]:
+    """The reference, compiled where that was chosen."""
+    return _compiled(function) if choice == "compile" else function
+
+
+def segments(cu_segments: torch.Tensor, tokens: int, segment_T: torch.Tensor | None) -> torch.Tensor:
+    if segment_T is None:
+        return segment_ids(cu_segments, tokens).int()
+    checks.segment_numbers(segment_T, tokens, cu_segments)
+    return segment_T.int().contiguous()
+
+
+def rows(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    return None if tensor is None else tensor.contiguous()

@@ -1,0 +1,334 @@
+"""``gated_tri_proj``: the gate's softmax, the experts' output projections and the residual as one matrix product.
+
+    alpha_t = softmax_e((<g_e, x_t> + c_be) / tau)     w_te = alpha_te * beta_b,m(t)
+    y_t     = x_t + sum_e w_te (W_e a_te + b_e)
+
+The K axis of the product is the experts one after the other; each expert's accumulator is scaled by its gate weight in
+fp32 and added, so no expert's output is ever written to memory, forward or backward. With P_e = dy W_e:
+
+    da_e = w_e P_e    dw_e = rowsum(P_e * a_e) + <dy, b_e>    dW_e = dy^T (w_e a_e)    db_e = sum_t w_te dy_t
+
+A small kernel writes alpha before the product (gates inside it spilled registers), and one after it turns dw into the
+gradients of gate, context and x. dW is split over T into a number of programs that depends on T alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+
+from egmf_kernels import tiles
+from egmf_kernels.ops.common.blocks import column_of, put_block, row_block
+from egmf_kernels.ops.common.launch import accumulate_in, launch
+from egmf_kernels.ops.hier_gate_mix_norm.kernels import _or, gate_gradients, gate_weights, rows_of
+
+
+@triton.jit(do_not_specialize=["T"])
+def expert_gate_forward(X, GATE, CONTEXT, SEGMENT, ALPHA, T, D, M, inv_tau, s_x,
+                        E: tl.constexpr, EP: tl.constexpr, GATED: tl.constexpr,
+                        BT: tl.constexpr, BD: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
+    column, expert = tl.arange(0, BD), tl.arange(0, EP)
+    column_ok = column < D
+    gate = ()
+    if GATED:
+        gate = rows_of(GATE, column, column_ok, D, E)
+    tau = tl.cast(inv_tau, ACC)
+    for tile in range(tl.program_id(0), tl.cdiv(T, BT), tl.num_programs(0)):
+        row = tile * BT + tl.arange(0, BT)
+        row_ok = row < T
+        x = tl.zeros((BT, BD), ACC)
+        if GATED:
+            x = row_block(X, row, s_x, column, row_ok[:, None] & column_ok[None, :], ACC)
+        sample = tl.load(SEGMENT + row, mask=row_ok, other=0) // M
+        alpha = gate_weights(x, gate, CONTEXT, sample, row_ok, tau, E, EP, GATED, ACC)
+        put_block(ALPHA, row, E, expert, row_ok[:, None] & (expert < E)[None, :], alpha)
+
+
+@triton.jit
+def tile_of(program, rows, columns, GROUP: tl.constexpr):
+    """Tile indices in an order that walks GROUP row tiles together, so that their operands meet in L2."""
+    in_group = GROUP * columns
+    first = (program // in_group) * GROUP
+    size = tl.minimum(rows - first, GROUP)
+    return first + (program % in_group) % size, (program % in_group) // size
+
+
+@triton.jit
+def expert_of(tensors, strides, e, E: tl.constexpr):
+    """Pointer and row stride of expert ``e``, known only when running: a loop over experts stays one loop."""
+    base, stride = tensors[0], strides[0]
+    for i in tl.static_range(1, E):
+        if e == i:
+            base, stride = tensors[i], strides[i]
+    return base, stride
+
+
+@triton.jit
+def gate_weight_of(ALPHA, BETA, SEGMENT, row, row_ok, e, E: tl.constexpr, WEIGHED: tl.constexpr, ACC: tl.constexpr):
+    """``w [rows]`` of expert ``e``."""
+    w = tl.load(ALPHA + row.to(tl.int64) * E + e, mask=row_ok, other=0.0).to(ACC)
+    if WEIGHED:
+        w *= tl.load(BETA + tl.load(SEGMENT + row, mask=row_ok, other=0), mask=row_ok, other=0.0).to(ACC)
+    return w
+
+
+@triton.jit(do_not_specialize=["T"])
+def gated_tri_proj_forward(X, A, W, BIAS, ALPHA, BETA, SEGMENT, Y, T, D, s_x, s_a,
+                           E: tl.constexpr, WEIGHED: tl.constexpr, EVEN: tl.constexpr, BM: tl.constexpr,
+                           BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
+    tile_m, tile_n = tile_of(tl.program_id(0), tl.cdiv(T, BM), tl.cdiv(D, BN), GROUP)
+    row = tile_m * BM + tl.arange(0, BM)
+    column = tile_n * BN + tl.arange(0, BN)
+    row_ok, column_ok = row < T, column < D
+    # Rows past the end read the last row and are masked at the store: unmasked loads keep the pipeline simple.
+    near = tl.minimum(row, T - 1).to(tl.int64)
+    inner = tl.arange(0, BK)
+    acc = tl.zeros((BM, BN), ACC)
+    for e in range(0, E):
+        base, stride = expert_of(A, s_a, e, E)
+        a_pointer = base + near[:, None] * stride + inner[None, :]
+        w_pointer = W + (e * D + column[None, :]) * D + inner[:, None]
+        part = tl.zeros((BM, BN), ACC)
+        for k in range(0, D, BK):
+            if EVEN:
+                a = tl.load(a_pointer)
+                w = tl.load(w_pointer)
+            else:
+                k_ok = k + inner < D
+                a = tl.load(a_pointer, mask=k_ok[None, :], other=0.0)
+                w = tl.load(w_pointer, mask=k_ok[:, None] & column_ok[None, :], other=0.0)
+            a_pointer += BK
+            w_pointer += BK
+            part = tl.dot(a, w, part, input_precision="ieee", out_dtype=ACC)
+        bias = tl.load(BIAS + e * D + column, mask=column_ok, other=0.0).to(ACC)
+        w_e = gate_weight_of(ALPHA, BETA, SEGMENT, row, row_ok, e, E, WEIGHED, ACC)
+        acc += w_e[:, None] * (part + bias[None, :])
+    mask = row_ok[:, None] & column_ok[None, :]
+    acc += row_block(X, row, s_x, column, mask, ACC)
+    put_block(Y, row, D, column, mask, acc)
+
+
+@triton.jit(do_not_specialize=["T"])
+def gated_tri_proj_backward_a(DY, A, W, ALPHA, BETA, SEGMENT, DA, PDOT, T, D, s_a,
+                              E: tl.constexpr, WEIGHED: tl.constexpr, EVEN: tl.constexpr, BM: tl.constexpr,
+                              BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
+    """da_e and this column tile's share of rowsum(P_e * a_e), ``PDOT [tiles, T, E]``."""
+    tile_m, tile_n = tile_of(tl.program_id(0), tl.cdiv(T, BM), tl.cdiv(D, BN), GROUP)
+    row = tile_m * BM + tl.arange(0, BM)
+    column = tile_n * BN + tl.arange(0, BN)
+    row_ok, column_ok = row < T, column < D
+    near = tl.minimum(row, T - 1).to(tl.int64)
+    inner = tl.arange(0, BK)
+    mask = row_ok[:, None] & column_ok[None, :]
+    for e in range(0, E):
+        base, stride = expert_of(A, s_a, e, E)
+        target, _ = expert_of(DA, s_a, e, E)
+        d_pointer = DY + near[:, None] * D + inner[None, :]
+        w_pointer = W + (e * D + inner[:, None]) * D + column[None, :]
+        part = tl.zeros((BM, BN), ACC)
+        for k in range(0, D, BK):
+            if EVEN:
+                d = tl.load(d_pointer)
+                w = tl.load(w_pointer)
+            else:
+                k_ok = k + inner < D
+                d = tl.load(d_pointer, mask=k_ok[None, :], other=0.0)
+                w = tl.load(w_pointer, mask=k_ok[:, None] & column_ok[None, :], other=0.0)
+            d_pointer += BK
+            w_pointer += BK * D
+            part = tl.dot(d, w, part, input_precision="ieee", out_dtype=ACC)
+        a = row_block(base, row, stride, column, mask, ACC)
+        pointer = PDOT + (tile_n * T + row.to(tl.int64)) * E + e
+        tl.store(pointer, tl.sum(part * a, 1), mask=row_ok)
+        w_e = gate_weight_of(ALPHA, BETA, SEGMENT, row, row_ok, e, E, WEIGHED, ACC)
+        put_block(target, row, D, column, mask, w_e[:, None] * part)
+
+
+@triton.jit(do_not_specialize=["T", "span"])
+def gated_tri_proj_backward_w(DY, A, ALPHA, BETA, SEGMENT, PW, PB, T, D, span, s_a,
+                              E: tl.constexpr, WEIGHED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+                              BK: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
+    """``dW_e`` and ``db_e`` over this split's tokens: a BM (out) x BN (in) tile, tokens BK at a time."""
+    tiles_n = tl.cdiv(D, BN)
+    tile_m, tile_n = tl.program_id(0) // tiles_n, tl.program_id(0) % tiles_n
+    split = tl.program_id(1)
+    out = tile_m * BM + tl.arange(0, BM)
+    column = tile_n * BN + tl.arange(0, BN)
+    out_ok, column_ok = out < D, column < D
+    low = split * span
+    high = tl.minimum(low + span, T)
+    for e in range(0, E):
+        base, stride = expert_of(A, s_a, e, E)
+        part = tl.zeros((BM, BN), ACC)
+        bias = tl.zeros((BM,), ACC)
+        for start in range(low, high, BK):
+            row = start + tl.arange(0, BK)
+            row_ok = row < high
+            wide = row.to(tl.int64)[:, None]
+            d = tl.load(DY + wide * D + out[None, :], mask=row_ok[:, None] & out_ok[None, :], other=0.0)
+            a = tl.load(base + wide * stride + column[None, :], mask=row_ok[:, None] & column_ok[None, :], other=0.0)
+            w_e = gate_weight_of(ALPHA, BETA, SEGMENT, row, row_ok, e, E, WEIGHED, ACC)
+            scaled = d.to(ACC) * w_e[:, None]
+            bias += tl.sum(scaled, 0)
+            part = tl.dot(tl.trans(scaled.to(d.dtype)), a, part, input_precision="ieee", out_dtype=ACC)
+        put_block(PW, (split * E + e) * D + out, D, column, out_ok[:, None] & column_ok[None, :], part)
+        if tile_n == 0:
+            tl.store(PB + (split * E + e) * D + out, bias, mask=out_ok)
+
+
+@triton.jit(do_not_specialize=["T"])
+def expert_gate_backward(DY, X, BIAS, GATE, ALPHA, BETA, SEGMENT, PDOT, DX, DZ, PGATE, T, D, pieces, inv_tau, s_x,
+                         E: tl.constexpr, EP: tl.constexpr, GATED: tl.constexpr, WEIGHED: tl.constexpr,
+                         BT: tl.constexpr, BD: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
+    program = tl.program_id(0)
+    column, expert = tl.arange(0, BD), tl.arange(0, EP)
+    column_ok, expert_ok = column < D, expert < E
+    tau = tl.cast(inv_tau, ACC)
+    bias = rows_of(BIAS, column, column_ok, D, E)
+    gate, dgate = (), ()
+    if GATED:
+        gate = rows_of(GATE, column, column_ok, D, E)
+    for e in tl.static_range(E):
+        dgate = dgate + (tl.zeros((BD,), ACC),)
+    for tile in range(program, tl.cdiv(T, BT), tl.num_programs(0)):
+        row = tile * BT + tl.arange(0, BT)
+        row_ok = row < T
+        ok = row_ok[:, None] & column_ok[None, :]
+        narrow = row_ok[:, None] & expert_ok[None, :]
+        dy = row_block(DY, row, D, column, ok, ACC)
+        alpha = row_block(ALPHA, row, E, expert, narrow, ACC)
+        delta = tl.zeros((BT, EP), ACC)
+        for piece in range(0, pieces):
+            delta += row_block(PDOT, piece * T + row, E, expert, narrow, ACC)
+        for e in tl.static_range(E):
+            b = tl.sum(dy * bias[e].to(ACC)[None, :], 1)
+            delta += tl.where((expert == e)[None, :], b[:, None], 0.0)
+        dbeta = tl.sum(alpha * delta, 1)
+        if WEIGHED:
+            segment = tl.load(SEGMENT + row, mask=row_ok, other=0)
+            delta = delta * tl.load(BETA + segment, mask=row_ok, other=0.0).to(ACC)[:, None]
+        dz = alpha * (delta - tl.sum(alpha * delta, 1)[:, None]) * tau
+        put_block(DZ, row, E + 1, expert, narrow, dz)
+        tl.store(DZ + row.to(tl.int64) * (E + 1) + E, dbeta, mask=row_ok)
+        dx = dy
+        if GATED:
+            x = row_block(X, row, s_x, column, ok, ACC)
+            folded = ()
+            for e in tl.static_range(E):
+                dz_e = column_of(dz, e, expert)
+                dx += dz_e[:, None] * gate[e].to(ACC)[None, :]
+                folded = folded + (dgate[e] + tl.sum(dz_e[:, None] * x, 0),)
+            dgate = folded
+        put_block(DX, row, D, column, ok, dx)
+    if GATED:
+        for e in tl.static_range(E):
+            tl.store(PGATE + (program * E + e) * D + column, dgate[e], mask=column_ok)
+
+
+def forward(
+    x_TD: torch.Tensor,
+    experts: Sequence[torch.Tensor],
+    weight_EDD: torch.Tensor,
+    bias_ED: torch.Tensor,
+    gate_ED: torch.Tensor | None,
+    context_BE: torch.Tensor | None,
+    beta_BM: torch.Tensor | None,
+    segment_T: torch.Tensor,
+    modalities: int,
+    temperature: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``y [T, D]`` and ``alpha [T, E]`` (in the accumulator's dtype)."""
+    tokens, width = x_TD.shape
+    count = len(experts)
+    acc = accumulate_in(x_TD)
+    y = x_TD.new_empty(tokens, width)
+    alpha = x_TD.new_empty(tokens, count, dtype=acc)
+    gate = dict(tiles.lookup("expert_gate_forward", x_TD, width))
+    programs = min(gate.pop("programs"), triton.cdiv(tokens, gate["BT"]))
+    launch(
+        expert_gate_forward, (programs,),
+        x_TD, _or(gate_ED, x_TD), _or(context_BE, x_TD), segment_T, alpha, tokens, width, modalities,
+        1.0 / temperature, x_TD.stride(0),
+        E=count, EP=triton.next_power_of_2(count), GATED=gate_ED is not None,
+        BD=triton.next_power_of_2(width), ACC=tiles.triton_dtype(acc), **gate,
+    )  # fmt: skip
+    tile = tiles.lookup("gated_tri_proj_forward", x_TD, width)
+    launch(
+        gated_tri_proj_forward, (triton.cdiv(tokens, tile["BM"]) * triton.cdiv(width, tile["BN"]),),
+        x_TD, tuple(experts), weight_EDD, bias_ED, alpha, _or(beta_BM, x_TD), segment_T, y, tokens, width,
+        x_TD.stride(0), tuple(a.stride(0) for a in experts),
+        E=count, WEIGHED=beta_BM is not None, EVEN=width % tile["BK"] == 0 and width % tile["BN"] == 0,
+        ACC=tiles.triton_dtype(acc), **tile,
+    )  # fmt: skip
+    return y, alpha
+
+
+def backward(
+    dy_TD: torch.Tensor,
+    x_TD: torch.Tensor,
+    experts: Sequence[torch.Tensor],
+    weight_EDD: torch.Tensor,
+    bias_ED: torch.Tensor,
+    gate_ED: torch.Tensor | None,
+    context_BE: torch.Tensor | None,
+    beta_BM: torch.Tensor | None,
+    segment_T: torch.Tensor,
+    cu_segments: torch.Tensor,
+    modalities: int,
+    alpha_TE: torch.Tensor,
+    temperature: float,
+) -> tuple[
+    torch.Tensor, list[torch.Tensor], torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None,
+    torch.Tensor | None,
+]:  # fmt: skip
+    """Gradients of x, the experts, weight, bias, gate, context and beta (None where the argument was None)."""
+    tokens, width = x_TD.shape
+    count = len(experts)
+    acc = accumulate_in(x_TD)
+    kind = tiles.triton_dtype(acc)
+    dy_TD = dy_TD.contiguous()
+    strides = tuple(a.stride(0) for a in experts)
+    beta, weighed, gated = _or(beta_BM, x_TD), beta_BM is not None, gate_ED is not None
+
+    tile = tiles.lookup("gated_tri_proj_backward_a", x_TD, width)
+    pieces = triton.cdiv(width, tile["BN"])
+    dexperts = [x_TD.new_empty(tokens, width) for _ in experts]
+    pdot = x_TD.new_empty(pieces, tokens, count, dtype=acc)
+    launch(
+        gated_tri_proj_backward_a, (triton.cdiv(tokens, tile["BM"]) * pieces,),
+        dy_TD, tuple(experts), weight_EDD, alpha_TE, beta, segment_T, tuple(dexperts), pdot, tokens, width, strides,
+        E=count, WEIGHED=weighed, EVEN=width % tile["BK"] == 0 and width % tile["BN"] == 0, ACC=kind, **tile,
+    )  # fmt: skip
+
+    tile = dict(tiles.lookup("gated_tri_proj_backward_w", x_TD, width))
+    span = triton.cdiv(triton.cdiv(tokens, tile.pop("splits")), tile["BK"]) * tile["BK"]
+    splits = triton.cdiv(tokens, span) if tokens else 0
+    pweight = x_TD.new_empty(splits, count, width, width, dtype=acc)
+    pbias = x_TD.new_empty(splits, count, width, dtype=acc)
+    launch(
+        gated_tri_proj_backward_w, (triton.cdiv(width, tile["BM"]) * triton.cdiv(width, tile["BN"]), splits),
+        dy_TD, tuple(experts), alpha_TE, beta, segment_T, pweight, pbias, tokens, width, span, strides,
+        E=count, WEIGHED=weighed, ACC=kind, **tile,
+    )  # fmt: skip
+    dweight, dbias = pweight.sum(0).to(weight_EDD.dtype), pbias.sum(0).to(bias_ED.dtype)
+
+    if not gated and not weighed:
+        return dy_TD.clone(), dexperts, dweight, dbias, None, None, None
+    tile = dict(tiles.lookup("expert_gate_backward", x_TD, width))
+    programs = min(tile.pop("programs"), triton.cdiv(tokens, tile["BT"]))
+    dx = x_TD.new_empty(tokens, width)
+    dz = x_TD.new_empty(tokens, count + 1, dtype=acc)
+    pgate = x_TD.new_empty(programs if gated else 0, count, width, dtype=acc)
+    launch(
+        expert_gate_backward, (programs,),
+        dy_TD, x_TD, bias_ED, _or(gate_ED, x_TD), alpha_TE, beta, segment_T, pdot, dx, dz, pgate, tokens, width,
+        pieces, 1.0 / temperature, x_TD.stride(0),
+        E=count, EP=triton.next_power_of_2(count), GATED=gated, WEIGHED=weighed,
+        BD=triton.next_power_of_2(width), ACC=kind, **tile,
+    )  # fmt: skip
+    dgate = pgate.sum(0).to(gate_ED.dtype) if gate_ED is not None else None
+    dcontext, dbeta = gate_gradients(dz, cu_segments, modalities, context_BE, beta_BM)
+    return dx, dexperts, dweight, dbias, dgate, dcontext, dbeta

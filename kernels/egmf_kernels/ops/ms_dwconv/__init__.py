@@ -1,0 +1,1 @@
+"""``ms_dwconv``: reference, kernels, registration, bytes, and the function that users call."""

@@ -1,0 +1,1 @@
+"""What is known of the kernels without running them on a GPU, and the tuning of their tiles."""

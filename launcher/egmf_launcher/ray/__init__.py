@@ -1,0 +1,1 @@
+"""Ranks through Ray: a cluster over the hosts, one job on every slot."""

@@ -1,0 +1,130 @@
+"""One job on every slot of a Ray cluster, through Ray Train; Ray supervises, DeepSpeed trains.
+
+Ray starts the workers, tells them who they are (RANK, WORLD_SIZE, MASTER_ADDR, ...), makes the process group, notices
+a death and starts the group again. What a restart goes on from is our own newest checkpoint, not one reported to Ray:
+after a kill Ray handed out one checkpoint older than the newest written. The job says all that is needed: its launch's
+token stands in the pointer of a checkpoint that this launch has written or gone on from.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from egmf_dist.config import LaunchConfig
+from egmf_dist.errors import EgmfError
+from egmf_dist.jobs import Job
+from egmf_dist.run.folder import Run, discard_storage
+from egmf_launcher.errors import USER_ERRORS, WorkerFailedError, one_line
+from egmf_launcher.hostfile import Host
+from egmf_launcher.ray import cluster as ray_cluster
+
+# A death makes the other ranks' collectives fail with these words; they are the echo, not the cause.
+_SECONDARY = ("connection closed by peer", "connection reset by peer", "broken pipe", "gloo", "nccl", "socket")
+
+
+def run_under_ray(job: Job, hosts: Sequence[Host], launch: LaunchConfig) -> dict[str, Any]:
+    """Run the job on one worker per slot.
+
+    Args:
+        job: its run's folder every machine must see under the same path; a second launch on the run has files of its
+            own by its token.
+        hosts: the machines and their slots; this machine among them.
+        launch: cores per worker and how often a died group is started again.
+
+    Returns:
+        What rank 0's ``run`` returned.
+
+    Raises:
+        EgmfError, ShardError: as a worker raised it.
+        WorkerFailedError: a worker died or failed otherwise; names the rank, the reason and the logs.
+        LaunchError: the cluster could not be started.
+    """
+    assert job.launch is not None
+    storage = Run(job.run.absolute()).ray_storage(job.verb, job.launch)
+    with ray_cluster.start(hosts, launch.cpus_per_worker) as cluster:
+        try:
+            arguments = {"job": job, "folder": os.getcwd(), "storage": os.fspath(storage)}
+            return _fit(arguments, sum(host.slots for host in hosts), launch, cluster.logs)
+        finally:
+            discard_storage(storage)
+
+
+def _fit(arguments: dict[str, Any], workers: int, launch: LaunchConfig, logs: Path) -> dict[str, Any]:
+    import torch
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    gpu = torch.cuda.is_available()
+    resources: dict[str, float] = {"CPU": launch.cpus_per_worker, ray_cluster.SLOT: 1}
+    if gpu:
+        resources["GPU"] = 1
+    trainer = TorchTrainer(
+        train_loop,  # type: ignore[arg-type]  # Ray passes rank 0's return value on, but its type says None
+        train_loop_config=arguments,
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu, resources_per_worker=resources),
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        run_config=RunConfig(
+            name="workers",
+            storage_path=arguments["storage"],
+            failure_config=FailureConfig(max_failures=launch.max_failures),
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except SystemExit as ended:
+        raise KeyboardInterrupt from ended  # Ray Train's way to end after Ctrl-C, and ours after SIGTERM
+    except TrainingFailedError as error:
+        raise root_cause(error, logs) from error
+    returned = getattr(result, "return_value", None)
+    if not isinstance(returned, dict):
+        raise WorkerFailedError(f"rank 0 ended without a result; Ray's logs: {logs}")
+    return returned
+
+
+def root_cause(error: Exception, logs: Path) -> Exception:
+    """The one error a user should see: a worker's own complaint, else the failure that is no echo."""
+    failures: dict[int, Exception] = dict(getattr(error, "worker_failures", None) or {})
+    for _, failure in sorted(failures.items()):
+        cause = _innermost(failure)
+        if isinstance(cause, USER_ERRORS):
+            return cause
+    if not failures:
+        return WorkerFailedError(f"the workers could not be run: {one_line(error)}; Ray's logs: {logs}")
+    rank, failure = min(failures.items(), key=_secondary_last)
+    return WorkerFailedError(f"rank {rank} failed: {one_line(_innermost(failure))[:500]}; Ray's logs: {logs}")
+
+
+def _innermost(failure: Exception) -> BaseException:
+    """The exception that user code raised, out of Ray's wrappers."""
+    for name in ("_base_exc", "health_check_failure", "cause"):
+        inner = getattr(failure, name, None)
+        if isinstance(inner, Exception):
+            return _innermost(inner)
+    return failure
+
+
+def _secondary_last(item: tuple[int, Exception]) -> tuple[bool, int]:
+    rank, failure = item
+    text = one_line(_innermost(failure)).lower()
+    return any(echo in text for echo in _SECONDARY), rank
+
+
+def train_loop(arguments: dict[str, Any]) -> dict[str, Any]:
+    """What every worker runs, also after a restart. DeepSpeed is imported no earlier than inside ``jobs.do``."""
+    from ray.train.collective import barrier
+
+    folder = Path(arguments["folder"])
+    if not folder.is_dir():
+        raise EgmfError(
+            f"host {os.uname().nodename} has no folder {folder}; every machine must see it under the same path"
+        )
+    os.chdir(folder)
+    # A rank that dies while Ray still starts the others ends Ray's controller, not just the group: it is not restarted.
+    barrier()
+    from egmf_dist import jobs
+
+    return jobs.do(arguments["job"], console=False)
