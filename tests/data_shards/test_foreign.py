@@ -27,7 +27,7 @@ from egmf_shards import (
 )
 from egmf_shards.check.verify import verify
 from egmf_shards.foreign_files import foreign_kind
-from egmf_shards.format.index import build_index
+from egmf_shards.format.index_build import build_index
 from egmf_shards.importers.foreign_tars import index_foreign
 from egmf_shards.importers.unpickle import load_pickle
 

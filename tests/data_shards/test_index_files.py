@@ -13,7 +13,8 @@ import pytest
 
 from egmf_shards import ShardError
 from egmf_shards.format import codec, index
-from egmf_shards.format.index import build_index, load_index
+from egmf_shards.format.index import load_index
+from egmf_shards.format.index_build import build_index
 from egmf_shards.format.tar_walk import walk_tar
 from egmf_shards.storage.base import Storage
 

@@ -18,7 +18,8 @@ import pytest
 
 from egmf_shards import Sample, ShardError, ShardSet, Stream, StreamOptions
 from egmf_shards.format import codec
-from egmf_shards.format.index import INDEX_NAME, build_index, load_index, save_index
+from egmf_shards.format.index import INDEX_NAME, load_index, save_index
+from egmf_shards.format.index_build import build_index
 
 SHARD = "train-000000.tar"
 

@@ -18,7 +18,8 @@ import pytest
 import webdataset
 
 from egmf_shards import Sample, ShardError, ShardSet, Task
-from egmf_shards.format.index import build_index, load_index
+from egmf_shards.format.index import load_index
+from egmf_shards.format.index_build import build_index
 
 
 def train_shards(out: Path) -> list[str]:

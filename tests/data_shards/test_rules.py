@@ -15,7 +15,8 @@ import pytest
 from egmf_shards import Sample, ShardError, ShardSet, ShardWriter, Task, Turn
 from egmf_shards.check.verify import verify
 from egmf_shards.format import codec
-from egmf_shards.format.index import build_index, load_index, save_index
+from egmf_shards.format.index import load_index, save_index
+from egmf_shards.format.index_build import build_index
 from egmf_shards.format.rules import OPTIONAL, first_bad_key
 from egmf_shards.importers.foreign_tars import index_foreign
 

@@ -18,7 +18,8 @@ import pytest
 from egmf_shards import ShardError
 from egmf_shards.check.verify import CAP, Report, print_report, verify
 from egmf_shards.format import codec
-from egmf_shards.format.index import build_index, load_index, save_index
+from egmf_shards.format.index import load_index, save_index
+from egmf_shards.format.index_build import build_index
 from egmf_shards.format.tar_walk import walk_tar
 
 TRAIN = "train-000000.tar"

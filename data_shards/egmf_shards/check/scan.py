@@ -19,7 +19,8 @@ from egmf_shards.accelerated import crc32
 from egmf_shards.errors import ShardError
 from egmf_shards.foreign_files import HEAD, foreign_kind
 from egmf_shards.format import codec, rules
-from egmf_shards.format.index import SHARD_NAME, Index
+from egmf_shards.format.index import Index
+from egmf_shards.format.index_checks import SHARD_NAME
 from egmf_shards.format.sample import FEATURE_MODALITIES, SPLITS, Sample
 from egmf_shards.format.tar_walk import Member, walk_tar
 from egmf_shards.write.writer import ShardWriter

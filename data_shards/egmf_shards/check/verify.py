@@ -1,6 +1,6 @@
 """``egmf shards verify``: reads every byte of a folder of shards and names everything that is wrong with it.
 
-Unlike the reader, which stops at the first fault, this collects them: tar structure (``tarcheck``), index against
+Unlike the reader, which stops at the first fault, this collects them: tar structure (``tar_walk``), index against
 tars and every sample against the writer's rules (``scan``), ids and texts between splits, manifest against contents.
 A problem names shard, key and member. A note is worth knowing, and no problem.
 """

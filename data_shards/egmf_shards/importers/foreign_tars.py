@@ -18,7 +18,8 @@ from typing import Any
 from egmf_shards.check.scan import Recorded, Report, Scan
 from egmf_shards.errors import ShardError
 from egmf_shards.format import codec
-from egmf_shards.format.index import INDEX_NAME, Index, build_index, save_index
+from egmf_shards.format.index import INDEX_NAME, Index, save_index
+from egmf_shards.format.index_build import build_index
 from egmf_shards.format.manifest import MANIFEST_NAME, MAX_DEPTH, levels, parse_json, tasks_of, write_manifest
 from egmf_shards.format.tar_walk import walk_tar
 from egmf_shards.format.task import Task

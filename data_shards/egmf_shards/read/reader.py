@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from egmf_shards.errors import ShardError
-from egmf_shards.format.index import Index, load_index, shard_faults
+from egmf_shards.format.index import Index, load_index
+from egmf_shards.format.index_checks import shard_faults
 from egmf_shards.format.manifest import read_manifest, tasks_of
 from egmf_shards.format.sample import FEATURE_MODALITIES, SPLITS, Sample
 from egmf_shards.format.task import Task

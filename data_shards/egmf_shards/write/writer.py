@@ -22,7 +22,8 @@ import numpy as np
 from egmf_shards.checksums import sha256
 from egmf_shards.errors import ShardError
 from egmf_shards.format import codec, rules
-from egmf_shards.format.index import Index, build_index, save_index
+from egmf_shards.format.index import Index, save_index
+from egmf_shards.format.index_build import build_index
 from egmf_shards.format.manifest import SCHEMA, write_manifest
 from egmf_shards.format.sample import FEATURE_MODALITIES, MODALITIES, SPLITS, Sample
 from egmf_shards.format.task import Task

@@ -1,0 +1,109 @@
+"""An index made by walking finished tars: it describes what is on disk, not what was meant.
+
+``tarfile`` knows about PAX headers, so shards of any WebDataset writer can be indexed.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from egmf_shards.accelerated import crc32
+from egmf_shards.errors import ShardError
+from egmf_shards.foreign_files import foreign_file
+from egmf_shards.format import codec, rules
+from egmf_shards.format.index import Index
+from egmf_shards.format.index_checks import COLUMN_TYPES
+from egmf_shards.format.sample import SPLITS
+from egmf_shards.format.tar_walk import MAX_MEMBER, SPARSE
+from egmf_shards.messages import one_line
+from egmf_shards.progress import progress
+
+
+def build_index(folder: Path, shards: Sequence[str]) -> Index:
+    """Index the named tars of ``folder`` by reading each of them once.
+
+    Raises:
+        ShardError: a shard is unreadable, a member has an unknown kind, a sample's members are interleaved with
+            another's, its JSON is missing or names another id, split or modalities, or an id occurs twice.
+    """
+    columns: dict[str, list] = {name: [] for name in COLUMN_TYPES}
+    task_numbers: dict[str, int] = {}
+    seen: set[str] = set()
+    names = sorted(shards)
+    for number, name in enumerate(progress(names, "indexing shards")):
+        columns["shard_names"].append(name)
+        columns["shard_sizes"].append((folder / name).stat().st_size)
+        for key, members in _walk(folder / name):
+            where = f"{folder / name}, sample {key!r}"
+            if key in seen:
+                raise ShardError(f"{where}: the id occurs twice (or its members are interleaved with another sample's)")
+            seen.add(key)
+            if rules.key_fault(key):
+                raise ShardError(f"{where}: {rules.key_fault(key)}")
+            if codec.JSON_MEMBER not in members:
+                raise ShardError(f"{where}: has no .json member")
+            sample = codec.decode({kind: data for kind, (_, data) in members.items()}, where)
+            if sample.id != key or sample.split not in SPLITS:
+                raise ShardError(
+                    f"{where}: its JSON says id {sample.id!r}, split {sample.split!r}; "
+                    f"it must say {key!r} and one of {', '.join(SPLITS)}"
+                )
+            columns["key"].append(key)
+            columns["split"].append(SPLITS.index(sample.split))
+            columns["task"].append(task_numbers.setdefault(sample.task, len(task_numbers)))
+            columns["text_chars"].append(len(sample.text))
+            columns["audio_frames"].append(0 if sample.audio is None else len(sample.audio))
+            columns["vision_frames"].append(0 if sample.vision is None else len(sample.vision))
+            columns["first_member"].append(len(columns["member_kind"]))
+            for kind, (offset, data) in members.items():
+                columns["member_kind"].append(codec.MEMBERS.index(kind))
+                columns["member_shard"].append(number)
+                columns["member_offset"].append(offset)
+                columns["member_size"].append(len(data))
+                columns["member_crc"].append(crc32(data))
+    columns["first_member"].append(len(columns["member_kind"]))
+    columns["task_names"] = list(task_numbers)
+    return Index(**{name: np.array(columns[name], dtype=kind) for name, kind in COLUMN_TYPES.items()})
+
+
+def _walk(shard: Path) -> Iterator[tuple[str, dict[str, tuple[int, bytes]]]]:
+    """Yield ``(key, {member kind: (payload offset, payload)})`` for each run of members with one key."""
+    key: str | None = None
+    members: dict[str, tuple[int, bytes]] = {}
+    try:
+        with shard.open("rb") as file, tarfile.open(shard, "r:") as tar:
+            size = file.seek(0, 2)
+            for info in tar:
+                stem, _, kind = info.name.partition(".")
+                if info.issparse() or any(name.startswith(SPARSE) for name in info.pax_headers):
+                    raise ShardError(f"{shard}: member {info.name!r} is a sparse file; only plain files are allowed")
+                if not info.isfile() or kind not in codec.MEMBERS:
+                    raise ShardError(f"{shard}: member {info.name!r} is none of <id>.{', <id>.'.join(codec.MEMBERS)}")
+                if stem != key:
+                    if key is not None:
+                        yield key, members
+                    key, members = stem, {}
+                if kind in members:
+                    raise ShardError(f"{shard}: member {info.name!r} occurs twice")
+                members[kind] = (info.offset_data, _payload(file, info, size))
+    except ShardError:
+        raise
+    # tarfile trusts the numbers of extended headers: it may run out of memory or stack, or fail to parse them.
+    except (tarfile.TarError, OSError, EOFError, ValueError, ArithmeticError, MemoryError, RecursionError) as error:
+        reason = foreign_file(shard) or one_line(error)
+        raise ShardError(f"{shard}: not a complete, uncompressed tar file ({reason})") from error
+    if key is not None:
+        yield key, members
+
+
+def _payload(file: IO[bytes], info: tarfile.TarInfo, end: int) -> bytes:
+    """The member's bytes as they lie in the tar; ``end`` is the tar's size."""
+    if info.size > MAX_MEMBER or info.offset_data + info.size > end:
+        raise tarfile.ReadError(f"member {info.name!r} claims {info.size} bytes")
+    file.seek(info.offset_data)
+    return file.read(info.size)

@@ -1,0 +1,123 @@
+"""What a reader may rely on before it takes a slice: an index is a file, and anybody may have made it.
+
+Every function says what is wrong; ``docs/shard-format.md`` says the same in words.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from egmf_shards.format import codec, rules
+from egmf_shards.format.sample import FEATURE_MODALITIES, SPLITS
+from egmf_shards.storage.base import Storage
+
+if TYPE_CHECKING:
+    from egmf_shards.format.index import Index
+
+SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.tar")
+COLUMN_TYPES = {
+    "shard_names": "<U", "shard_sizes": "<i8", "task_names": "<U", "key": "<U", "split": "|u1", "task": "<i4",
+    "text_chars": "<i4", "audio_frames": "<i4", "vision_frames": "<i4", "first_member": "<i8", "member_kind": "|u1",
+    "member_shard": "<i4", "member_offset": "<i8", "member_size": "<i8", "member_crc": "<u4",
+}  # fmt: skip
+"""The numpy type of each column of an index; ``<U`` of any length."""
+
+
+def shard_faults(storage: Storage, index: Index, split: int | None = None) -> Iterator[str]:
+    """One line for each shard that is missing or has another size than ``index`` counts on.
+
+    Args:
+        storage: the folder.
+        index: its index.
+        split: only the shards that samples of this split (a number of :data:`egmf_shards.format.sample.SPLITS`) lie in.
+    """
+    chosen = np.arange(len(index.shard_names))
+    if split is not None:
+        chosen = np.unique(index.member_shard[np.repeat(index.split == split, np.diff(index.first_member))])
+    names, sizes = index.shard_names[chosen].tolist(), index.shard_sizes[chosen].tolist()
+    found = storage.sizes(names)
+    for name, size in zip(names, sizes, strict=True):
+        if name not in found:
+            yield f"{storage.where(name)}: the shard is missing; the index counts on {size} bytes"
+        elif found[name] not in (size, None):
+            yield f"{storage.where(name)}: {found[name]} bytes, but the index counts on {size}: truncated or replaced"
+
+
+def structure_fault(index: Index) -> str | None:
+    """What a reader must be able to rely on before it takes a slice; None where all of it holds."""
+    shards, samples, members = len(index.shard_names), len(index.key), len(index.member_kind)
+    for name, kind in COLUMN_TYPES.items():
+        column = getattr(index, name)
+        if column.ndim != 1 or not column.dtype.str.startswith(kind):
+            return f"the array {name} is {column.dtype.str} in {column.ndim} dimensions"
+    lengths = (  # no dictionary by length: two of the three may be equal
+        (shards, ("shard_sizes",)),
+        (samples, ("split", "task", "text_chars", "audio_frames", "vision_frames")),
+        (members, ("member_shard", "member_offset", "member_size", "member_crc")),
+    )
+    for length, names in lengths:
+        for name in names:
+            if len(getattr(index, name)) != length:
+                return f"the array {name} has {len(getattr(index, name))} entries, and the others {length}"
+    for name in ("shard_names", "task_names", "key"):
+        codes = getattr(index, name).view("<u4")
+        if len(codes) and (codes.max() > 0x10FFFF or np.any((codes >= 0xD800) & (codes < 0xE000))):
+            return f"the array {name} holds something other than characters"
+    wrong = rules.first_bad_key(index.key)
+    if wrong is not None:
+        return f"key {str(index.key[wrong])!r}: {rules.key_fault(str(index.key[wrong]))}"
+    if len(set(index.shard_names.tolist())) != shards:
+        return "a shard's name occurs twice"
+    for name in index.shard_names.tolist():
+        if not SHARD_NAME.fullmatch(name):
+            return f"{name!r} is not the name of a shard in this folder"
+    first = index.first_member
+    # Compared, not subtracted: a difference of wild numbers may overflow.
+    if len(first) != samples + 1 or first[0] != 0 or first[-1] != members or np.any(first[1:] <= first[:-1]):
+        return "first_member does not divide the members among the samples"
+    within = {
+        "split": len(SPLITS),
+        "task": len(index.task_names),
+        "member_kind": len(codec.MEMBERS),
+        "member_shard": shards,
+    }
+    for name, limit in within.items():
+        column = getattr(index, name)
+        if len(column) and not 0 <= int(column.min()) <= int(column.max()) < limit:
+            return f"the array {name} points outside of the {limit} that there are"
+    for name in ("shard_sizes", "text_chars", "audio_frames", "vision_frames", "member_offset", "member_size"):
+        column = getattr(index, name)
+        if len(column) and column.min() < 0:
+            return f"the array {name} holds a negative number"
+    if members:
+        if np.any(index.member_size > index.shard_sizes[index.member_shard] - index.member_offset):
+            return "a member ends behind its shard's end"
+        if np.any(index.member_shard != np.repeat(index.member_shard[first[:-1]], np.diff(first))):
+            return "a sample's members lie in two shards"
+    return _members_fault(index)
+
+
+def _members_fault(index: Index) -> str | None:
+    """Each sample has one JSON member, and an array of a modality exactly where it has frames."""
+    first, count = index.first_member, len(codec.MEMBERS)
+    if not len(index):
+        return None
+    # One number a sample, four bits a kind: no count overflows, because more members than kinds are refused first.
+    weights = np.array([1 << 4 * kind for kind in range(count)], np.uint16)
+    needed = np.ones(len(index), np.uint16)
+    for modality in FEATURE_MODALITIES:
+        needed += weights[codec.MEMBERS.index(f"{modality}.npy")] * (getattr(index, f"{modality}_frames") > 0)
+    found = np.add.reduceat(weights[index.member_kind], first[:-1], dtype=np.uint16)
+    wrong = np.flatnonzero((found != needed) | (np.diff(first) > count))
+    if not len(wrong):
+        return None
+    row = int(wrong[0])
+    kinds = [codec.MEMBERS[kind] for kind in index.member_kind[first[row] : first[row + 1]].tolist()[: count + 1]]
+    return (
+        f"sample {str(index.key[row])!r} has the members {', '.join(kinds)}, {index.audio_frames[row]} audio_frames "
+        f"and {index.vision_frames[row]} vision_frames; one json, and arrays where there are frames alone, are needed"
+    )
