@@ -30,12 +30,11 @@ import numpy as np
 
 from egmf_shards.errors import ShardError
 from egmf_shards.format.sample import FEATURE_MODALITIES, SPLITS, Sample
-from egmf_shards.format.task import Task
-from egmf_shards.importers.common import build_sample, done, read_json
+from egmf_shards.importers.common import done, read_json
 from egmf_shards.importers.keys import clip_name
 from egmf_shards.importers.provenance import provenance
 from egmf_shards.importers.repairs import Repairs, without_axes_of_1
-from egmf_shards.importers.sentiment import TaskOptions, check_value, sentiment_task
+from egmf_shards.importers.sentiment import Clips, TaskOptions, check_value, sentiment_task
 from egmf_shards.importers.table import clean_text
 from egmf_shards.progress import progress
 from egmf_shards.write.writer import ShardWriter
@@ -216,13 +215,11 @@ class CsdOptions(TaskOptions, total=False):
 
 @dataclass(frozen=True)
 class _Corpus:
-    """What the samples of all videos have in common, and what is counted over them."""
+    """The opened files, what the samples of all videos have in common, and what is counted over them."""
 
     files: dict[str, CsdFile]
     modalities: dict[str, _Modality]
-    dataset: str
-    language: str
-    task: Task
+    clips: Clips
     counts: Counter[str] = field(default_factory=Counter)
 
 
@@ -250,16 +247,16 @@ def import_csd(
             splits, a label is outside the range; nothing is left behind.
     """
     named = {role: options.pop(role, None) for role in ROLES}  # type: ignore[misc]
-    task, language = sentiment_task(dataset, language, options)
+    clips = Clips(dataset, *sentiment_task(dataset, language, options))
     paths = _files(Path(source), named)
     about = provenance("csd", [*paths.values(), split_file])
     splits = _splits(Path(split_file))
     with ExitStack() as stack:
         files = {role: stack.enter_context(CsdFile(path)) for role, path in paths.items()}
         modalities = {m: _Modality(files[m]) for m in FEATURE_MODALITIES if m in files}
-        corpus = _Corpus(files, modalities, dataset, language, task)
+        corpus = _Corpus(files, modalities, clips)
         counts = corpus.counts
-        with ShardWriter(out, dataset, [task], provenance=about) as writer:
+        with ShardWriter(out, dataset, [clips.task], provenance=about) as writer:
             segments = _segments(files["labels"])
             known = {video for videos in splits.values() for video in videos}
             counts["videos_in_no_split_left_out"] = len(segments.keys() - known)
@@ -342,22 +339,11 @@ def _video(
         labelled.append((intervals[row], number, float(features[row, 0]), where))
     labelled.sort(key=lambda segment: (segment[0][0], segment[1]))
     for turn, (span, number, value, where) in enumerate(labelled):
-        check_value(corpus.task, value, where)
+        check_value(corpus.clips.task, value, where)
         text = _text(files["words"], video, number, span, whole["words"]) if "words" in files else ""
-        arrays = {name: m.take(video, number, span, whole[name]) for name, m in corpus.modalities.items()}
-        sample = build_sample(
-            clip_name(corpus.dataset, video, str(number), f"{video}[{number}]"),
-            text,
-            arrays,
-            language=corpus.language,
-            task=corpus.task.name,
-            dataset=corpus.dataset,
-            split=split,
-            value=value,
-            dialogue=f"{corpus.dataset}-{video}",
-            turn=turn,
-        )
-        yield sample, where
+        arrays = {m: one.take(video, number, span, whole[m]) for m, one in corpus.modalities.items()}
+        name = clip_name(corpus.clips.dataset, video, str(number), f"{video}[{number}]")
+        yield corpus.clips.sample(name, video, text, arrays, split=split, turn=turn, value=value), where
 
 
 def _text(words: CsdFile, video: str, number: int, span: np.ndarray, whole: dict[str, Any]) -> str:

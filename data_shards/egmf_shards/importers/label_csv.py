@@ -13,12 +13,11 @@ from typing import Any, Unpack
 
 from egmf_shards.errors import ShardError
 from egmf_shards.format.sample import Sample
-from egmf_shards.format.task import Task
-from egmf_shards.importers.common import build_sample, done, not_a_number, number, split_of
+from egmf_shards.importers.common import done, not_a_number, number, split_of
 from egmf_shards.importers.features import FeatureFolder, feature_source
 from egmf_shards.importers.keys import clip_name
 from egmf_shards.importers.provenance import provenance
-from egmf_shards.importers.sentiment import KNOWN, TaskOptions, check_value, sentiment_task
+from egmf_shards.importers.sentiment import KNOWN, Clips, TaskOptions, check_value, sentiment_task
 from egmf_shards.importers.table import Row, clean_text, read_csv
 from egmf_shards.progress import progress
 from egmf_shards.write.writer import ShardWriter
@@ -55,34 +54,32 @@ def import_label_csv(
             file and line), a mode is unknown, an id occurs twice, a feature folder holds no clip or none that can be
             read; nothing is left behind.
     """
-    task, language = sentiment_task(dataset, language, options, _OTHERWISE)
+    corpus = Clips(dataset, *sentiment_task(dataset, language, options, _OTHERWISE))
     folders = [FeatureFolder(audio, "audio"), FeatureFolder(vision, "vision")]
     about = provenance("label-csv", [source])
     rows = read_csv(source, COLUMNS)
-    clips: Counter[str] = Counter()
-    with ShardWriter(out, dataset, [task], provenance=about) as writer:
+    turns: Counter[str] = Counter()
+    with ShardWriter(out, dataset, [corpus.task], provenance=about) as writer:
         for row in progress(rows, f"importing {dataset}"):
             video = row.cells["video_id"].strip()
-            fields = {"language": language, "dataset": dataset, "turn": clips[video]}
-            writer.write(_sample(row, task, fields, folders), row.where)
-            clips[video] += 1
+            writer.write(_sample(row, corpus, turns[video], folders), row.where)
+            turns[video] += 1
         writer.source |= feature_source(*folders)
     return done(writer)
 
 
-def _sample(row: Row, task: Task, fields: dict[str, Any], folders: list[FeatureFolder]) -> Sample:
+def _sample(row: Row, corpus: Clips, turn: int, folders: list[FeatureFolder]) -> Sample:
     video, clip = row.cells["video_id"].strip(), row.cells["clip_id"].strip()
     if not video or not clip:
         raise ShardError(f"{row.where}: video_id is {video!r} and clip_id is {clip!r}; both are needed")
-    name = clip_name(fields["dataset"], video, clip)
+    name = clip_name(corpus.dataset, video, clip)
     where = f"{row.where}: sample {name.key!r}"
     split = split_of(row.cells["mode"].strip().lower(), where)
     value = number(row.cells["label"])
     if value is None:
         raise not_a_number(where, "label", row.cells["label"])
-    check_value(task, value, where)
+    check_value(corpus.task, value, where)
     names = [f"{video}/{clip}.npy", f"{video}_{clip}.npy", f"{video}$_${clip}.npy"]
     features = {folder.modality: folder.load(names) for folder in folders}
     text = clean_text(row.cells["text"])
-    fields |= {"task": task.name, "split": split, "value": value, "dialogue": f"{fields['dataset']}-{video}"}
-    return build_sample(name, text, features, **fields)
+    return corpus.sample(name, video, text, features, split=split, turn=turn, value=value)

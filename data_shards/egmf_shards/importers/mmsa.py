@@ -25,15 +25,15 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from egmf_shards.errors import ShardError
-from egmf_shards.format.sample import FEATURE_MODALITIES, SPLITS, Sample
-from egmf_shards.importers.common import build_sample, done, not_a_number, number
+from egmf_shards.format.sample import FEATURE_MODALITIES, SPLITS
+from egmf_shards.importers.common import done, not_a_number, number
 from egmf_shards.importers.keys import clip_name
 from egmf_shards.importers.mmsa_layout import LABELS, Split, modality_column, read_splits
 from egmf_shards.importers.modality_labels import ModalityLabels
 from egmf_shards.importers.padding import PaddingSide, ask_all, check_side
 from egmf_shards.importers.provenance import provenance
 from egmf_shards.importers.repairs import PaddedReport, without_axes_of_1
-from egmf_shards.importers.sentiment import TaskOptions, check_value, sentiment_task
+from egmf_shards.importers.sentiment import Clips, TaskOptions, check_value, sentiment_task
 from egmf_shards.importers.table import clean_text
 from egmf_shards.importers.unpickle import load_pickle
 from egmf_shards.progress import progress
@@ -78,9 +78,9 @@ def import_mmsa(
             occurs twice, lengths and zeros contradict each other, labels per modality are asked for and absent; nothing
             is left behind.
     """
-    task, language = sentiment_task(dataset, language, options)
+    corpus = Clips(dataset, *sentiment_task(dataset, language, options))
     check_side(padding)
-    alone = ModalityLabels(task) if modality_labels else None
+    alone = ModalityLabels(corpus.task) if modality_labels else None
     path = Path(source)
     about = provenance("mmsa", [path])
     described = about["files"][0]
@@ -91,12 +91,11 @@ def import_mmsa(
     if not isinstance(data, dict):
         raise ShardError(f"{path}: holds a {type(data).__name__}; a dict with the splits {', '.join(SPLITS)} is needed")
     seen: dict[str, str] = {}
-    clips: Counter[str] = Counter()
-    tasks = [task, *(alone.tasks.values() if alone else ())]
+    turns: Counter[str] = Counter()
+    tasks = [corpus.task, *(alone.tasks.values() if alone else ())]
     with ShardWriter(out, dataset, tasks, provenance=about) as writer:
         parts = read_splits(path, data, writer.source, modality_labels)
         features = _Features(path, parts, padding)
-        fields = {"task": task.name, "language": language, "dataset": dataset}
         for split, part in parts:
             for row in progress(part.rows, f"importing {dataset} {split}"):
                 clip = part.ids[row]
@@ -104,17 +103,28 @@ def import_mmsa(
                 if clip in seen:
                     raise ShardError(f"{where}: the id occurs in {seen[clip]} already; each id may occur once")
                 seen[clip] = split
-                video = clip.rpartition("$_$")[0]
-                check_value(task, _value(part.labels[row], where, LABELS), where)
-                sample = _sample(part, row, where, features, fields | {"split": split, "turn": clips[video]})
-                clips[video] += 1
+                video, _, in_video = clip.rpartition("$_$")
+                value = _value(part.labels[row], where, LABELS)
+                check_value(corpus.task, value, where)
+                if not video:
+                    raise ShardError(f"{where}: the id is not of the form video_id$_$clip_id")
+                sample = corpus.sample(
+                    clip_name(dataset, video, in_video),
+                    video,
+                    "" if part.texts is None else clean_text(part.texts[row]),
+                    features.take(part, row),
+                    split=split,
+                    turn=turns[video],
+                    value=value,
+                )
+                turns[video] += 1
                 writer.write(sample, where)
                 if alone:
                     for modality, labels in part.modality_labels.items():
                         column = modality_column(modality)
                         # Clips without such a label hold NaN or nothing.
-                        value = None if labels[row] is None else _value(labels[row], where, column)
-                        one = alone.sample(sample, modality, f"{where}, {column}", value=value)
+                        own = None if labels[row] is None else _value(labels[row], where, column)
+                        one = alone.sample(sample, modality, f"{where}, {column}", value=own)
                         if one is not None:
                             writer.write(one, f"{where}, {column}")
         if alone:
@@ -159,21 +169,6 @@ class _Features:
             "features": {modality: report.to_json() for modality, report in self._reports.items()},
             "padding": {modality: {self._path.name: side} for modality, side in sides.items() if side},
         }
-
-
-def _sample(part: Split, row: int, where: str, features: _Features, fields: dict[str, Any]) -> Sample:
-    clip = part.ids[row]
-    video, _, number_in_video = clip.rpartition("$_$")
-    if not video:
-        raise ShardError(f"{where}: the id is not of the form video_id$_$clip_id")
-    return build_sample(
-        clip_name(fields["dataset"], video, number_in_video),
-        "" if part.texts is None else clean_text(part.texts[row]),
-        features.take(part, row),
-        **fields,
-        value=_value(part.labels[row], where, LABELS),
-        dialogue=f"{fields['dataset']}-{video}",
-    )
 
 
 def _value(label: Any, where: str, column: str) -> float:

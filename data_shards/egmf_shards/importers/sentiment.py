@@ -1,14 +1,19 @@
-"""The task ``<dataset>-sentiment`` of importers whose files hold one number a clip: known, given, or from a file."""
+"""Importers whose files hold one number a clip of a video: their task ``<dataset>-sentiment``, and their samples."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, TypedDict
+
+import numpy as np
 
 from egmf_shards.errors import ShardError
 from egmf_shards.format.rules import target_fault
+from egmf_shards.format.sample import Sample
 from egmf_shards.format.task import REGRESSION, Task
-from egmf_shards.importers.common import check_dataset
+from egmf_shards.importers.common import build_sample, check_dataset
+from egmf_shards.importers.keys import Name
 
 KNOWN: dict[str, dict[str, Any]] = {
     "mosi": {"language": "en", "low": -3.0, "high": 3.0, "step": 0.2, "convention": "mosei"},
@@ -81,6 +86,50 @@ def sentiment_task(
         question = QUESTIONS[language].format(low=f"{chosen['low']:g}", high=f"{chosen['high']:g}")
     grid = {name: chosen[name] for name in ("low", "high", "step", "convention")}
     return Task(name=f"{dataset}-sentiment", kind=REGRESSION, questions={language: question}, **grid), language
+
+
+@dataclass(frozen=True)
+class Clips:
+    """What all samples of such a data set have in common."""
+
+    dataset: str
+    task: Task
+    language: str
+
+    def sample(
+        self,
+        name: Name,
+        video: str,
+        text: str,
+        features: Mapping[str, np.ndarray | None],
+        *,
+        split: str,
+        turn: int,
+        value: float,
+    ) -> Sample:
+        """The sample of one clip; the clips of a video are one dialogue.
+
+        Args:
+            name: its key and its id in the source.
+            video: the id of its video.
+            text: the utterance, cleaned; empty where the text is absent.
+            features: modality to float32 ``[frames, dim]`` or None.
+            split: ours.
+            turn: its place in the video, from 0.
+            value: the sentiment (:func:`check_value`).
+        """
+        return build_sample(
+            name,
+            text,
+            features,
+            language=self.language,
+            task=self.task.name,
+            dataset=self.dataset,
+            split=split,
+            value=value,
+            dialogue=f"{self.dataset}-{video}",
+            turn=turn,
+        )
 
 
 def check_value(task: Task, value: float, where: str) -> None:
