@@ -108,7 +108,7 @@ def test_meld_features_and_their_rules(meld, tmp_path, capsys):
     assert "audio: clips found 9, clips without file 10" in capsys.readouterr().err
 
 
-def refused(out: Path, message: str, call, *arguments: object, **named: object) -> None:
+def unwritten(out: Path, message: str, call, *arguments: object, **named: object) -> None:
     """The call raises one line, and neither ``out`` nor a hidden sibling is there afterwards."""
     before = set(out.parent.iterdir())
     with pytest.raises(ShardError, match=message) as caught:
@@ -132,22 +132,22 @@ def refused(out: Path, message: str, call, *arguments: object, **named: object) 
 def test_a_bad_meld_row(meld, tmp_path, row, message):
     with (meld / "dev_sent_emo.csv").open("a", encoding="utf-8") as file:
         file.write(row + "\n")
-    refused(tmp_path / "out", message, import_meld, meld, tmp_path / "out")
+    unwritten(tmp_path / "out", message, import_meld, meld, tmp_path / "out")
 
 
 def test_bad_meld_files_and_folders(meld, tmp_path):
     out = tmp_path / "out"
     test = meld / "test_sent_emo.csv"
     text = test.read_text(encoding="utf-8")
-    refused(out, "no such folder of audio features", import_meld, meld, out, audio=tmp_path / "no")
+    unwritten(out, "no such folder of audio features", import_meld, meld, out, audio=tmp_path / "no")
     (tmp_path / "flat").mkdir()
     np.save(tmp_path / "flat" / "dia0_utt0.npy", np.zeros((2, 2)))
-    refused(out, "has none of the folders train, dev, test", import_meld, meld, out, vision=tmp_path / "flat")
+    unwritten(out, "has none of the folders train, dev, test", import_meld, meld, out, vision=tmp_path / "flat")
     (tmp_path / "flat" / "train").mkdir()
     message = "vision features of not one clip; the first looked for was train/dia0_utt0.npy"
-    refused(out, message, import_meld, meld, out, vision=tmp_path / "flat")
+    unwritten(out, message, import_meld, meld, out, vision=tmp_path / "flat")
     test.write_text(text.replace("Emotion", "Feeling"), encoding="utf-8")
-    refused(
+    unwritten(
         out,
         "test_sent_emo.csv, line 1: has no column 'Emotion'; its columns are Sr No., Utterance",
         import_meld,
@@ -155,11 +155,11 @@ def test_bad_meld_files_and_folders(meld, tmp_path):
         out,
     )
     test.write_text(MELD_HEADER + "\n", encoding="utf-8")
-    refused(out, "holds no row below its header", import_meld, meld, out)
+    unwritten(out, "holds no row below its header", import_meld, meld, out)
     test.write_bytes(text.replace("Test", "caf\xe9").encode("latin-1"))
-    refused(out, "test_sent_emo.csv: not UTF-8", import_meld, meld, out)
+    unwritten(out, "test_sent_emo.csv: not UTF-8", import_meld, meld, out)
     test.unlink()
-    refused(out, "test_sent_emo.csv: there is no such file", import_meld, meld, out)
+    unwritten(out, "test_sent_emo.csv: there is no such file", import_meld, meld, out)
 
 
 SIMS = """video_id,clip_id,text,label,annotation,mode
@@ -253,17 +253,17 @@ def test_a_table_cannot_reach_out_of_the_feature_folder(tmp_path):
 )
 def test_bad_label_csv(sims, tmp_path, old, new, message):
     sims.write_text(SIMS.replace(old, new), encoding="utf-8")
-    refused(tmp_path / "out", message, import_label_csv, sims, tmp_path / "out", "simsv2", "zh")
+    unwritten(tmp_path / "out", message, import_label_csv, sims, tmp_path / "out", "simsv2", "zh")
 
 
 def test_bad_label_csv_arguments(sims, tmp_path):
     out = tmp_path / "out"
-    refused(out, "dataset is 'a b'", import_label_csv, sims, out, "a b", "zh")
-    refused(out, "no such file", import_label_csv, tmp_path / "no.csv", out, "a", "zh")
-    refused(out, "low < high", import_label_csv, sims, out, "a", "zh", low=1, high=-1)
-    refused(out, "convention is 'x'", import_label_csv, sims, out, "a", "zh", convention="x")
+    unwritten(out, "dataset is 'a b'", import_label_csv, sims, out, "a b", "zh")
+    unwritten(out, "no such file", import_label_csv, tmp_path / "no.csv", out, "a", "zh")
+    unwritten(out, "low < high", import_label_csv, sims, out, "a", "zh", low=1, high=-1)
+    unwritten(out, "convention is 'x'", import_label_csv, sims, out, "a", "zh", convention="x")
     (tmp_path / "empty").mkdir()
-    refused(out, "audio features of not one clip", import_label_csv, sims, out, "a", "zh", audio=tmp_path / "empty")
+    unwritten(out, "audio features of not one clip", import_label_csv, sims, out, "a", "zh", audio=tmp_path / "empty")
 
 
 def test_clean_text():

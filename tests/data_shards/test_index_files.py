@@ -248,14 +248,14 @@ def tar(path: Path, keys: dict[str, str], everywhere: dict[str, str] | None = No
 )
 def test_sizes_that_a_tar_only_claims(tmp_path, keys, everywhere, kind, message, refused):
     tar(tmp_path / "x.tar", keys, everywhere)
-    told: list[str] = []
-    walk_tar((tmp_path / "x.tar").read_bytes(), lambda kind, member, what: told.append(kind))
-    assert kind in told
+    reported: list[str] = []
+    walk_tar((tmp_path / "x.tar").read_bytes(), lambda kind, member, what: reported.append(kind))
+    assert kind in reported
     refused(lambda: build_index(tmp_path, ["x.tar"]), message)
 
 
 def test_a_comment_for_all_members_is_no_fault(tmp_path):
     tar(tmp_path / "x.tar", {}, {"comment": "made by hand"})
-    told: list[str] = []
-    assert len(walk_tar((tmp_path / "x.tar").read_bytes(), lambda kind, member, what: told.append(kind))) == 1
-    assert told == []
+    reported: list[str] = []
+    assert len(walk_tar((tmp_path / "x.tar").read_bytes(), lambda kind, member, what: reported.append(kind))) == 1
+    assert reported == []

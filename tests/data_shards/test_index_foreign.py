@@ -116,13 +116,13 @@ def test_indexed_tars_are_read_like_our_own(tmp_path):
 
 def test_statistics_are_those_of_all_frames_of_the_training_split(tmp_path):
     records = [record(i) for i in range(24)]
-    told = index_foreign(foreign(tmp_path / "foreign", records))["statistics"]
+    found = index_foreign(foreign(tmp_path / "foreign", records))["statistics"]
     for modality in DIMS:
         parts = [r[f"{modality}.npy"] for r in records if r["json"]["split"] == "train" and f"{modality}.npy" in r]
         x = np.concatenate(parts).astype(np.float64)
-        assert told[modality]["frames"] == len(x)
+        assert found[modality]["frames"] == len(x)
         for name, values in (("mean", x.mean(0)), ("std", x.std(0)), ("min", x.min(0)), ("max", x.max(0))):
-            np.testing.assert_allclose(told[modality][name], values, rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(found[modality][name], values, rtol=1e-5, atol=1e-6)
     text = (tmp_path / "foreign" / "manifest.json").read_text(encoding="utf-8")
     assert len(text.splitlines()) < 200, "a list of numbers stays on one line"
 
@@ -186,13 +186,13 @@ def test_a_program_that_knows_only_the_specification(tmp_path):
     for name, array in arrays.items():
         digest.update(f"{name} {array.dtype.str} {array.shape}".encode() + array.tobytes())
     np.savez(out / "index.npz", version=np.int64(1), **arrays)
-    told: dict[str, dict] = {}
+    counted: dict[str, dict] = {}
     for split in splits:
         inside = [s["json"] for s in samples if s["json"]["split"] == split]
         values = [s["value"] for s in inside if "value" in s]
         moments = {"mean": np.mean, "std": np.std, "min": np.min, "max": np.max} if values else {}
         good = sum(s.get("label") == "good" for s in inside)
-        told[split] = {
+        counted[split] = {
             "samples": len(inside),
             "utterances": len(inside),
             "labels": {"mood": {"good": good, "bad": 0}} if good else {},
@@ -208,7 +208,7 @@ def test_a_program_that_knows_only_the_specification(tmp_path):
         "tasks": TASKS,
         "dims": DIMS,
         "languages": ["en"],
-        "splits": told,
+        "splits": counted,
         "shards": [
             {"name": n, "size": (out / n).stat().st_size, "samples": c} for n, c in zip(names, counts, strict=True)
         ],

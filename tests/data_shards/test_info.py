@@ -33,7 +33,7 @@ def test_describe(folder):
     assert 1 <= lengths[0] <= lengths[2] <= lengths[-1] <= 7
     assert lengths == sorted(lengths)
     assert info["ceilings"] is None
-    assert info["features"]["audio"]["padding"] is None, "nothing of it was told by whoever wrote the folder"
+    assert info["features"]["audio"]["padding"] is None, "whoever wrote the folder recorded nothing of it"
 
 
 def test_lengths_are_those_of_samples_that_have_the_modality(folder, sample):

@@ -71,20 +71,20 @@ def test_real_frames_are_kept_whichever_side_is_padded(importer, side, given, tm
     manifest = importer(tmp_path, arrays, list(LENGTHS), padding=side if given else None)
     for row, sample in enumerate(samples_of(tmp_path / "out")):
         np.testing.assert_array_equal(sample.audio, clip(row, LENGTHS[row]))
-    report, told = manifest["source"]["features"]["audio"], manifest["source"]["padding"]["audio"]
+    report, sides = manifest["source"]["features"]["audio"], manifest["source"]["padding"]["audio"]
     clips = 3 if importer is mmsa else 6
     assert report["clips_found"] == clips
     assert report["padding_frames_removed"] == clips // 3 * (3 * TOTAL - sum(LENGTHS))
     assert report["clips_with_frames_outside_their_length_cut"] == 0
     if importer is mmsa:
-        assert told == {"p.pkl": f"{side} (given)" if given else f"{side} (by the zeros of 2 clips)"}
+        assert sides == {"p.pkl": f"{side} (given)" if given else f"{side} (by the zeros of 2 clips)"}
         if not given:
             assert manifest["source"]["padding"]["vision"] == {"p.pkl": "end (by the zeros of 3 clips)"}
     else:  # each file says it for itself, and the test file has no padding
         found = f"{side} (given)" if given else f"{side} (by the zeros of 2 clips)"
-        assert told == {f"meld_{split}.pkl": found for split in (SPLITS if given else SPLITS[:2])}
+        assert sides == {f"meld_{split}.pkl": found for split in (SPLITS if given else SPLITS[:2])}
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("audio: ") and "padded at" in line]
-    assert said == [f"audio: {file} is padded at the {what}" for file, what in told.items()]
+    assert said == [f"audio: {file} is padded at the {what}" for file, what in sides.items()]
 
 
 @pytest.mark.parametrize("side", ["front", "end"])

@@ -1,4 +1,4 @@
-"""Bars for long work: drawn on a terminal only, told where the work is, and never in the work's way."""
+"""Bars for long work: drawn on a terminal only; they follow the work and are never in its way."""
 
 from __future__ import annotations
 

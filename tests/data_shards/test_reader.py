@@ -131,33 +131,33 @@ def test_damaged_index_and_manifest(folder, sample):
     out, other = folder(), folder("other", [sample(0), sample(1)])
     manifest, index = (out / "manifest.json").read_text(encoding="utf-8"), (out / "index.npz").read_bytes()
 
-    def refused(message: str) -> None:
+    def not_opened(message: str) -> None:
         with pytest.raises(ShardError, match=message):
             ShardSet.open([out], "train")
 
     (out / "index.npz").write_bytes(index[: len(index) // 2])
-    refused("not a readable index")
+    not_opened("not a readable index")
     (out / "index.npz").unlink()
-    refused("holds no index.npz")
+    not_opened("holds no index.npz")
     with np.load(io.BytesIO(index)) as columns:
         np.savez(out / "index.npz", **(dict(columns) | {"version": np.int64(99)}))
-        refused("index version is 99; this version reads 1")
+        not_opened("index version is 99; this version reads 1")
         np.savez(out / "index.npz", **(dict(columns) | {"member_offset": columns["member_offset"] + 512}))
-        refused("do not belong together")
+        not_opened("do not belong together")
         names = columns["shard_names"].astype("<U40")
         names[0] = "../toy/test-000000.tar"
         np.savez(out / "index.npz", **(dict(columns) | {"shard_names": names}))
-        refused("is not the name of a shard")
+        not_opened("is not the name of a shard")
     (out / "index.npz").write_bytes(index)
     (out / "manifest.json").write_text(manifest[:-10], encoding="utf-8")
-    refused("not a readable JSON file")
+    not_opened("not a readable JSON file")
     (out / "manifest.json").write_text(manifest.replace('"schema": 1', '"schema": 2'), encoding="utf-8")
-    refused("schema is 2; this version reads 1")
+    not_opened("schema is 2; this version reads 1")
     without = {k: v for k, v in json.loads(manifest).items() if k != "tasks"}
     (out / "manifest.json").write_text(json.dumps(without), encoding="utf-8")
-    refused("lacks tasks")
+    not_opened("lacks tasks")
     shutil.copy(other / "manifest.json", out / "manifest.json")
-    refused("do not belong together")
+    not_opened("do not belong together")
     (out / "manifest.json").write_text(manifest, encoding="utf-8")
     assert len(ShardSet.open([out], "train")) == 18
 

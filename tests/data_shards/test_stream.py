@@ -113,8 +113,8 @@ def test_dealing_by_length_changes_only_who_computes_what(count, seed, global_ba
     shape = {"seed": seed, "global_batch": global_batch, "micro_batch": micro_batch, "world": world}
     ranks = [Stream(numbers, rank=rank, options=StreamOptions(by_length=True), **shape) for rank in range(world)]
     plans = [stream.plan(start) for stream in ranks]
-    dealt = sorted((slot for plan in plans for cut in plan for slot in cut), key=lambda slot: slot.position)
-    assert dealt == ranks[0].global_slots(start)
+    parts = sorted((slot for plan in plans for cut in plan for slot in cut), key=lambda slot: slot.position)
+    assert parts == ranks[0].global_slots(start)
     assert {len(plan) for plan in plans} == {ranks[0].micro_batches}
     shares = [sum(map(len, plan)) for plan in plans]
     assert max(shares) - min(shares) <= 1

@@ -159,7 +159,7 @@ def name(module: str, attribute: str) -> bytes:
 
 
 START = b"\x80\x04"
-HOLLOW = name("numpy.core.multiarray", "_reconstruct") + name("numpy", "ndarray") + b"K\0\x85C\x01b\x87R"
+SHELL = name("numpy.core.multiarray", "_reconstruct") + name("numpy", "ndarray") + b"K\0\x85C\x01b\x87R"
 F4 = name("numpy", "dtype") + text("f4") + b"\x89\x88\x87R"
 OBJECT = name("numpy", "dtype") + text("O8") + b"\x89\x88\x87R"
 NAMES = {
@@ -220,7 +220,7 @@ CASES = {
         "a dtype",
     ),
     "reconstruct another shape": (
-        HOLLOW.replace(b"K\0", b"K\x09") + b".",
+        SHELL.replace(b"K\0", b"K\x09") + b".",
         "a call of 'numpy.core.multiarray._reconstruct'",
     ),
     "dtype with two states": (
@@ -236,26 +236,26 @@ CASES = {
         name("_codecs", "encode") + text("语" * 70_000) + text("latin1") + b"\x86R.",
         "damaged",
     ),
-    "reconstruct a dtype": (HOLLOW.replace(b"ndarray", b"dtype") + b".", "_reconstruct"),
+    "reconstruct a dtype": (SHELL.replace(b"ndarray", b"dtype") + b".", "_reconstruct"),
     "encode to another codec": (name("_codecs", "encode") + text("x") + text("rot13") + b"\x86R.", "'_codecs.encode'"),
     "object scalar": (
         name("numpy.core.multiarray", "scalar") + OBJECT + b"C\x08" + bytes(8) + b"\x86R.",
         "a numpy scalar",
     ),
-    "object array of bytes": (HOLLOW + b"(K\x01K\x01\x85" + OBJECT + b"\x89C\x08" + bytes(8) + b"tb.", "object array"),
-    "object array of dicts": (HOLLOW + b"(K\x01K\x01\x85" + OBJECT + b"\x89]}atb.", "an object array that holds dict"),
+    "object array of bytes": (SHELL + b"(K\x01K\x01\x85" + OBJECT + b"\x89C\x08" + bytes(8) + b"tb.", "object array"),
+    "object array of dicts": (SHELL + b"(K\x01K\x01\x85" + OBJECT + b"\x89]}atb.", "an object array that holds dict"),
     "object buffer": (
         name("numpy.core.numeric", "_frombuffer") + b"(C\x08" + bytes(8) + OBJECT + b"K\x01\x85" + text("C") + b"tR.",
         "a buffer that is not numpy's",
     ),
-    "shape beyond the data": (HOLLOW + b"(K\x01J\xff\xff\xff\x7f\x85" + F4 + b"\x89C\x04aaaatb.", "2147483647"),
-    "negative shape": (HOLLOW + b"(K\x01J\xff\xff\xff\xff\x85" + F4 + b"\x89C\x04aaaatb.", "shape"),
+    "shape beyond the data": (SHELL + b"(K\x01J\xff\xff\xff\x7f\x85" + F4 + b"\x89C\x04aaaatb.", "2147483647"),
+    "negative shape": (SHELL + b"(K\x01J\xff\xff\xff\xff\x85" + F4 + b"\x89C\x04aaaatb.", "shape"),
     "overflowing shape": (
-        HOLLOW + b"(K\x01\x8a\x08" + bytes(7) + b"\x40" + b"K\x08\x86" + F4 + b"\x89C\0tb.",
+        SHELL + b"(K\x01\x8a\x08" + bytes(7) + b"\x40" + b"K\x08\x86" + F4 + b"\x89C\0tb.",
         "4611686018427387904",
     ),
-    "array never filled": (HOLLOW + b".", "without its numbers"),
-    "array filled twice": (HOLLOW + 2 * (b"(K\x01K\x01\x85" + F4 + b"\x89C\x04aaaatb") + b".", "type ndarray"),
+    "array never filled": (SHELL + b".", "without its numbers"),
+    "array filled twice": (SHELL + 2 * (b"(K\x01K\x01\x85" + F4 + b"\x89C\x04aaaatb") + b".", "type ndarray"),
     "long text": (b"X\xff\xff\xff\xffabc.", "4294967295 bytes are declared"),
     "long bytes": (b"\x8e" + b"\xff" * 8 + b"abc.", "bytes are declared"),
     "long byte array": (b"\x96" + b"\xff" * 7 + b"\x7fabc.", "bytes are declared"),
@@ -267,15 +267,11 @@ CASES = {
     "a list in itself": (b"]q\0h\0a.", "deeper than"),
     "key that takes 2**60 steps to hash": (b"})" + b"q\0h\0\x86" * 60 + b"Ns.", "a dict key of type tuple"),
     "one buffer for many arrays": (
-        F4 + b"q\x01" + BUFFER + b"q\x02](" + 5_000 * (HOLLOW + b"(K\x01M\0\x04\x85h\x01\x89h\x02tb") + b"e.",
+        F4 + b"q\x01" + BUFFER + b"q\x02](" + 5_000 * (SHELL + b"(K\x01M\0\x04\x85h\x01\x89h\x02tb") + b"e.",
         "far more than the file",
     ),
     "no characters": (
-        HOLLOW
-        + b"(K\x01K\x01\x85"
-        + name("numpy", "dtype")
-        + text("U1")
-        + b"\x89\x88\x87R\x89C\x04\xff\xff\xff\xfftb.",
+        SHELL + b"(K\x01K\x01\x85" + name("numpy", "dtype") + text("U1") + b"\x89\x88\x87R\x89C\x04\xff\xff\xff\xfftb.",
         "holds neither",
     ),
     "text that is not UTF-8": (b"\x8c\x01\xff.", "damaged"),
@@ -370,7 +366,7 @@ def test_mutated_pickles_load_to_plain_data_or_are_refused_in_one_line(tmp_path)
         *NAMES.values(),
         name("posix", "system") + text(f"touch {canary}") + b"\x85R",
         pickle.dumps(Evil(os.system, f"touch {canary}"), 4)[11:-1],
-        HOLLOW,
+        SHELL,
         F4,
     ]
     loaded, long, slowest, largest = 0, 0, 0.0, 0

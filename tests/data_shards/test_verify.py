@@ -220,8 +220,8 @@ def test_an_index_that_lies_about_a_sample(good):
     manifest = json.loads((good / "manifest.json").read_text(encoding="utf-8"))
     (good / "manifest.json").write_text(json.dumps(manifest | {"index": index.content_hash}), encoding="utf-8")
     key = str(index.key[0])
-    told = int(index.audio_frames[0])
-    what = f"audio_frames is {told - 1}; the index says {told}"
+    claimed = int(index.audio_frames[0])
+    what = f"audio_frames is {claimed - 1}; the index says {claimed}"
     assert [(p.key, p.what) for p in verify(good).problems] == [(key, what)]
 
 
@@ -336,10 +336,10 @@ def test_every_bit_of_a_header_and_of_the_end_counts(good):
     ends = [b for b in (*range(0, 1024), *range(len(data) - 40, len(data))) if b not in payload]
     for at in ends:
         for bit in range(8):
-            told: list[str] = []
+            reported: list[str] = []
             broken = data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :]
-            walk_tar(broken, lambda kind, member, what, told=told: told.append(kind))
-            assert told, f"byte {at}, bit {bit}"
+            walk_tar(broken, lambda kind, member, what, reported=reported: reported.append(kind))
+            assert reported, f"byte {at}, bit {bit}"
 
 
 def test_flips_in_pax_records_are_found_by_the_hash(folder, sample):

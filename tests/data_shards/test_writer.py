@@ -60,14 +60,14 @@ def test_statistics_are_of_every_frame_of_the_training_split_alone(tmp_path, fol
         split = ("train", "train", "valid", "test")[i % 4]
         samples.append(sample(i, split=split, modalities=("text", "audio", "vision"), audio=audio + (split != "train")))
     out = folder(samples=samples)
-    told = json.loads((out / "manifest.json").read_text(encoding="utf-8"))["statistics"]
+    written = json.loads((out / "manifest.json").read_text(encoding="utf-8"))["statistics"]
     for modality in ("audio", "vision"):
         x = np.concatenate([getattr(s, modality) for s in samples if s.split == "train"]).astype(np.float64)
-        assert told[modality]["frames"] == len(x)
-        np.testing.assert_allclose(told[modality]["mean"], x.mean(axis=0), rtol=1e-8)
+        assert written[modality]["frames"] == len(x)
+        np.testing.assert_allclose(written[modality]["mean"], x.mean(axis=0), rtol=1e-8)
         std = np.where(x.min(axis=0) == x.max(axis=0), 0, x.std(axis=0))
-        np.testing.assert_allclose(told[modality]["std"], std, rtol=1e-8)
-    assert told["audio"]["std"][3] == 0.0
+        np.testing.assert_allclose(written[modality]["std"], std, rtol=1e-8)
+    assert written["audio"]["std"][3] == 0.0
 
     # A folder of before has none: it is read all the same, and `egmf shards index --force` adds the same numbers.
     path = out / "manifest.json"
@@ -76,7 +76,7 @@ def test_statistics_are_of_every_frame_of_the_training_split_alone(tmp_path, fol
     path.write_text(json.dumps(manifest), encoding="utf-8")
     assert "statistics" not in ShardSet.open([out], "train").manifests[0]
     assert verify(out).ok
-    assert index_foreign(out, force=True)["statistics"] == told
+    assert index_foreign(out, force=True)["statistics"] == written
 
 
 def test_a_folder_without_training_samples_has_no_statistics(folder, sample):
