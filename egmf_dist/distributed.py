@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from egmf_dist.errors import EgmfError
-from egmf_shards.errors import ShardError
+from egmf_shards import ShardError
 
 T = TypeVar("T")
 

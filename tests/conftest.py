@@ -26,8 +26,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from egmf_shards.format.sample import Sample, Turn
-from egmf_shards.format.task import Task
+from egmf_shards import Sample, Task, Turn
 
 EMOTION = Task(
     name="emotion",

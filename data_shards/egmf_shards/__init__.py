@@ -1,11 +1,13 @@
 """WebDataset shards out of any data set, and samples back in any order, checked, resumable by one integer.
 
 Needs numpy, webdataset (to write) and rich; knows nothing of torch, models or training. Writing: :class:`ShardWriter`,
-:func:`synthesize`, the importers. Reading: :class:`ShardSet`, :class:`Stream`. Looking: :func:`describe`,
-:func:`print_info`, :func:`egmf_shards.check.verify.verify`, :func:`egmf_shards.importers.foreign_tars.index_foreign`.
+:func:`synthesize`, the importers, :func:`index_foreign`. Reading: :class:`ShardSet`, :class:`Stream`. Looking:
+:func:`describe`, :func:`print_info`, :func:`verify`, :func:`print_report`. What else users of a folder may need lies in
+the sub-packages; ``docs/architecture.md`` lists them and has the glossary.
 """
 
 from egmf_shards.check.info import describe, print_info
+from egmf_shards.check.verify import print_report, verify
 from egmf_shards.errors import ShardError
 from egmf_shards.format.sample import FEATURE_MODALITIES, MAX_CONTEXT_TURNS, MODALITIES, SPLITS, Sample, Turn
 from egmf_shards.format.task import CLASSIFICATION, CONVENTIONS, REGRESSION, Task
@@ -17,6 +19,7 @@ from egmf_shards.importers import (
     import_meld,
     import_mmsa,
     import_mse_adapter,
+    index_foreign,
 )
 from egmf_shards.order.permutation import Mixture, Order, Permutation
 from egmf_shards.order.stream import BadSlot, IndexBatch, MicroBatch, Slot, Stream, StreamOptions, partition, sequential
@@ -60,8 +63,11 @@ __all__ = [
     "import_meld",
     "import_mmsa",
     "import_mse_adapter",
+    "index_foreign",
     "partition",
     "print_info",
+    "print_report",
     "sequential",
     "synthesize",
+    "verify",
 ]

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from egmf_shards.format.rules import MAX_CONTEXT_TURNS
+from egmf_shards import MAX_CONTEXT_TURNS
 
 T = TypeVar("T")
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import yaml
 
 from egmf_dist.errors import EgmfError
+from egmf_shards import Task
 from egmf_shards.foreign_files import foreign_file
-from egmf_shards.format.task import Task
 from egmf_shards.messages import json_reason
 
 
 def read_task(path: str | os.PathLike[str]) -> Task:
-    """The task a file defines; its keys are the fields of :class:`egmf_shards.format.task.Task`.
+    """The task a file defines; its keys are the fields of :class:`egmf_shards.Task`.
 
     Raises:
         EgmfError: the file is missing, not UTF-8, not YAML or not a mapping.

@@ -18,8 +18,7 @@ from egmf_dist.data.prompt_ids import Limits, PromptEncoder
 from egmf_dist.data.prompts import answer_index, answer_mark, prompt_pieces, render_answer
 from egmf_dist.data.standardise import Standardisation
 from egmf_dist.errors import EgmfError
-from egmf_shards.format.sample import FEATURE_MODALITIES, Sample
-from egmf_shards.format.task import REGRESSION, Task
+from egmf_shards import FEATURE_MODALITIES, REGRESSION, Sample, Task
 
 MIN_ROOM = 8
 """A prompt must have room for its question and this many more tokens."""

@@ -17,8 +17,7 @@ from egmf_dist.config import DataConfig
 from egmf_dist.data.batch import RaggedBatch
 from egmf_dist.data.collate import Collator
 from egmf_dist.errors import EgmfError
-from egmf_shards import BadSlot, Slot, Stream
-from egmf_shards.errors import ShardError
+from egmf_shards import BadSlot, ShardError, Slot, Stream
 
 
 class Step(NamedTuple):

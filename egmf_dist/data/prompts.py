@@ -16,8 +16,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from egmf_shards.format.sample import Sample
-from egmf_shards.format.task import CLASSIFICATION, Task
+from egmf_shards import CLASSIFICATION, Sample, Task
 
 # Written Chinese has no space between words, so an answer there follows the colon directly; elsewhere a space belongs
 # to the answer: byte-level tokenizers hold " joy" as one token, and the prompt must not end in a lone space.

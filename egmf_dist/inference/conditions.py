@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from egmf_dist.metrics.by_task import HEADLINE
-from egmf_shards.format.sample import MODALITIES
+from egmf_shards import MODALITIES
 
 
 @dataclass(frozen=True)

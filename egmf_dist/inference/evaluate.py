@@ -23,8 +23,7 @@ from egmf_dist.model.identity import backbone_identity
 from egmf_dist.run.folder import Run
 from egmf_dist.run.identity import Identity, check_identity
 from egmf_dist.run.places import Places
-from egmf_shards import ShardSet
-from egmf_shards.format.sample import MODALITIES
+from egmf_shards import MODALITIES, ShardSet
 
 
 def evaluate(

@@ -16,8 +16,7 @@ from egmf_dist import distributed
 from egmf_dist.errors import EgmfError
 from egmf_dist.inference.scorer import Scorer, Scores, score
 from egmf_dist.metrics.by_task import evaluate_task
-from egmf_shards import Sample, ShardSet, Task, sequential
-from egmf_shards.format.task import CLASSIFICATION
+from egmf_shards import CLASSIFICATION, Sample, ShardSet, Task, sequential
 
 Prediction = dict[str, Any]
 """One sample's answer, its ``probabilities`` as a float64 array over the legal answers; :func:`written` rounds them."""

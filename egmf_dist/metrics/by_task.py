@@ -23,7 +23,7 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, mean_abs
 
 from egmf_dist.errors import EgmfError
 from egmf_dist.metrics.collapse import collapse
-from egmf_shards.format.task import CLASSIFICATION, CONVENTIONS, REGRESSION, Task
+from egmf_shards import CLASSIFICATION, CONVENTIONS, REGRESSION, Task
 
 Metrics = dict[str, float | None]
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from egmf_shards.format.task import CLASSIFICATION, Task
+from egmf_shards import CLASSIFICATION, Task
 
 SAME_CLASS_SHARE = 0.99
 """Classification: a larger share of answers in one class is a collapse, unless the truth is that lopsided itself."""

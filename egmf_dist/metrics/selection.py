@@ -9,8 +9,7 @@ import numpy as np
 
 from egmf_dist.errors import EgmfError
 from egmf_dist.metrics.by_task import HEADLINE, LOWER_IS_BETTER, evaluate_task, metric_names
-from egmf_shards import Order, Sample, ShardSet, Task
-from egmf_shards.format.task import CLASSIFICATION
+from egmf_shards import CLASSIFICATION, Order, Sample, ShardSet, Task
 
 UNDEFINED = -1e9
 """The score of a validation whose metric is undefined: the worst."""

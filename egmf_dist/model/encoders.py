@@ -13,7 +13,7 @@ from torch import nn
 
 from egmf_dist.config import ModelConfig
 from egmf_dist.data.batch import RaggedBatch
-from egmf_shards.format.sample import MODALITIES
+from egmf_shards import MODALITIES
 
 
 def sinusoids(position_T: torch.Tensor, width: int) -> torch.Tensor:

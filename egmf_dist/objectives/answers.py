@@ -12,7 +12,7 @@ from torch import nn
 from egmf_dist.config import Config
 from egmf_dist.data.batch import RaggedBatch
 from egmf_dist.objectives.base import LossSums
-from egmf_shards.format.task import CLASSIFICATION, Task
+from egmf_shards import CLASSIFICATION, Task
 
 if TYPE_CHECKING:
     from egmf_dist.model.egmf import EGMF

@@ -31,7 +31,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from egmf_dist.errors import EgmfError
 from egmf_dist.recipes.tiny_corpus import Document, batches, read_sources
-from egmf_shards.format.sample import MAX_CONTEXT_TURNS
+from egmf_shards import MAX_CONTEXT_TURNS
 
 PAD, EOS = "<pad>", "<eos>"
 PAD_ID, EOS_ID = 0, 1

@@ -18,9 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from egmf_dist.data.prompts import answer_index, render_answer, render_prompt
 from egmf_dist.errors import EgmfError
-from egmf_shards.format.sample import Sample
-from egmf_shards.format.task import Task
-from egmf_shards.read.reader import ShardSet
+from egmf_shards import Sample, ShardSet, Task
 
 BUCKET_BATCHES = 16
 """Batches are cut from this many batches' worth of shuffled documents, sorted by length, so little is padding."""

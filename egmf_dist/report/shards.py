@@ -16,11 +16,10 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from egmf_dist.errors import EgmfError
 from egmf_dist.report.style import COLOURS, FIRST_CJK, FONT, GREY, families, new_figure, plain, save, tidy
-from egmf_shards.check.info import LENGTHS, describe, present_lengths, target_values
+from egmf_shards import CLASSIFICATION, MODALITIES, Task, describe
+from egmf_shards.check.info import LENGTHS, present_lengths, target_values
 from egmf_shards.format.index import load_index
 from egmf_shards.format.manifest import read_manifest, tasks_of
-from egmf_shards.format.sample import MODALITIES
-from egmf_shards.format.task import CLASSIFICATION, Task
 from egmf_shards.storage.opening import open_storage
 
 COLUMNS = 3
@@ -66,7 +65,7 @@ def shards_figure(info: dict[str, Any], tasks: dict[str, Task], lengths: Lengths
     """One panel for each task, for each modality's lengths, and for what is missing.
 
     Args:
-        info: of :func:`egmf_shards.check.info.describe`.
+        info: of :func:`egmf_shards.describe`.
         tasks: the manifest's, by name.
         lengths: see :data:`Lengths`.
         values: see :data:`Values`.

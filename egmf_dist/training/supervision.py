@@ -20,8 +20,7 @@ from egmf_dist.data.loader import Step
 from egmf_dist.errors import EgmfError
 from egmf_dist.run.records import Records
 from egmf_dist.training.checkpoint import Progress
-from egmf_shards import BadSlot
-from egmf_shards.errors import ShardError
+from egmf_shards import BadSlot, ShardError
 
 MOST_NAMED = 10
 """Bad samples of one step that get a warning each."""

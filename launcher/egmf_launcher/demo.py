@@ -18,8 +18,7 @@ from egmf_dist.run.folder import Run
 from egmf_launcher.errors import LaunchError
 from egmf_launcher.hostfile import parse_hostfile
 from egmf_launcher.launch import count_gpus
-from egmf_shards import ShardSet
-from egmf_shards.errors import ShardError
+from egmf_shards import ShardError, ShardSet
 from egmf_shards.format.manifest import read_manifest
 
 CONFIG = Path("configs/demo.yaml")
@@ -54,7 +53,7 @@ def prepare(config: Config) -> None:
     if DATA.exists():
         check_data()
     else:
-        from egmf_shards.synthetic.generate import synthesize
+        from egmf_shards import synthesize
 
         print(f"demo: generating {DATA}", flush=True)
         synthesize(DATA, SEED, UTTERANCES, MISSING, NOISE)

@@ -9,7 +9,7 @@ import sys
 import traceback
 
 from egmf_dist.errors import EgmfError
-from egmf_shards.errors import ShardError
+from egmf_shards import ShardError
 
 USER_ERRORS = (EgmfError, ShardError)
 USER_EXIT = 2

@@ -31,8 +31,7 @@ def run_real(data: Path, workers: int = 2) -> None:
     """
     from egmf_dist.config import load_config
     from egmf_dist.recipes.tiny_backbone import train_tiny_backbone
-    from egmf_shards.importers.label_csv import import_label_csv
-    from egmf_shards.importers.meld import import_meld
+    from egmf_shards import import_label_csv, import_meld
 
     meld_source, simsv2_source = data / "meld", data / "simsv2" / "label.csv"
     for needed, what in ((meld_source, "MELD's CSV files"), (simsv2_source, "CH-SIMS v2's label.csv")):

@@ -11,9 +11,8 @@ from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, Tr
 from egmf_dist.jobs import TrainJob
 from egmf_dist.run.folder import Run, open_run
 from egmf_dist.run.records import read_records
-from egmf_shards import ShardSet
+from egmf_shards import ShardSet, synthesize
 from egmf_shards.format.index import load_index
-from egmf_shards.synthetic.generate import synthesize
 
 pytestmark = pytest.mark.distributed
 

@@ -14,8 +14,7 @@ from egmf_dist.jobs import EvaluateJob, TrainJob
 from egmf_dist.model.adapter import TRAINED_FILE
 from egmf_dist.run.folder import Run, open_run
 from egmf_dist.run.records import read_records
-from egmf_shards import ShardSet
-from egmf_shards.synthetic.generate import synthesize
+from egmf_shards import ShardSet, synthesize
 
 pytestmark = pytest.mark.distributed
 

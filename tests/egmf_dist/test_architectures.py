@@ -21,7 +21,7 @@ from egmf_dist.data.run_data import RunData
 from egmf_dist.errors import EgmfError
 from egmf_dist.inference.scorer import SequenceScorer, TreeScorer, choose_scorer
 from egmf_dist.model.backbone import load_tokenizer, read_capabilities
-from egmf_shards.format.sample import Turn
+from egmf_shards import Turn
 
 DIMS = {"audio": 6, "vision": 5}
 MIXED = ["sliding_attention", "full_attention"]
@@ -357,7 +357,7 @@ def test_a_question_that_does_not_fit_is_refused(load, tasks):
 
 def test_train_resume_evaluate(families, tmp_path, run_ranks):
     """The whole way through DeepSpeed for every family, in one process: 4 steps, the last 2 once more, evaluation."""
-    from egmf_shards.synthetic.generate import synthesize
+    from egmf_shards import synthesize
 
     data = tmp_path / "data"
     synthesize(data, 0, 64, 0.1, 0.01)

@@ -11,7 +11,7 @@ from sklearn.metrics import f1_score
 
 from egmf_dist.errors import EgmfError
 from egmf_dist.metrics.by_task import evaluate_task, score_classification, score_regression
-from egmf_shards.format.task import Task
+from egmf_shards import Task
 
 LABELS = ("neutral", "surprise", "joy")
 EMOTION = Task(

@@ -9,7 +9,7 @@ import pytest
 from egmf_dist.data.prompt_ids import PromptEncoder
 from egmf_dist.data.prompts import prompt_pieces, render_prompt
 from egmf_dist.errors import EgmfError
-from egmf_shards.format.sample import Turn
+from egmf_shards import Turn
 
 
 @pytest.fixture(scope="module")

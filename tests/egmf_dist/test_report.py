@@ -19,7 +19,7 @@ from egmf_dist.report.gates import gates_figure, true_class
 from egmf_dist.report.read import read_run
 from egmf_dist.report.style import save
 from egmf_dist.report.write import figures, run_labels
-from egmf_shards.format.task import Task
+from egmf_shards import Task
 
 LABELS = ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger")
 EMOTION = Task(name="emotion", kind="classification", questions={"en": "?"}, labels=LABELS, answers={"en": LABELS})

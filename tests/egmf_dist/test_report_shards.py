@@ -12,8 +12,8 @@ from matplotlib.patches import StepPatch
 from egmf_dist.errors import EgmfError
 from egmf_dist.report import shards, style
 from egmf_dist.report.shards import shards_figure, write_shards_picture
-from egmf_shards import Sample, ShardError, ShardWriter, Task
-from egmf_shards.check.info import LENGTHS, describe, present_lengths, target_values
+from egmf_shards import Sample, ShardError, ShardWriter, Task, describe
+from egmf_shards.check.info import LENGTHS, present_lengths, target_values
 from egmf_shards.format.index import load_index
 from egmf_shards.format.manifest import read_manifest, tasks_of
 

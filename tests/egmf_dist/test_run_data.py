@@ -13,8 +13,7 @@ from egmf_dist.data.run_data import open_split, open_stream
 from egmf_dist.errors import EgmfError
 from egmf_dist.inference import score
 from egmf_dist.run.folder import Run, check_run, open_run
-from egmf_shards import ShardError
-from egmf_shards.synthetic.generate import synthesize
+from egmf_shards import ShardError, synthesize
 
 
 @pytest.fixture(scope="module")

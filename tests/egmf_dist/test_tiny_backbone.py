@@ -14,11 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from egmf_dist.errors import EgmfError
 from egmf_dist.recipes.tiny_backbone import EOS_ID, TinySettings, pretrain, train_tiny_backbone, train_tokenizer
 from egmf_dist.recipes.tiny_corpus import Document, batches, read_sources, render_documents, shuffled_answers
-from egmf_shards.errors import ShardError
-from egmf_shards.format.sample import Sample, Turn
-from egmf_shards.format.task import Task
-from egmf_shards.read.reader import ShardSet
-from egmf_shards.synthetic.generate import synthesize
+from egmf_shards import Sample, ShardError, ShardSet, Task, Turn, synthesize
 
 EMOTION = Task(
     name="emotion",

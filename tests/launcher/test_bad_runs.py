@@ -21,11 +21,7 @@ from egmf_dist.run.folder import Run, check_run, discard_unused, open_run
 from egmf_dist.run.identity import Identity
 from egmf_launcher import demo, launch
 from egmf_launcher.cli import main
-from egmf_shards import ShardSet
-from egmf_shards.format.sample import Sample
-from egmf_shards.format.task import Task
-from egmf_shards.synthetic.generate import synthesize
-from egmf_shards.write.writer import ShardWriter
+from egmf_shards import Sample, ShardSet, ShardWriter, Task, synthesize
 
 
 @pytest.fixture(scope="module")

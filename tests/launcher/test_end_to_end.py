@@ -16,7 +16,7 @@ import psutil
 import pytest
 import yaml
 
-from egmf_shards.synthetic.generate import synthesize
+from egmf_shards import synthesize
 
 pytestmark = pytest.mark.distributed
 

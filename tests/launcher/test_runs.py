@@ -24,7 +24,7 @@ from egmf_dist.config import load_config
 from egmf_dist.run.folder import Run
 from egmf_dist.run.records import read_records
 from egmf_launcher.cli import main
-from egmf_shards.synthetic.generate import synthesize
+from egmf_shards import synthesize
 
 pytestmark = pytest.mark.distributed
 

@@ -1,7 +1,8 @@
-"""Published data sets' own files, and one's own, to shards. Each importer returns the written manifest."""
+"""Published data sets' own files, one's own, and other programs' tars to shards. Each returns the written manifest."""
 
 from egmf_shards.importers.cherma import import_cherma
 from egmf_shards.importers.csd import import_csd
+from egmf_shards.importers.foreign_tars import index_foreign
 from egmf_shards.importers.jsonl import import_jsonl
 from egmf_shards.importers.label_csv import import_label_csv
 from egmf_shards.importers.meld import import_meld
@@ -16,4 +17,5 @@ __all__ = [
     "import_meld",
     "import_mmsa",
     "import_mse_adapter",
+    "index_foreign",
 ]

@@ -25,7 +25,7 @@ from egmf_dist.config import ModelConfig
 from egmf_dist.data.batch import RaggedBatch
 from egmf_dist.model.fusion.base import Fused
 from egmf_dist.model.fusion.experts import AttentionExperts, LocalExpert
-from egmf_shards.format.sample import MODALITIES
+from egmf_shards import MODALITIES
 
 
 class GateContext(nn.Module):

@@ -13,7 +13,7 @@ from torch import nn
 
 import egmf_kernels
 from egmf_dist.config import ModelConfig
-from egmf_shards.format.sample import MODALITIES
+from egmf_shards import MODALITIES
 
 
 class LocalExpert(nn.Module):
