@@ -41,7 +41,7 @@ def real(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
 
 def shards_synth(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
     """Generate shards."""
-    from egmf_shards.synthetic.generate import synthesize
+    from egmf_shards import synthesize
 
     synthesize(options.out, options.seed, options.samples, options.missing)
     return 0
@@ -49,7 +49,7 @@ def shards_synth(options: jsonargparse.Namespace, arguments: Sequence[str]) -> i
 
 def shards_import_meld(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
     """MELD's CSV files to shards."""
-    from egmf_shards.importers.meld import import_meld
+    from egmf_shards import import_meld
 
     import_meld(options.source, options.out, options.audio, options.vision)
     return 0
@@ -71,7 +71,7 @@ def _task_options(options: jsonargparse.Namespace) -> TaskOptions:
 
 def shards_import_label_csv(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
     """A CH-SIMS label.csv to shards."""
-    from egmf_shards.importers.label_csv import import_label_csv
+    from egmf_shards import import_label_csv
 
     import_label_csv(
         options.source,
@@ -87,7 +87,7 @@ def shards_import_label_csv(options: jsonargparse.Namespace, arguments: Sequence
 
 def shards_import_mmsa(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
     """An MMSA feature pickle to shards."""
-    from egmf_shards.importers.mmsa import import_mmsa
+    from egmf_shards import import_mmsa
 
     import_mmsa(
         options.source,
@@ -103,7 +103,7 @@ def shards_import_mmsa(options: jsonargparse.Namespace, arguments: Sequence[str]
 
 def shards_import_csd(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
     """CMU-MultimodalSDK's computational sequences to shards."""
-    from egmf_shards.importers.csd import import_csd
+    from egmf_shards import import_csd
 
     import_csd(
         options.source,
@@ -122,7 +122,7 @@ def shards_import_csd(options: jsonargparse.Namespace, arguments: Sequence[str])
 
 def shards_import_mse_adapter(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
     """MSE-Adapter's pickles to shards."""
-    from egmf_shards.importers.mse_adapter import import_mse_adapter
+    from egmf_shards import import_mse_adapter
 
     import_mse_adapter(options.source, options.out, options.dataset, options.padding)
     return 0
@@ -130,7 +130,7 @@ def shards_import_mse_adapter(options: jsonargparse.Namespace, arguments: Sequen
 
 def shards_import_cherma(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
     """CHERMA's own layout to shards."""
-    from egmf_shards.importers.cherma import import_cherma
+    from egmf_shards import import_cherma
 
     import_cherma(options.source, options.out, options.modality_labels)
     return 0
@@ -139,7 +139,7 @@ def shards_import_cherma(options: jsonargparse.Namespace, arguments: Sequence[st
 def shards_import_jsonl(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
     """One's own JSONL to shards."""
     from egmf_dist.config.task_file import read_task
-    from egmf_shards.importers.jsonl import import_jsonl
+    from egmf_shards import import_jsonl
 
     task = read_task(options.task)
     import_jsonl(options.source, options.out, options.dataset, task, options.audio, options.vision)
@@ -148,7 +148,7 @@ def shards_import_jsonl(options: jsonargparse.Namespace, arguments: Sequence[str
 
 def shards_info(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
     """What a folder of shards holds."""
-    from egmf_shards.check.info import print_info
+    from egmf_shards import print_info
 
     print_info(options.folder)
     if options.plot is not None:
@@ -166,14 +166,14 @@ def _local(folder: str, verb: str) -> str:
 
 def shards_verify(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
     """Read everything and say what is wrong."""
-    from egmf_shards.check.verify import print_report, verify
+    from egmf_shards import print_report, verify
 
     return print_report(verify(_local(options.folder, "shards verify")))
 
 
 def shards_index(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
     """Index and manifest for somebody else's tars."""
-    from egmf_shards.importers.foreign_tars import index_foreign
+    from egmf_shards import index_foreign
 
     index_foreign(_local(options.folder, "shards index"), options.tasks, options.force)
     return 0
