@@ -21,8 +21,11 @@ from egmf_shards.importers import (
     import_mse_adapter,
     index_foreign,
 )
-from egmf_shards.order.permutation import Mixture, Order, Permutation
-from egmf_shards.order.stream import BadSlot, IndexBatch, MicroBatch, Slot, Stream, StreamOptions, partition, sequential
+from egmf_shards.order.mixture import Mixture
+from egmf_shards.order.order import Order, Slot
+from egmf_shards.order.partition import IndexBatch, partition, sequential
+from egmf_shards.order.permutation import Permutation
+from egmf_shards.order.stream import BadSlot, MicroBatch, Stream, StreamOptions
 from egmf_shards.read.packed import BadSample, Packed
 from egmf_shards.read.reader import ShardSet
 from egmf_shards.storage.base import StorageOptions

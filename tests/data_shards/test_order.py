@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from egmf_shards import Mixture, Order, Permutation, ShardError
-from egmf_shards.order.permutation import BlockPermutation, quotas
+from egmf_shards.order.mixture import quotas
+from egmf_shards.order.permutation import BlockPermutation
 
 
 @pytest.mark.parametrize("n", [*range(1, 70), 1000, 4095, 4096, 4097, 99_991])

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from egmf_shards import ShardError, ShardSet, Slot, Stream, StreamOptions, partition, sequential
-from egmf_shards.order.stream import partition_by_length
+from egmf_shards.order.partition import partition_by_length
 
 
 class Numbers:

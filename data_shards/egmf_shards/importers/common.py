@@ -13,7 +13,7 @@ from egmf_shards.errors import ShardError
 from egmf_shards.format.rules import KEY
 from egmf_shards.format.sample import Sample
 from egmf_shards.importers.keys import Name
-from egmf_shards.importers.report import say
+from egmf_shards.importers.report import print_summary
 from egmf_shards.messages import json_reason, shown
 from egmf_shards.write.writer import ShardWriter
 
@@ -106,6 +106,6 @@ def not_a_number(where: str, column: str, value: Any) -> ShardError:
 
 
 def done(writer: ShardWriter) -> dict[str, Any]:
-    """The manifest of a writer that is finished, said aloud."""
-    say(writer.manifest)
+    """The manifest of a writer that is finished; a summary of it is printed."""
+    print_summary(writer.manifest)
     return writer.manifest

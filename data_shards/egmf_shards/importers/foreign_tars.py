@@ -23,7 +23,7 @@ from egmf_shards.format.index_build import build_index
 from egmf_shards.format.manifest import MANIFEST_NAME, MAX_DEPTH, levels, parse_json, tasks_of, write_manifest
 from egmf_shards.format.tar_walk import walk_tar
 from egmf_shards.format.task import Task
-from egmf_shards.importers.report import say
+from egmf_shards.importers.report import print_summary
 from egmf_shards.messages import one_line
 from egmf_shards.progress import progress
 from egmf_shards.write.writer import ShardWriter
@@ -80,7 +80,7 @@ def index_foreign(
         raise ShardError(f"{path}: its tars hold no sample")
     manifest = ledger.manifest_for(index, scan.hashes)
     _place(path, index, manifest)
-    say(manifest)
+    print_summary(manifest)
     return manifest
 
 

@@ -1,4 +1,4 @@
-"""What an importer says when it is done: how many samples, what was missing, what was repaired or guessed."""
+"""What an importer prints when it is done: how many samples, what was missing, what was repaired or guessed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 
-def say(manifest: dict[str, Any]) -> None:
+def print_summary(manifest: dict[str, Any]) -> None:
     """Lines on standard error: one per import, some per feature modality, one per modality with labels of its own."""
     counts = ", ".join(f"{split} {data['samples']}" for split, data in manifest["splits"].items())
     source = manifest["source"]

@@ -1,8 +1,7 @@
 """The order of samples inside an epoch: a permutation that is computed, not stored.
 
-Position p of a run means: epoch ``p // n``, place ``p % n``; which sample is there is a keyed bijection of the
-place. So the state of a data stream is one integer, any position is reached at once, and no process holds O(n)
-numbers.
+Which sample is at a place of an epoch is a keyed bijection of the place: any place is reached at once, and no process
+holds O(n) numbers.
 
 The bijection is a Feistel network on the rectangle ``Z_a x Z_b`` with ``a = ceil(sqrt n)``, ``b = ceil(n / a)``: each
 round adds a hash of one half to the other, modulo its size, which is invertible whatever the hash. The rectangle has
@@ -15,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -104,140 +103,10 @@ def permutation(n: int, *key: int | str) -> Permutation:
     return Permutation(n, *key)
 
 
-@lru_cache(maxsize=8)
-def _epoch_permutation(n: int, block: int, window: int, *key: int | str) -> Permutation | BlockPermutation:
-    return BlockPermutation(n, block, window, *key) if block else permutation(n, *key)
-
-
-# Places that are permuted together: for a batch of 32 the arithmetic costs less than calling it does.
-_CHUNK = 2048
-
-
-@lru_cache(maxsize=16)
-def _chunk_of_places(chunk: int, n: int, block: int, window: int, *key: int | str) -> np.ndarray:
-    """The sample numbers at places ``chunk * _CHUNK`` and on, of an epoch."""
-    places = np.arange(chunk * _CHUNK, min((chunk + 1) * _CHUNK, n))
-    return _epoch_permutation(n, block, window, *key)(places)
-
-
-def _alike(values: np.ndarray) -> Iterator[tuple[int, slice | np.ndarray]]:
+def by_value(values: np.ndarray) -> Iterator[tuple[int, slice | np.ndarray]]:
     """Each value of ``values`` once, and its places; mostly there is only one."""
     if values.size and values.min() == values.max():
         yield int(values[0]), slice(None)
         return
     for value in np.unique(values).tolist():
         yield value, values == value
-
-
-class Order:
-    """The endless sequence of sample numbers of a run: epoch after epoch, each a permutation of its own.
-
-    Args:
-        n: samples of an epoch.
-        seed: the run's.
-        index_hash: what the permutations depend on beside seed and epoch.
-        block: samples of a block that is read as a whole (:class:`BlockPermutation`); 0 mixes everything with
-            everything.
-        window: blocks that are mixed with each other.
-    """
-
-    def __init__(self, n: int, seed: int, index_hash: str, block: int = 0, window: int = 64) -> None:
-        if n < 1:
-            raise ShardError(f"an order of {n} samples: at least 1 sample is needed")
-        self.n = n
-        self.seed = seed
-        self.index_hash = index_hash
-        self.block, self.window = block, window
-
-    def epoch(self, position: int) -> int:
-        """The epoch that ``position`` belongs to."""
-        return position // self.n
-
-    def index(self, position: int) -> int:
-        """The sample number at ``position`` (from 0, over the whole run)."""
-        return int(self.indices(position, 1)[0])
-
-    def indices(self, position: int, count: int) -> np.ndarray:
-        """int64 ``[count]``: the sample numbers from ``position`` on; may cross an epoch's end."""
-        return self.at(np.arange(position, position + count))[0]
-
-    def at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Sample numbers and epochs, int64 ``[P]`` each, of the int ``positions`` ``[P]``."""
-        if positions.size and positions.min() < 0:
-            raise ShardError(f"position is {positions.min()}; positions count samples from 0")
-        epochs, places = np.divmod(positions.astype(np.int64), self.n)
-        indices = np.empty_like(places)
-        for epoch, own in _alike(epochs):
-            indices[own] = self._of_epoch(epoch, places[own])
-        return indices, epochs
-
-    def _of_epoch(self, epoch: int, places: np.ndarray) -> np.ndarray:
-        key = (self.n, self.block, self.window, self.seed, epoch, self.index_hash)
-        if places.size > _CHUNK:
-            return _epoch_permutation(*key)(places)
-        chunks, offsets = np.divmod(places, _CHUNK)
-        numbers = np.empty_like(offsets)
-        for chunk, same in _alike(chunks):
-            numbers[same] = _chunk_of_places(chunk, *key)[offsets[same]]
-        return numbers
-
-
-class Mixture:
-    """Several orders in fixed proportions: every run of :data:`SLOTS` positions holds the same number of each.
-
-    Which of them holds which is shuffled anew for each run of slots. An order's own position follows by arithmetic, so
-    each data set is seen exactly once per its own epoch, however long the others are.
-
-    Args:
-        orders: one a data set; data set d's sample numbers begin where those of d - 1 end.
-        weights: one a data set, above 0; only their proportions count.
-        seed: the run's.
-        index_hash: as an :class:`Order`'s.
-
-    Raises:
-        ShardError: not one weight a data set, one that is not above 0, or so small that it gets no slot.
-    """
-
-    SLOTS = 1000
-
-    def __init__(self, orders: Sequence[Order], weights: Sequence[float], seed: int, index_hash: str) -> None:
-        self.orders, self.seed, self.index_hash = list(orders), seed, index_hash
-        self.quotas = quotas(weights, len(orders), self.SLOTS)
-        self._slots = np.concatenate([[0], np.cumsum(self.quotas)])
-        self._first = np.concatenate([[0], np.cumsum([order.n for order in orders])])
-
-    def at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """As :meth:`Order.at`; the epochs are those of each sample's own data set."""
-        if positions.size and positions.min() < 0:
-            raise ShardError(f"position is {positions.min()}; positions count samples from 0")
-        rounds, places = np.divmod(positions.astype(np.int64), self.SLOTS)
-        slots = np.empty_like(places)
-        for number, own in _alike(rounds):
-            slots[own] = permutation(self.SLOTS, self.seed, "mixture", number, self.index_hash)(places[own])
-        which = np.searchsorted(self._slots, slots, side="right") - 1
-        indices, epochs = np.empty_like(places), np.empty_like(places)
-        for d, order in enumerate(self.orders):
-            own = which == d
-            if own.any():
-                numbers, epochs[own] = order.at(rounds[own] * self.quotas[d] + slots[own] - self._slots[d])
-                indices[own] = numbers + self._first[d]
-        return indices, epochs
-
-
-def quotas(weights: Sequence[float], count: int, slots: int) -> list[int]:
-    """``slots`` divided in proportion to ``weights`` by the largest remainders.
-
-    Raises:
-        ShardError: not ``count`` weights, one that is not a number above 0, or one that gets no slot.
-    """
-    if len(weights) != count:
-        raise ShardError(f"{len(weights)} weights for {count} folders of shards; one a folder is needed")
-    if not all(math.isfinite(w) and w > 0 for w in weights):
-        raise ShardError(f"weights are {list(weights)}; numbers above 0 are needed")
-    exact = np.asarray(weights, dtype=np.float64) / sum(weights) * slots
-    shares = np.floor(exact).astype(np.int64)
-    for d in np.argsort(-(exact - shares), kind="stable")[: slots - int(shares.sum())]:
-        shares[d] += 1
-    if shares.min() < 1:
-        raise ShardError(f"weights are {list(weights)}; the smallest must be at least 1/{slots} of their sum")
-    return [int(s) for s in shares]

@@ -1,7 +1,7 @@
 """Who reads which sample when: a pure function of one integer, the position.
 
 Position p counts samples over the whole run. The global batch at p is the slots p, p+1, ..., p+G-1 of an endless
-order (:mod:`egmf_shards.order.permutation`), so it is always full and may cross an epoch's end, and each sample comes
+order (:mod:`egmf_shards.order.order`), so it is always full and may cross an epoch's end, and each sample comes
 exactly once per epoch. A rank computes a contiguous part of it, cut into micro-batches.
 
 Invariants: the sequence of global batches does not depend on the number of ranks or the micro-batch; parts differ by
@@ -19,19 +19,10 @@ import numpy as np
 
 from egmf_shards.errors import ShardError
 from egmf_shards.format.sample import Sample
-from egmf_shards.order.permutation import Mixture, Order
+from egmf_shards.order.mixture import Mixture
+from egmf_shards.order.order import Order, Slot
+from egmf_shards.order.partition import partition, partition_by_length
 from egmf_shards.read.reader import ShardSet
-
-
-@dataclass(frozen=True)
-class Slot:
-    """One place of the run and the sample that is read there."""
-
-    position: int
-    """Counts samples over the whole run, from 0."""
-    epoch: int
-    index: int
-    """The sample's number in the shard set."""
 
 
 @dataclass(frozen=True)
@@ -53,47 +44,6 @@ class MicroBatch:
     weights: list[float]
     """1.0 for a real entry, 0.0 for a filler or a bad sample, which must not count."""
     bad: list[BadSlot]
-
-
-@dataclass(frozen=True)
-class IndexBatch:
-    """One batch of an evaluation on one rank: sample numbers, and 1.0 for a real entry or 0.0 for a filler."""
-
-    indices: list[int]
-    weights: list[float]
-
-
-def partition(count: int, rank: int, world: int) -> range:
-    """The contiguous part of ``range(count)`` that is ``rank``'s; parts differ by at most one, the first are longer.
-
-    Raises:
-        ShardError: ``rank`` is not one of ``world`` ranks.
-    """
-    if not 0 <= rank < world:
-        raise ShardError(f"rank is {rank} of {world}; ranks count from 0 to the number of ranks - 1")
-    size, extra = divmod(count, world)
-    start = rank * size + min(rank, extra)
-    return range(start, start + size + (rank < extra))
-
-
-def sequential(count: int, rank: int, world: int, batch: int) -> list[IndexBatch]:
-    """An evaluation's batches on ``rank``: every number below ``count`` exactly once over all ranks, in order.
-
-    Every rank gets as many batches, of the same sizes (at most ``batch`` entries), so that whoever cuts a batch further
-    cuts alike on all of them. What is missing in a rank's last batch are fillers of weight 0: the rank's first sample,
-    or sample 0 where the rank has none.
-    """
-    if batch < 1:
-        raise ShardError(f"the batch is {batch}; at least 1 is needed")
-    own = partition(count, rank, world)
-    filler = own[0] if own else 0
-    longest = len(partition(count, 0, world))
-    batches = []
-    for first in range(0, longest, batch):
-        real = list(own[first : first + batch])
-        fillers = min(batch, longest - first) - len(real)
-        batches.append(IndexBatch(real + [filler] * fillers, [1.0] * len(real) + [0.0] * fillers))
-    return batches
 
 
 @dataclass(frozen=True)
@@ -199,26 +149,6 @@ class Stream:
                 first = batches[0]
                 batches.append(MicroBatch(first.samples[:1], first.slots[:1], [0.0], []))
         return batches
-
-
-def partition_by_length(slots: Sequence[Slot], lengths: np.ndarray, rank: int, world: int) -> list[Slot]:
-    """``rank``'s part of a global batch, longest first.
-
-    Sorted by length, the slots go to the ranks in rounds whose direction alternates: 0, 1, ..., n - 1, n - 1, ..., 0.
-
-    Depends on the slots and the index's lengths alone. Parts differ by at most one slot.
-
-    Args:
-        slots: the global batch.
-        lengths: int ``[samples]``, by sample number.
-        rank: from 0.
-        world: the number of ranks.
-    """
-    longest_first = sorted(slots, key=lambda slot: (-int(lengths[slot.index]), slot.position))
-    rounds = [longest_first[i : i + world] for i in range(0, len(slots), world)]
-    # Only whole rounds are reversed: in the last one the first ranks take what is left, as :func:`partition` does.
-    ordered = [taken[::-1] if i % 2 and len(taken) == world else taken for i, taken in enumerate(rounds)]
-    return [taken[rank] for taken in ordered if rank < len(taken)]
 
 
 def _lengths(shards: ShardSet) -> np.ndarray:
