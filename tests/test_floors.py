@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Bottom first; what stands in one line does not know the rest of it. A name is a folder of the package or a module
+# Bottom first; names in one line do not import each other. A name is a folder of the package or a module
 # beside them. The package's own ``__init__`` may import all.
 FLOORS = {
     "egmf_dist": """
@@ -54,16 +54,33 @@ def floors_of(table: str) -> dict[str, int]:
     return {name: floor for floor, line in enumerate(table.split("\n")) for name in line.split()}
 
 
-def runtime_imports(tree: ast.AST) -> Iterator[ast.ImportFrom | ast.Import]:
-    """Every import but those under ``if TYPE_CHECKING``."""
+def runtime_imports(tree: ast.AST) -> Iterator[ast.ImportFrom | ast.Import | ast.Call]:
+    """Every import but those under ``if TYPE_CHECKING``; ``importlib.import_module("...")`` is one, too."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             yield node
-        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            for other in node.orelse:
-                yield from runtime_imports(ast.Module([other], []))
+        elif isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            yield from runtime_imports(ast.Module(node.orelse, []))
         else:
+            name = ast.unparse(node.func).rpartition(".")[2] if isinstance(node, ast.Call) else ""
+            if isinstance(node, ast.Call) and name in ("import_module", "__import__") and node.args:
+                yield node
             yield from runtime_imports(node)
+
+
+def named_in(node: ast.ImportFrom | ast.Import | ast.Call, module: str, known: dict[str, Path]) -> list[str]:
+    """The modules that one import in ``module`` names; a relative one is resolved."""
+    if isinstance(node, ast.Call):
+        first = node.args[0]
+        return [first.value] if isinstance(first, ast.Constant) and isinstance(first.value, str) else []
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    source = node.module or ""
+    if node.level:
+        folder = module.split(".") if known[module].name == "__init__.py" else module.split(".")[:-1]
+        source = ".".join([*folder[: len(folder) - node.level + 1], *source.split(".")]).rstrip(".")
+    within = [f"{source}.{alias.name}" for alias in node.names]
+    return [name if name in known else source for name in within]
 
 
 def modules_of(folder: Path) -> dict[str, Path]:
@@ -80,13 +97,8 @@ def edges_of(folder: Path) -> dict[str, set[str]]:
     known = modules_of(folder)
     edges: dict[str, set[str]] = {}
     for name, path in known.items():
-        meant: list[str] = []
-        for node in runtime_imports(ast.parse(path.read_text(encoding="utf-8"), str(path))):
-            if isinstance(node, ast.Import):
-                meant += [alias.name for alias in node.names]
-            elif node.module and node.level == 0:
-                within = [f"{node.module}.{alias.name}" for alias in node.names]
-                meant += [module if module in known else node.module for module in within]
+        tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+        meant = {module for node in runtime_imports(tree) for module in named_in(node, name, known)}
         edges[name] = {module for module in meant if module in known} - {name}
     return edges
 
@@ -158,6 +170,15 @@ TREE = {
     [
         ("low/b.py", "def f():\n    from p.high import c", "p.low.b imports p.high.c"),
         ("low/b.py", "import p.high.c", "p.low.b imports p.high.c"),
+        ("low/b.py", "from ..high import c", "p.low.b imports p.high.c"),
+        ("low/b.py", "from ..high.c import x", "p.low.b imports p.high.c"),
+        ("low/__init__.py", "from ..high import c", "p.low imports p.high.c"),
+        ("base.py", "from .low import a", "p.base imports p.low.a"),
+        ("low/b.py", "from .a import x", None),
+        ("low/b.py", "import importlib\nimportlib.import_module('p.high.c')", "p.low.b imports p.high.c"),
+        ("low/b.py", "def f():\n    g(__import__('p.high.c'))", "p.low.b imports p.high.c"),
+        ("low/b.py", "if not TYPE_CHECKING:\n    import p.high.c", "p.low.b imports p.high.c"),
+        ("low/b.py", "if TYPE_CHECKING:\n    pass\nelse:\n    import p.high.c", "p.low.b imports p.high.c"),
         ("low/b.py", "from p import d", "p.low.b imports p whole"),
         ("base.py", "from p.low.a import x", "p.base imports p.low.a"),
         ("low/a.py", "from p.low.b import x", "circle: p.low.b -> p.low.a -> p.low.b"),
