@@ -16,6 +16,7 @@ from egmf_dist.config.schema import Config
 from egmf_dist.errors import EgmfError
 from egmf_dist.files import write_text
 from egmf_dist.formats import KEY, check_format, stamped
+from egmf_shards.messages import unbroken
 
 DIRECTORY = "directory"
 """Key of a run's ``config.yaml``: the folder in which its relative paths start."""
@@ -47,7 +48,7 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         parser.parse_object(sections)
     except (jsonargparse.ArgumentError, TypeError) as error:  # TypeError: a key that is no string
-        raise EgmfError(f"config {path}: {one_line(error)}") from error
+        raise EgmfError(f"config {path}: {unbroken(str(error))}") from error
     return sections
 
 
@@ -68,7 +69,7 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[Any, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}" if mark is not None else ""
-        reason = getattr(error, "problem", None) or one_line(error)
+        reason = getattr(error, "problem", None) or unbroken(str(error))
         raise EgmfError(f"config {path}{place}: not YAML ({reason})") from error
     if not isinstance(sections, dict):
         found = "is empty" if sections is None else f"holds a {type(sections).__name__}"
@@ -115,7 +116,7 @@ def config_from_dict(sections: Mapping[str, Any]) -> Config:
     try:
         config: Config = parser.instantiate(parser.parse_object({"config": dict(sections)}))["config"]
     except jsonargparse.ArgumentError as error:
-        raise EgmfError(f"config: {one_line(error)}") from error
+        raise EgmfError(f"config: {unbroken(str(error))}") from error
     check_config(config)
     return config
 
@@ -131,7 +132,7 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     try:
         namespace = parser.parse_args(["--config", os.fspath(path), *overrides])
     except jsonargparse.ArgumentError as error:
-        raise EgmfError(one_line(error)) from error
+        raise EgmfError(unbroken(str(error))) from error
     return config_from_namespace(namespace)
 
 
@@ -157,11 +158,6 @@ def read_directory(path: str | os.PathLike[str]) -> Path | None:
     """
     found = read_yaml(path).get(DIRECTORY)
     return Path(found) if isinstance(found, str) else None
-
-
-def one_line(error: Exception) -> str:
-    """The parser's message without its line breaks."""
-    return " ".join(str(error).split())
 
 
 def dump_config(config: Config, path: str | os.PathLike[str], directory: str | os.PathLike[str] | None = None) -> None:
