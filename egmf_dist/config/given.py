@@ -98,7 +98,7 @@ class SomeSettings:
                 values: dict[str, Any] = {"type": hint | None}
                 if get_origin(hint) is Literal:
                     values = {"choices": list(get_args(hint))}
-                plain = unbroken(text.replace("`", "").replace("%", "%%"))
+                plain = unbroken(text.replace("`", ""))
                 parser.add_argument(f"--{section}.{setting.name}", default=None, help=plain, **values)
 
     @classmethod

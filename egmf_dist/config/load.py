@@ -13,6 +13,7 @@ import yaml
 
 from egmf_dist.config.check import check_config
 from egmf_dist.config.schema import Config
+from egmf_dist.config.yaml_file import parse_yaml
 from egmf_dist.errors import EgmfError
 from egmf_dist.files import write_text
 from egmf_dist.formats import KEY, check_format, stamped
@@ -59,18 +60,11 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[Any, Any]:
         EgmfError: the file is missing, not YAML in UTF-8 or not a mapping, or a later version wrote it.
     """
     try:
-        sections = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        sections = parse_yaml(path, "config")
     except (FileNotFoundError, IsADirectoryError) as error:
         raise EgmfError(f"config {path}: no such file; give a YAML file such as configs/demo.yaml") from error
     except OSError as error:
         raise EgmfError(f"config {path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise EgmfError(f"config {path}: not a UTF-8 text file ({error.reason} at byte {error.start})") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f", line {mark.line + 1}" if mark is not None else ""
-        reason = getattr(error, "problem", None) or unbroken(str(error))
-        raise EgmfError(f"config {path}{place}: not YAML ({reason})") from error
     if not isinstance(sections, dict):
         found = "is empty" if sections is None else f"holds a {type(sections).__name__}"
         names = ", ".join(Config.__dataclass_fields__)

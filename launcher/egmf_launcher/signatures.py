@@ -53,7 +53,7 @@ class Option:
         """Give the parser this option."""
         dashed = f"--{self.name.replace('_', '-')}"
         names = [self.name] if self.positional else list(dict.fromkeys([dashed, f"--{self.name}"]))
-        how: dict[str, Any] = {"help": self.help.replace("%", "%%")}
+        how: dict[str, Any] = {"help": self.help}
         if self.hint is bool:
             parser.add_argument(*names, action="store_true", **how)
             return
