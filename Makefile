@@ -18,7 +18,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 demo: install            ## data and backbone, training on 2 ZeRO-3 ranks under Ray, evaluation, pictures
 	$(BIN)/egmf demo
 
-real: install            ## the same road on MELD's and SIMS-V2's real text: make real DATA=DIR
+real: install            ## the same steps on MELD's and SIMS-V2's real text: make real DATA=DIR
 	$(BIN)/egmf real --data "$(DATA)"
 
 test: install

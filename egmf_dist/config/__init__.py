@@ -1,10 +1,9 @@
 """Settings: the schema, its validation, and reading and writing YAML."""
 
 from egmf_dist.config.check import check_config
+from egmf_dist.config.given import AllSettings, SomeSettings
 from egmf_dist.config.load import (
-    add_config_arguments,
     config_from_dict,
-    config_from_namespace,
     dump_config,
     load_config,
     load_run_config,
@@ -21,17 +20,17 @@ from egmf_dist.config.schema import (
 )
 
 __all__ = [
+    "AllSettings",
     "BackboneConfig",
     "Config",
     "DataConfig",
     "EvaluationConfig",
     "LaunchConfig",
     "ModelConfig",
+    "SomeSettings",
     "TrainingConfig",
-    "add_config_arguments",
     "check_config",
     "config_from_dict",
-    "config_from_namespace",
     "dump_config",
     "load_config",
     "load_run_config",

@@ -13,9 +13,11 @@ import yaml
 
 from egmf_dist.config.check import check_config
 from egmf_dist.config.schema import Config
+from egmf_dist.config.yaml_file import parse_yaml
 from egmf_dist.errors import EgmfError
 from egmf_dist.files import write_text
 from egmf_dist.formats import KEY, check_format, stamped
+from egmf_shards.messages import unbroken
 
 DIRECTORY = "directory"
 """Key of a run's ``config.yaml``: the folder in which its relative paths start."""
@@ -47,7 +49,7 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         parser.parse_object(sections)
     except (jsonargparse.ArgumentError, TypeError) as error:  # TypeError: a key that is no string
-        raise EgmfError(f"config {path}: {one_line(error)}") from error
+        raise EgmfError(f"config {path}: {unbroken(str(error))}") from error
     return sections
 
 
@@ -58,18 +60,11 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[Any, Any]:
         EgmfError: the file is missing, not YAML in UTF-8 or not a mapping, or a later version wrote it.
     """
     try:
-        sections = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        sections = parse_yaml(path, "config")
     except (FileNotFoundError, IsADirectoryError) as error:
         raise EgmfError(f"config {path}: no such file; give a YAML file such as configs/demo.yaml") from error
     except OSError as error:
         raise EgmfError(f"config {path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise EgmfError(f"config {path}: not a UTF-8 text file ({error.reason} at byte {error.start})") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f", line {mark.line + 1}" if mark is not None else ""
-        reason = getattr(error, "problem", None) or one_line(error)
-        raise EgmfError(f"config {path}{place}: not YAML ({reason})") from error
     if not isinstance(sections, dict):
         found = "is empty" if sections is None else f"holds a {type(sections).__name__}"
         names = ", ".join(Config.__dataclass_fields__)
@@ -115,7 +110,7 @@ def config_from_dict(sections: Mapping[str, Any]) -> Config:
     try:
         config: Config = parser.instantiate(parser.parse_object({"config": dict(sections)}))["config"]
     except jsonargparse.ArgumentError as error:
-        raise EgmfError(f"config: {one_line(error)}") from error
+        raise EgmfError(f"config: {unbroken(str(error))}") from error
     check_config(config)
     return config
 
@@ -131,7 +126,7 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     try:
         namespace = parser.parse_args(["--config", os.fspath(path), *overrides])
     except jsonargparse.ArgumentError as error:
-        raise EgmfError(one_line(error)) from error
+        raise EgmfError(unbroken(str(error))) from error
     return config_from_namespace(namespace)
 
 
@@ -157,11 +152,6 @@ def read_directory(path: str | os.PathLike[str]) -> Path | None:
     """
     found = read_yaml(path).get(DIRECTORY)
     return Path(found) if isinstance(found, str) else None
-
-
-def one_line(error: Exception) -> str:
-    """The parser's message without its line breaks."""
-    return " ".join(str(error).split())
 
 
 def dump_config(config: Config, path: str | os.PathLike[str], directory: str | os.PathLike[str] | None = None) -> None:

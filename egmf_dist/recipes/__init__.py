@@ -1,1 +1,1 @@
-"""Recipes: what the demo and the real runs need beside their settings."""
+"""Recipes: what the demo and the run on real rows are made of; the launcher starts them."""

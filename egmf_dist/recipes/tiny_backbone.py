@@ -39,6 +39,8 @@ MAX_POSITIONS = 1024
 SMALLEST_VOCABULARY = 300
 """256 bytes, two special tokens, and a few merges."""
 IGNORED = -100
+LEARNING_RATE = 4e-3
+"""At width 128 and 2e-3 it had not always learnt in 400 steps which question asks for which answers."""
 WARMUP_STEPS = 20
 LINE_EVERY = 100
 """Steps between two lines of progress where there is no terminal."""
@@ -49,15 +51,24 @@ class TinySettings:
     """Size and training of the small model."""
 
     vocab_size: int = 640
+    """The most tokens. The default suits the demo: written Chinese has no spaces, so a vocabulary that is large for its
+    text merges neighbouring words (on the demo's text a Chinese cue word is in one or two tokens of 640, in 40 to 65 of
+    2000, most of them too rare to be learnt). Real text wants 2000 to 4000."""
     hidden: int = 128
+    """Width of the model."""
     layers: int = 4
+    """Transformer blocks."""
     heads: int = 4
+    """Attention heads; two of them share keys and values at a time."""
     batch: int = 32
     max_tokens: int = 512
-    learning_rate: float = 4e-3
-    """Peak. At width 128 and 2e-3 it had not always learnt in 400 steps which question asks for which answers."""
+    learning_rate: float = 0.0
+    """Peak; 0 for :data:`LEARNING_RATE`, and less of it where the model is wider than 128: that wants smaller steps."""
 
     def __post_init__(self) -> None:
+        if not self.learning_rate:
+            rate = LEARNING_RATE * min(1.0, TinySettings.hidden / max(self.hidden, 1))
+            object.__setattr__(self, "learning_rate", rate)
         rules = [
             (self.vocab_size >= SMALLEST_VOCABULARY, "vocab_size", self.vocab_size, f"{SMALLEST_VOCABULARY} or more"),
             (self.heads >= 2 and self.heads % 2 == 0, "heads", self.heads, "even: two heads share keys and values"),
@@ -79,11 +90,8 @@ class TinySettings:
 def train_tiny_backbone(
     text: Path | Sequence[Path],
     out: Path,
+    settings: TinySettings | None = None,
     *,
-    vocab_size: int = 640,
-    hidden: int = 128,
-    layers: int = 4,
-    heads: int = 4,
     steps: int = 400,
     seconds: float | None = None,
     seed: int = 0,
@@ -95,12 +103,7 @@ def train_tiny_backbone(
     Args:
         text: folders of shards (their training split is read), plain text files (one document a line), or both.
         out: the folder to make; ``backbone.json`` in it says where the model comes from.
-        vocab_size: the most tokens. The default suits the demo: written Chinese has no spaces, so a vocabulary that
-            is large for its text merges neighbouring words (on the demo's text a Chinese cue word is in one or two
-            tokens of 640, in 40 to 65 of 2000, most of them too rare to be learnt). Real text wants 2000 to 4000.
-        hidden: width of the model.
-        layers: transformer blocks.
-        heads: attention heads; two of them share keys and values at a time.
+        settings: size and training of the model; None: the demo's.
         steps: optimiser steps, of 32 documents each.
         seconds: stop after this long even if steps are left. The weights then depend on the machine's speed.
         seed: of initialisation, order and shuffling.
@@ -114,9 +117,7 @@ def train_tiny_backbone(
         EgmfError: ``out`` exists, a source is missing, empty or of no known kind, a setting is out of range.
         ShardError: a folder of shards is broken.
     """
-    # A wider model wants a smaller step.
-    rate = TinySettings.learning_rate * min(1.0, TinySettings.hidden / max(hidden, 1))
-    settings = TinySettings(vocab_size=vocab_size, hidden=hidden, layers=layers, heads=heads, learning_rate=rate)
+    settings = settings or TinySettings()
     if steps < 1 or (seconds is not None and seconds <= 0):
         raise EgmfError(f"tiny backbone: steps is {steps}, seconds is {seconds}; 1 or more, and above 0, are needed")
     if not 0 <= context_turns <= MAX_CONTEXT_TURNS:

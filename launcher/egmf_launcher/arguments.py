@@ -1,8 +1,15 @@
-"""Command lines as lists of words, before anything parses them."""
+"""Command lines as lists of words, and taking options out of them."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+
+RANK_OPTIONS = ("--local_rank", "--local-rank")
+"""What DeepSpeed's launcher adds to the command line of each rank; LOCAL_RANK in the environment says the same."""
+
+
+class CommandLine(tuple[str, ...]):
+    """Everything after ``egmf``, for a verb that starts itself again: as a parameter it makes no option."""
 
 
 def without_options(arguments: Sequence[str], names: Collection[str]) -> list[str]:

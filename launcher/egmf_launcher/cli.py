@@ -1,300 +1,210 @@
-"""The ``egmf`` command: one short function a verb, each calling one module.
+"""The ``egmf`` command: a table of verbs, each the function that does it.
 
-torch, Ray and DeepSpeed are imported inside the verbs only, so that ``egmf --help`` answers at once. Whatever goes
-wrong ends in one line on stderr and exit code 2 (bad input) or 1 (anything else); ``--debug`` shows the traceback.
+A verb's options follow from its function's signature (:mod:`egmf_launcher.signatures`). Only the function that was
+asked for is imported, so ``egmf --help`` answers at once. Whatever goes wrong ends in one line on stderr and exit code
+2 (bad input) or 1 (anything else); ``--debug`` shows the traceback.
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import jsonargparse
 
 from egmf_dist.errors import EgmfError
+from egmf_launcher.arguments import RANK_OPTIONS, without_options
 from egmf_launcher.errors import FAILURE_EXIT, USER_ERRORS, USER_EXIT, RankError, report
-from egmf_launcher.options import build_parser
-
-if TYPE_CHECKING:
-    from egmf_shards.importers.sentiment import TaskOptions
-
-Verb = Callable[[jsonargparse.Namespace, Sequence[str]], int]
-
-
-def demo(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
-    """Everything from generated data to pictures."""
-    from egmf_launcher.demo import run_demo
-
-    run_demo()
-    return 0
-
-
-def real(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
-    """The same on MELD's and CH-SIMS v2's text."""
-    from egmf_launcher.real import run_real
-
-    run_real(Path(options.data), options.workers)
-    return 0
-
-
-def shards_synth(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
-    """Generate shards."""
-    from egmf_shards import synthesize
-
-    synthesize(options.out, options.seed, options.samples, options.missing)
-    return 0
-
-
-def shards_import_meld(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
-    """MELD's CSV files to shards."""
-    from egmf_shards import import_meld
-
-    import_meld(options.source, options.out, options.audio, options.vision)
-    return 0
-
-
-def _task_options(options: jsonargparse.Namespace) -> TaskOptions:
-    """What the command line says about the task of an importer of numbers."""
-    from egmf_dist.config.task_file import read_task
-
-    return {
-        "low": options.low,
-        "high": options.high,
-        "step": options.step,
-        "convention": options.convention,
-        "question": options.question,
-        "task": None if options.task is None else read_task(options.task),
-    }
-
-
-def shards_import_label_csv(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
-    """A CH-SIMS label.csv to shards."""
-    from egmf_shards import import_label_csv
-
-    import_label_csv(
-        options.source,
-        options.out,
-        options.dataset,
-        options.language,
-        options.audio,
-        options.vision,
-        **_task_options(options),
-    )
-    return 0
-
-
-def shards_import_mmsa(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
-    """An MMSA feature pickle to shards."""
-    from egmf_shards import import_mmsa
-
-    import_mmsa(
-        options.source,
-        options.out,
-        options.dataset,
-        options.language,
-        options.modality_labels,
-        options.padding,
-        **_task_options(options),
-    )
-    return 0
-
-
-def shards_import_csd(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
-    """CMU-MultimodalSDK's computational sequences to shards."""
-    from egmf_shards import import_csd
-
-    import_csd(
-        options.source,
-        options.out,
-        options.dataset,
-        options.split_file,
-        options.language,
-        labels=options.labels,
-        words=options.words,
-        audio=options.audio,
-        vision=options.vision,
-        **_task_options(options),
-    )
-    return 0
-
-
-def shards_import_mse_adapter(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
-    """MSE-Adapter's pickles to shards."""
-    from egmf_shards import import_mse_adapter
-
-    import_mse_adapter(options.source, options.out, options.dataset, options.padding)
-    return 0
-
-
-def shards_import_cherma(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
-    """CHERMA's own layout to shards."""
-    from egmf_shards import import_cherma
-
-    import_cherma(options.source, options.out, options.modality_labels)
-    return 0
-
-
-def shards_import_jsonl(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
-    """One's own JSONL to shards."""
-    from egmf_dist.config.task_file import read_task
-    from egmf_shards import import_jsonl
-
-    task = read_task(options.task)
-    import_jsonl(options.source, options.out, options.dataset, task, options.audio, options.vision)
-    return 0
-
-
-def shards_info(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
-    """What a folder of shards holds."""
-    from egmf_shards import print_info
-
-    print_info(options.folder)
-    if options.plot is not None:
-        from egmf_dist.report.shards import write_shards_picture
-
-        print(f"picture: {write_shards_picture(options.folder, options.plot)}")
-    return 0
-
-
-def _local(folder: str, verb: str) -> str:
-    if "://" in folder:
-        raise EgmfError(f"{folder}: {verb} reads folders on a disk; copy it there first")
-    return folder
-
-
-def shards_verify(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
-    """Read everything and say what is wrong."""
-    from egmf_shards import print_report, verify
-
-    return print_report(verify(_local(options.folder, "shards verify")))
-
-
-def shards_index(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
-    """Index and manifest for somebody else's tars."""
-    from egmf_shards import index_foreign
-
-    index_foreign(_local(options.folder, "shards index"), options.tasks, options.force)
-    return 0
-
-
-def backbone_tiny(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
-    """Tokenizer and a small pre-trained language model."""
-    from egmf_dist.recipes.tiny_backbone import train_tiny_backbone
-
-    text = [Path(_local(path, "backbone tiny")) for path in options.text]
-    train_tiny_backbone(
-        text,
-        Path(options.out),
-        vocab_size=options.vocab_size,
-        hidden=options.hidden,
-        layers=options.layers,
-        steps=options.steps,
-        seed=options.seed,
-        context_turns=options.context_turns,
-    )
-    return 0
-
-
-def train(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
-    """Train; the same as launcher/train.py."""
-    from egmf_dist.config import config_from_namespace, load_config
-    from egmf_launcher import demo as demo_recipe
-    from egmf_launcher.options import launch_arguments, setting_overrides
-    from egmf_launcher.train import train as run_training
-
-    file = options.config[0] if options.config else None
-    prepare_demo = file is None and not options.data.shards
-    if prepare_demo:
-        config = load_config(demo_recipe.config_path(), setting_overrides(arguments))
-    else:
-        config = config_from_namespace(options)
-    named = f"runs/{Path(str(file)).stem}" if file is not None else "runs/run"
-    if options.run == "":
-        raise EgmfError("--run is empty; give the run's folder, such as runs/NAME")
-    run = Path(options.run or (demo_recipe.RUN if prepare_demo else named))
-    result = run_training(config, run, options.resume, launch_arguments(options), arguments, prepare_demo)
-    return result if isinstance(result, int) else 0
-
-
-def evaluate(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
-    """Score a split."""
-    from egmf_dist.run.places import Places
-    from egmf_launcher.evaluate import evaluate as run_evaluation
-    from egmf_launcher.options import launch_arguments
-
-    return run_evaluation(
-        Path(options.path),
-        options.split,
-        options.remove or [],
-        options.remove_each,
-        Places(options.data.shards, options.backbone.path),
-        {name: value for name, value in options.evaluation.as_dict().items() if value is not None},
-        launch_arguments(options),
-        arguments,
-    )
-
-
-def report_pictures(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
-    """Draw a run's pictures."""
-    from egmf_dist.report import write_report
-
-    write_report(Path(options.path), [Path(path) for path in options.compare or []])
-    return 0
-
-
-def bench_kernels(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
-    """What the fused kernels cost: measured with a GPU, predicted without."""
-    from egmf_launcher.bench import bench_kernels as run_bench
-
-    return run_bench(Path(options.out), options.arch, trace=options.trace, quick=options.quick)
-
-
-def bench_data(options: jsonargparse.Namespace, arguments: Sequence[str]) -> int:
-    """How fast shards are read, beside other libraries."""
-    from egmf_launcher.bench_data import bench_data as run_bench
-
-    peers = None if options.peers is None else [name for name in options.peers.split(",") if name]
-    return run_bench(
-        Path(options.out), samples=options.samples, quick=options.quick, peers=peers, environments=options.environments
-    )
-
-
-VERBS: dict[tuple[str, ...], Verb] = {
-    ("demo",): demo,
-    ("real",): real,
-    ("shards", "synth"): shards_synth,
-    ("shards", "import", "meld"): shards_import_meld,
-    ("shards", "import", "label-csv"): shards_import_label_csv,
-    ("shards", "import", "mmsa"): shards_import_mmsa,
-    ("shards", "import", "csd"): shards_import_csd,
-    ("shards", "import", "mse-adapter"): shards_import_mse_adapter,
-    ("shards", "import", "cherma"): shards_import_cherma,
-    ("shards", "import", "jsonl"): shards_import_jsonl,
-    ("shards", "info"): shards_info,
-    ("shards", "verify"): shards_verify,
-    ("shards", "index"): shards_index,
-    ("backbone", "tiny"): backbone_tiny,
-    ("train",): train,
-    ("evaluate",): evaluate,
-    ("report",): report_pictures,
-    ("bench", "kernels"): bench_kernels,
-    ("bench", "data"): bench_data,
+from egmf_launcher.signatures import add_options, call
+from egmf_shards.messages import unbroken
+
+
+class Verb(NamedTuple):
+    """A row of the table."""
+
+    function: str
+    """``MODULE:NAME``. A whole number that it returns is the exit code; anything else is 0."""
+    help: str
+    example: str = ""
+    """What follows the verb in the example under its help."""
+    says: Mapping[str, str] = {}
+    """Help for options, in place of the function's docstring."""
+
+
+BRANCHES = {
+    "shards": ("shard_verb", "make and describe data"),
+    "shards import": ("format", "a published data set to shards"),
+    "backbone": ("backbone_verb", "language models made here"),
+    "bench": ("bench_verb", "what kernels and readers cost"),
+}
+"""Words that verbs begin with: how an error calls what follows, and help."""
+_FEATURES = dict.fromkeys(("audio", "vision"), "folder of one .npy [frames, dim] a clip")
+_TASK = {
+    "dataset": "mosi, mosei, sims, simsv2, or a name of your own",
+    "language": "en or zh; known for the four",
+    "low": "smallest label; known for the four",
+    "high": "largest label; known for the four",
+    "step": "distance between two answers; it divides the range",
+    "convention": "metrics: mosei (any range) or sims (-1 to 1); known for the four",
+    "question": "in words; needed unless it is in en or zh",
+    "task": "YAML file of a regression, in place of all of these: see configs/tasks/example.yaml",
+}
+_ALONE = {"modality_labels": "also make samples of the labels given to one modality alone, as tasks of their own"}
+_CSD = {
+    name: f"the file of {name} in the folder; left out, the one whose name fits"
+    for name in ("labels", "words", "audio", "vision")
+}
+_JSONL = {"task": "YAML file of the task: see configs/tasks/example.yaml"}
+_IN = "egmf_shards.importers"
+VERBS = {
+    "demo": Verb(
+        "egmf_launcher.demo:run_demo", "generated data, a tiny backbone, training on 2 ranks, evaluation, pictures"
+    ),
+    "real": Verb("egmf_launcher.real:run_real", "the same steps on MELD's and CH-SIMS v2's text", "--data DIR"),
+    "shards synth": Verb(
+        "egmf_shards.synthetic.generate:synthesize",
+        "generate bilingual clips",
+        "--out data/synthetic --seed 0 --samples 4000",
+    ),
+    "shards import meld": Verb(
+        f"{_IN}.meld:import_meld", "MELD's official CSV files", "--source DIR_OF_CSV --out data/meld", _FEATURES
+    ),
+    "shards import label-csv": Verb(
+        f"{_IN}.label_csv:import_label_csv",
+        "a table of numbers: CH-SIMS's label.csv, and MOSI's",
+        "--source label.csv --dataset simsv2 --out data/simsv2",
+        _TASK | _FEATURES,
+    ),
+    "shards import mmsa": Verb(
+        f"{_IN}.mmsa:import_mmsa",
+        "an MMSA feature pickle (MOSI, MOSEI, SIMS, SIMS-V2)",
+        "--source unaligned_50.pkl --dataset mosei --out data/mosei",
+        _TASK | _ALONE,
+    ),
+    "shards import mse-adapter": Verb(
+        f"{_IN}.mse_adapter:import_mse_adapter",
+        "MSE-Adapter's pickles of MELD or CHERMA",
+        "--source DIR --dataset cherma --out data/cherma",
+    ),
+    "shards import cherma": Verb(
+        f"{_IN}.cherma:import_cherma", "CHERMA's json files and .npy folders", "--source DIR --out data/cherma", _ALONE
+    ),
+    "shards import jsonl": Verb(
+        f"{_IN}.jsonl:import_jsonl",
+        "one's own utterances, one JSON object a line",
+        "--source data.jsonl --task task.yaml --dataset mine --out data/mine",
+        _JSONL | _FEATURES,
+    ),
+    "shards import csd": Verb(
+        f"{_IN}.csd:import_csd",
+        "CMU-MultimodalSDK's .csd files (MOSI, MOSEI)",
+        "--source DIR_OF_CSD --dataset mosei --split-file folds.json --out data/mosei",
+        _TASK | _CSD,
+    ),
+    "shards info": Verb(
+        "egmf_launcher.verbs:shards_info", "counts, classes, lengths, repairs, ceilings", "data/demo --plot demo.png"
+    ),
+    "shards verify": Verb(
+        "egmf_launcher.verbs:shards_verify",
+        "read everything, name every fault; exit code 1 if there is one",
+        "data/demo",
+    ),
+    "shards index": Verb(
+        "egmf_launcher.verbs:shards_index",
+        "index and manifest for tars that another program wrote",
+        "DIR --tasks tasks.json",
+    ),
+    "backbone tiny": Verb(
+        "egmf_launcher.verbs:backbone_tiny",
+        "a tokenizer and a small causal LM, pre-trained on the text given",
+        "--text data/synthetic --out backbones/synthetic",
+    ),
+    "train": Verb(
+        "egmf_launcher.train:train",
+        "train a run (as launcher/train.py does)",
+        "--config configs/demo.yaml --run runs/NAME --training.steps 300",
+    ),
+    "evaluate": Verb(
+        "egmf_launcher.evaluate:evaluate",
+        "score every legal answer of a split",
+        "runs/demo --split test --remove-each",
+    ),
+    "report": Verb("egmf_launcher.verbs:report", "draw a run's pictures", "runs/demo --compare runs/other"),
+    "bench kernels": Verb(
+        "egmf_launcher.verbs:bench_kernels",
+        "measure them on a GPU; without one, the predicted report",
+        "--out runs/kernels",
+    ),
+    "bench data": Verb(
+        "egmf_launcher.verbs:bench_data",
+        "samples a second of this project's reader and of other libraries, each in its pinned environment",
+        "--out runs/data",
+    ),
 }
 
 
-def main(argv: Sequence[str] | None = None, program: str = "egmf") -> int:
-    """Parse, dispatch to a verb, and turn every failure into one line and an exit code."""
-    from egmf_launcher.launch import is_silent_rank, wait_for_rank_zero_to_speak
-    from egmf_launcher.options import without_rank_options
+def parse(words: Sequence[str]) -> Callable[[], Any]:
+    """The verb that ``words`` ask for, with its arguments: call it.
 
-    arguments = without_rank_options(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"]
+    Raises:
+        EgmfError: an unknown verb or option, a missing one, or a value of the wrong type.
+    """
+    asked = next((name for n in (3, 2, 1) if (name := " ".join(words[:n])) in VERBS), "")
+    root = _parser("EGMF: multimodal fusion with a large language model, trained with DeepSpeed ZeRO-3 under Ray.")
+    root.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    levels: dict[str, Any] = {"": root.add_subcommands(dest="verb", title="verbs", metavar="VERB")}
+    function: Any = None
+    for name, verb in VERBS.items():
+        *branch, last = name.split()
+        for depth in range(1, len(branch) + 1):
+            if (above := " ".join(branch[:depth])) not in levels:
+                dest, text = BRANCHES[above]
+                parser = _add(levels[" ".join(branch[: depth - 1])], branch[depth - 1], text)
+                levels[above] = parser.add_subcommands(dest=dest, metavar="VERB")
+        parser = _add(levels[" ".join(branch)], last, verb.help, f"egmf {name} {verb.example}".rstrip())
+        if name == asked:
+            function = load(verb)
+            add_options(parser, function, verb.says)
     try:
-        path, options = build_parser().parse(arguments)
-        return VERBS[path](options, arguments)
+        parsed = root.parse_args(list(words))
+    except jsonargparse.ArgumentError as error:
+        raise EgmfError(unbroken(str(error))) from error
+    for word in asked.split():
+        parsed = parsed[word]
+    return partial(call, function, parsed, words)
+
+
+def load(verb: Verb) -> Callable[..., Any]:
+    """The function of a verb."""
+    module, _, name = verb.function.partition(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return function
+
+
+def _parser(text: str, example: str = "") -> jsonargparse.ArgumentParser:
+    epilog = f"example: {example}" if example else None
+    return jsonargparse.ArgumentParser(description=text, epilog=epilog, exit_on_error=False)
+
+
+def _add(level: Any, name: str, text: str, example: str = "") -> jsonargparse.ArgumentParser:
+    parser = _parser(text, example)
+    level.add_subcommand(name, parser, help=text)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None, program: str = "egmf") -> int:
+    """Parse, call the verb, and turn every failure into one line and an exit code."""
+    from egmf_launcher.launch import is_silent_rank, wait_for_rank_zero_to_speak
+
+    words = without_options(sys.argv[1:] if argv is None else argv, RANK_OPTIONS)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        done = parse(words)()
+        return done if isinstance(done, int) else 0
     except KeyboardInterrupt:
         print(f"{program}: stopped", file=sys.stderr)
         return 130

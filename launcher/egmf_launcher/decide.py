@@ -29,14 +29,14 @@ Way = Literal["ray", "rank", "single", "deepspeed", "leave"]
 
 @dataclass(frozen=True)
 class LaunchArguments:
-    """What the command line says about launching."""
+    """What the command line says about launching; the text under a field is its help there."""
 
     hostfile: str | None = None
-    """Path of the hostfile among our own arguments."""
+    """One machine a line, 'name slots=N'; Ray starts one worker a slot."""
     workers: int | None = None
-    """How many local workers were asked for."""
+    """Local workers; null: one a GPU, or one."""
     launcher: Literal["auto", "ray", "deepspeed"] = "auto"
-    """A way the user insists on."""
+    """auto: as the one printed line says; deepspeed: re-execute under DeepSpeed's launcher."""
 
 
 @dataclass(frozen=True)

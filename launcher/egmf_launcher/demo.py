@@ -1,4 +1,7 @@
-"""The demo: generated data, a tiny backbone, training by `deepspeed launcher/train.py`, evaluation, pictures."""
+"""The demo's commands: training by `deepspeed launcher/train.py`, evaluation, pictures.
+
+What they need is made by :mod:`egmf_dist.recipes.demo`.
+"""
 
 from __future__ import annotations
 
@@ -11,90 +14,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from egmf_dist.config import Config
 from egmf_dist.errors import EgmfError
 from egmf_dist.files import write_json
+from egmf_dist.recipes.demo import RUN, prepare
 from egmf_dist.run.folder import Run
 from egmf_launcher.errors import LaunchError
 from egmf_launcher.hostfile import parse_hostfile
 from egmf_launcher.launch import count_gpus
-from egmf_shards import ShardError, ShardSet
-from egmf_shards.format.manifest import read_manifest
 
 CONFIG = Path("configs/demo.yaml")
-RUN = Path("runs/demo")
-DATA = Path("data/demo")
-BACKBONE = Path("backbones/demo")
-SEED, UTTERANCES, MISSING, NOISE = 0, 6000, 0.03, 0.01
 HOSTS = Path("hosts")
 HOSTS_CONTENT = "localhost slots=2\n"
-
-
-def config_path() -> Path:
-    """The demo's settings: in this folder's ``configs/``, else in the clone this package is installed from.
-
-    Raises:
-        EgmfError: neither is there.
-    """
-    for folder in (Path(), Path(__file__).resolve().parents[2]):
-        if (folder / CONFIG).is_file():
-            return folder / CONFIG
-    raise EgmfError(
-        f"no --config was given and {CONFIG} is not here; give --config FILE.yaml, or start in a clone's folder"
-    )
-
-
-def prepare(config: Config) -> None:
-    """Make the demo's data and backbone where they are missing.
-
-    Raises:
-        EgmfError: what is there under their names is not what the demo makes; names the folder to remove.
-    """
-    if DATA.exists():
-        check_data()
-    else:
-        from egmf_shards import synthesize
-
-        print(f"demo: generating {DATA}", flush=True)
-        synthesize(DATA, SEED, UTTERANCES, MISSING, NOISE)
-    if Path(config.backbone.path) != BACKBONE:
-        return  # an option names another
-    if BACKBONE.exists():
-        check_backbone()
-    else:
-        from egmf_dist.recipes.tiny_backbone import train_tiny_backbone
-
-        print(f"demo: pre-training {BACKBONE} (about a minute)", flush=True)
-        train_tiny_backbone(
-            [DATA], BACKBONE, layers=3, seed=config.training.seed, context_turns=config.data.context_turns
-        )
-
-
-def check_data() -> None:
-    """Refuse data under the demo's name that the demo would not generate: its figures would not be the demo's."""
-    try:
-        source = read_manifest(DATA)["source"]
-    except ShardError as error:
-        raise EgmfError(f"{error}; remove {DATA} to have the demo make it anew") from error
-    wanted = {"seed": SEED, "samples": UTTERANCES, "missing": MISSING, "noise": NOISE}
-    other = [
-        f"{key} {source.get(key)!r} instead of {value!r}" for key, value in wanted.items() if source.get(key) != value
-    ]
-    if other:
-        raise EgmfError(f"{DATA} is not the demo's data ({', '.join(other)}); move it away, or remove {DATA}")
-
-
-def check_backbone() -> None:
-    """Refuse a backbone under the demo's name that was pre-trained on other text than the demo's data."""
-    record = BACKBONE / "backbone.json"
-    try:
-        found = [source.get("index_hash") for source in json.loads(record.read_text(encoding="utf-8"))["sources"]]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise EgmfError(
-            f"{BACKBONE} is not the demo's backbone (no readable {record.name}); remove {BACKBONE}"
-        ) from error
-    if found != [ShardSet.open([DATA], "train").index_hash]:
-        raise EgmfError(f"{BACKBONE} was pre-trained on other data than {DATA} as the demo makes it; remove {BACKBONE}")
 
 
 def write_hosts() -> None:

@@ -9,7 +9,8 @@ import sys
 import traceback
 
 from egmf_dist.errors import EgmfError
-from egmf_shards import ShardError
+from egmf_shards.errors import ShardError
+from egmf_shards.messages import unbroken
 
 USER_ERRORS = (EgmfError, ShardError)
 USER_EXIT = 2
@@ -33,7 +34,7 @@ class RankError(EgmfError):
 
 def one_line(error: BaseException) -> str:
     """The error's message without its line breaks; the type comes first where the message alone would not explain."""
-    text = " ".join(str(error).split())
+    text = unbroken(str(error))
     if isinstance(error, (*USER_ERRORS, LaunchError)) and text:
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

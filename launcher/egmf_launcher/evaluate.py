@@ -7,43 +7,44 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from egmf_dist.config import load_run_config
+from egmf_dist.config import SomeSettings, load_run_config
 from egmf_dist.errors import EgmfError
 from egmf_dist.jobs import EvaluateJob
 from egmf_dist.run.folder import Run
 from egmf_dist.run.places import Places
+from egmf_launcher.arguments import CommandLine
 from egmf_launcher.decide import LaunchArguments
 from egmf_launcher.launch import choose, is_silent_rank, launch_job, new_launch, reexecute_under_deepspeed
 
 
 def evaluate(
-    folder: Path,
-    split: str,
-    remove: Sequence[str],
-    remove_each: bool,
-    places: Places,
-    evaluation: Mapping[str, Any],
+    path: Path,
+    /,
+    split: str = "test",
+    remove: Sequence[str] = (),
+    remove_each: bool = False,
+    *,
+    settings: SomeSettings,
     launch: LaunchArguments,
-    arguments: Sequence[str],
+    words: CommandLine,
 ) -> int:
     """Score a split of a run and print the table; returns the exit code.
 
     Harmless beside a training of the run: it has its own files of Ray, and moves nothing that training reads.
 
     Args:
-        folder: the run's.
-        split: what is scored.
-        remove: modalities taken away from every sample.
-        remove_each: also score with each alone taken away.
-        places: where data and backbone lie now.
-        evaluation: settings of that section that are given instead of the run's.
+        path: the run's folder, runs/NAME
+        split: train, valid or test
+        remove: modalities (text, audio, vision) to take away from every sample
+        remove_each: also score with each modality alone taken away
+        settings: given instead of the run's.
         launch: what the command line says about launching.
-        arguments: the command line itself, to be given on under ``--launcher deepspeed``.
+        words: given on under ``--launcher deepspeed``.
 
     Raises:
         EgmfError: the run is not there, a modality does not exist, or its data or backbone are not found or others.
     """
-    run = Run(folder)
+    run = Run(path)
     if not run.config.is_file():
         raise EgmfError(f"run {run}: no {run.config.name} in it, so it is no run; give runs/NAME of a trained run")
     config = load_run_config(run.config)
@@ -51,8 +52,10 @@ def evaluate(
     if decision.way == "leave":
         return 0
     if decision.way == "deepspeed":
-        return reexecute_under_deepspeed(decision, launch.hostfile, arguments)
-    job = EvaluateJob(folder, split, list(remove), remove_each, new_launch(), evaluation=dict(evaluation))
+        return reexecute_under_deepspeed(decision, launch.hostfile, words)
+    places = Places(settings.values.get("data.shards"), settings.values.get("backbone.path"))
+    evaluation = settings.section("evaluation")
+    job = EvaluateJob(path, split, list(remove), remove_each, new_launch(), evaluation=evaluation)
 
     def prepare() -> EvaluateJob:
         from egmf_dist.preflight import preflight_evaluation

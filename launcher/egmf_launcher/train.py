@@ -4,41 +4,62 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from egmf_dist.config import Config
+from egmf_dist.config import AllSettings, Config
 from egmf_dist.errors import EgmfError
 from egmf_dist.jobs import TrainJob
+from egmf_dist.recipes import demo
 from egmf_dist.run.folder import Run, check_run, discard_leftovers, discard_unused, open_run, renew_settings
 from egmf_dist.run.lock import held
-from egmf_launcher import demo
+from egmf_launcher.arguments import CommandLine
 from egmf_launcher.decide import LaunchArguments
 from egmf_launcher.launch import choose, launch_job, new_launch, reexecute_under_deepspeed
 
 
 def train(
-    config: Config | None,
-    folder: Path,
-    resume: str,
+    run: str | None = None,
+    resume: str = "never",
+    *,
     launch: LaunchArguments,
-    arguments: Sequence[str],
-    prepare_demo: bool,
+    settings: AllSettings,
+    words: CommandLine,
 ) -> dict[str, Any] | int:
-    """Train a run from its settings.
+    """Train a run; without a configuration and without data it is the demo's.
 
     Args:
-        config: the settings.
-        folder: the run's, ``runs/NAME``.
-        resume: ``never``, ``auto`` or a checkpoint's step, name or path.
+        run: the run's folder; null: runs/NAME of the config file
+        resume: never, auto (newest checkpoint), a checkpoint's step or its path
         launch: what the command line says about launching.
-        arguments: the command line itself, to be given on under ``--launcher deepspeed``.
-        prepare_demo: make the demo's data and backbone first where they are missing.
+        settings: the settings.
+        words: given on under ``--launcher deepspeed``.
 
     Returns:
         Rank 0's result, or the exit code of DeepSpeed's launcher; 0 for a rank that has nothing to do.
+
+    Raises:
+        EgmfError, ShardError: bad input.
+        LaunchError: ranks could not be started, or one died.
+    """
+    is_demo = not settings.name_data
+    config = settings.over(demo.config_path()) if is_demo else settings.config()
+    if run == "":
+        raise EgmfError("--run is empty; give the run's folder, such as runs/NAME")
+    named = demo.RUN if is_demo else Path("runs", settings.file.stem if settings.file is not None else "run")
+    return train_run(config, Path(run) if run is not None else named, resume, launch, words, is_demo)
+
+
+def train_run(
+    settings: Config,
+    folder: Path,
+    resume: str,
+    launch: LaunchArguments,
+    words: CommandLine,
+    is_demo: bool,
+) -> dict[str, Any] | int:
+    """Train a run from its settings; see :func:`train`. The demo's data and backbone are made where they are missing.
 
     Raises:
         EgmfError, ShardError: bad input.
@@ -48,9 +69,8 @@ def train(
     if decision.way == "leave":
         return 0
     if decision.way == "deepspeed":
-        return reexecute_under_deepspeed(decision, launch.hostfile, arguments)
-    assert config is not None
-    settings, run, launch_token = config, Run(folder), new_launch()
+        return reexecute_under_deepspeed(decision, launch.hostfile, words)
+    run, launch_token = Run(folder), new_launch()
     job = TrainJob(folder, settings, resume, launch_token)
     made = False
 
@@ -66,13 +86,13 @@ def train(
 
             # What takes no time first: a minute of preparations must not end in "that run exists".
             given = found_again(settings, run)
-            if not prepare_demo:
+            if not is_demo:
                 check_paths(given)
             check_run(given, run, resume)
             existed = run.config.is_file()
             if existed:
                 hold()
-            if prepare_demo:
+            if is_demo:
                 demo.prepare(given)
             from egmf_dist.preflight import preflight
 

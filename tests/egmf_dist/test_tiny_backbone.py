@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -27,7 +28,7 @@ SENTIMENT = Task(name="sentiment", kind="regression", questions={"en": "Sentimen
 TASKS = {"emotion": EMOTION, "sentiment": SENTIMENT}
 # Every text tells its answer away, so a pairing that survives shows.
 GIVEAWAY = {"neutral": "the table is grey", "joy": "what a lovely cake", "anger": "leave me alone now"}
-SMALL = {"vocab_size": 320, "hidden": 32, "layers": 1, "heads": 2}
+SMALL = TinySettings(vocab_size=320, hidden=32, layers=1, heads=2)
 
 
 def samples(count: int = 120) -> list[tuple[Sample, dict[str, Task]]]:
@@ -148,7 +149,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     out = tmp_path_factory.mktemp("backbones") / "deeper" / "tiny"
-    return out, train_tiny_backbone(shards, out, **SMALL, steps=60, seed=0, context_turns=0)
+    return out, train_tiny_backbone(shards, out, SMALL, steps=60, seed=0, context_turns=0)
 
 
 def test_saves_reloads_and_learns(trained: tuple[Path, dict], shards: Path) -> None:
@@ -170,7 +171,7 @@ def test_saves_reloads_and_learns(trained: tuple[Path, dict], shards: Path) -> N
     assert model.config.eos_token_id == tokenizer.eos_token_id == EOS_ID
     assert model.config.num_key_value_heads == 1
     documents, _ = read_sources([shards], context_turns=3)
-    own = train_tokenizer(read_sources([shards], context_turns=0)[0], SMALL["vocab_size"])
+    own = train_tokenizer(read_sources([shards], context_turns=0)[0], SMALL.vocab_size)
     for text in [d.prompt for d in documents[:50]] + ["1234 -0.5, it's  a\n\n<eos> day：高兴!"]:
         ids = tokenizer(text)["input_ids"]
         assert ids == own(text)["input_ids"], "the reloaded tokenizer splits as the one that was trained"
@@ -199,7 +200,7 @@ def test_a_step_budget_gives_the_same_weights(trained: tuple[Path, dict], shards
     out, record = trained
     torch.manual_seed(1234)
     before = torch.random.get_rng_state()
-    again = train_tiny_backbone(shards, tmp_path / "again", **SMALL, steps=60, seed=0, context_turns=0)
+    again = train_tiny_backbone(shards, tmp_path / "again", SMALL, steps=60, seed=0, context_turns=0)
     assert torch.equal(before, torch.random.get_rng_state())
     for name in ("model.safetensors", "tokenizer.json", "config.json"):
         assert (tmp_path / "again" / name).read_bytes() == (out / name).read_bytes()
@@ -209,7 +210,7 @@ def test_a_step_budget_gives_the_same_weights(trained: tuple[Path, dict], shards
 def test_seconds_stop_early_and_threads_are_given_back(shards: Path, tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     record = train_tiny_backbone(
-        shards, tmp_path / "b", **SMALL, steps=10**6, seconds=0.3, context_turns=0, threads=threads + 1
+        shards, tmp_path / "b", SMALL, steps=10**6, seconds=0.3, context_turns=0, threads=threads + 1
     )
     assert 1 <= record["steps"] < 10**6
     assert torch.get_num_threads() == threads
@@ -217,7 +218,7 @@ def test_seconds_stop_early_and_threads_are_given_back(shards: Path, tmp_path: P
 
 def test_plain_text_file_and_several_sources(shards: Path, tmp_path: Path) -> None:
     (tmp_path / "lines.txt").write_text("first line\n\n第二行\n", encoding="utf-8")
-    record = train_tiny_backbone([shards, tmp_path / "lines.txt"], tmp_path / "b", **SMALL, steps=2)
+    record = train_tiny_backbone([shards, tmp_path / "lines.txt"], tmp_path / "b", SMALL, steps=2)
     assert record["sources"][1]["documents"] == 2
     assert record["documents"] == record["sources"][0]["documents"] + 2
 
@@ -243,8 +244,10 @@ def test_only_the_training_split_is_read(shards: Path) -> None:
     ],
 )
 def test_bad_settings_are_named_and_leave_nothing(settings: dict, message: str, shards: Path, tmp_path: Path) -> None:
+    size = {name: value for name, value in settings.items() if name in TinySettings.__dataclass_fields__}
+    rest = {name: value for name, value in settings.items() if name not in size}
     with pytest.raises(EgmfError, match=message):
-        train_tiny_backbone(shards, tmp_path / "b", **settings)
+        train_tiny_backbone(shards, tmp_path / "b", TinySettings(**size), **rest)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -260,9 +263,9 @@ def test_bad_sources_are_named_and_leave_nothing(shards: Path, tmp_path: Path) -
         (tmp_path / "folder", ShardError, "folder"),
     ]:
         with pytest.raises(kind, match=message):
-            train_tiny_backbone(source, tmp_path / "b", **SMALL, steps=2)
+            train_tiny_backbone(source, tmp_path / "b", SMALL, steps=2)
     with pytest.raises(EgmfError, match="no text"):
-        train_tiny_backbone([], tmp_path / "b", **SMALL, steps=2)
+        train_tiny_backbone([], tmp_path / "b", SMALL, steps=2)
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -278,7 +281,7 @@ def test_a_failure_while_saving_leaves_nothing(shards: Path, tmp_path: Path, mon
 
     monkeypatch.setattr("safetensors.torch.save", full)
     with pytest.raises(OSError, match="No space"):
-        train_tiny_backbone(shards, tmp_path / "b", **SMALL, steps=1)
+        train_tiny_backbone(shards, tmp_path / "b", SMALL, steps=1)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -287,7 +290,7 @@ def test_it_knows_the_answer_words_and_not_which_belongs_where() -> None:
     documents = [d for d in render_documents(samples(), context_turns=0) if d.group == ("emotion", "en")]
     tokenizer = train_tokenizer(documents, 400)
     torch.manual_seed(0)
-    settings = TinySettings(**SMALL, batch=16, learning_rate=1e-2)
+    settings = replace(SMALL, batch=16, learning_rate=1e-2)
     model, _ = pretrain(documents, tokenizer, settings, steps=150, seconds=None, seed=0)
     shares = {}
     for label, text in GIVEAWAY.items():

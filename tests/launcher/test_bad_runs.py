@@ -17,11 +17,17 @@ from egmf_dist.errors import EgmfError
 from egmf_dist.jobs import Job
 from egmf_dist.model.identity import backbone_identity
 from egmf_dist.preflight import preflight
+from egmf_dist.recipes import demo
 from egmf_dist.run.folder import Run, check_run, discard_unused, open_run
 from egmf_dist.run.identity import Identity
-from egmf_launcher import demo, launch
+from egmf_launcher import launch
 from egmf_launcher.cli import main
-from egmf_shards import Sample, ShardSet, ShardWriter, Task, synthesize
+from egmf_launcher.demo import write_hosts
+from egmf_shards import ShardSet
+from egmf_shards.format.sample import Sample
+from egmf_shards.format.task import Task
+from egmf_shards.synthetic.generate import synthesize
+from egmf_shards.write.writer import ShardWriter
 
 
 @pytest.fixture(scope="module")
@@ -257,9 +263,9 @@ def test_the_demo_refuses_what_is_not_its_own(
     index_hash = ShardSet.open([demo.DATA], "train").index_hash
     record.write_text(json.dumps({"sources": [{"shards": "data/demo", "index_hash": index_hash}]}))
     demo.prepare(config)
-    demo.write_hosts()
+    write_hosts()
     assert "wrote hosts: localhost slots=2" in capsys.readouterr().out
     Path("hosts").write_text("a slots=1\nb slots=3\n")
-    demo.write_hosts()
+    write_hosts()
     assert "used as it is: a slots=1, b slots=3" in capsys.readouterr().out
     assert Path("hosts").read_text() == "a slots=1\nb slots=3\n"

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from egmf_launcher.cli import VERBS, main
-from egmf_launcher.options import build_parser
+from egmf_launcher.cli import VERBS, main, parse
+from egmf_launcher.decide import LaunchArguments
+from egmf_launcher.signatures import call
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -89,45 +92,71 @@ def test_debug_shows_the_traceback(
 def test_our_own_failure_is_one_line_and_exit_code_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def breaks(options: object, arguments: object) -> int:
+    def breaks() -> int:
         raise KeyError("x")
 
-    monkeypatch.setitem(VERBS, ("demo",), breaks)
+    monkeypatch.setattr("egmf_launcher.demo.run_demo", breaks)
     assert main(["demo"]) == 1
     assert capsys.readouterr().err == "egmf: error: KeyError: 'x' (--debug shows the traceback)\n"
 
 
-@pytest.mark.parametrize("path", sorted(VERBS))
-def test_every_verb_has_help_with_an_example(path: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_every_verb_has_help_with_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        main([*path, "--help"])
+        main([*verb.split(), "--help"])
     assert ended.value.code == 0
     text = capsys.readouterr().out
-    assert f"example: egmf {' '.join(path)}" in " ".join(text.split())
-    if path == ("train",):
+    assert f"example: egmf {verb}" in " ".join(text.split())
+    if verb == "train":
         assert "a multiple of 16" in " ".join(text.split())  # the docstring under the setting
         assert "default: 128" in text
 
 
-def words(line: str) -> list[str]:
-    return line.split()
+def given(line: str) -> dict[str, Any]:
+    """What a verb's function is called with: its options by name, words without a name by their place."""
+    seen: dict[str, Any] = {}
+
+    def keep(function: object, *positional: Any, **named: Any) -> None:
+        seen.update({str(place): value for place, value in enumerate(positional)} | named)
+
+    called = parse(line.split())
+    function, parsed, words = called.args  # type: ignore[attr-defined]
+    stand_in = functools.wraps(function)(functools.partial(keep, function))
+    call(stand_in, parsed, words)
+    return seen
 
 
 def test_the_forms_of_the_verbs() -> None:
-    parse = build_parser().parse
-    path, options = parse(words("evaluate runs/a --split valid --remove text audio --remove-each --workers 2"))
-    assert path == ("evaluate",)
-    assert (options.path, options.split, options.remove) == ("runs/a", "valid", ["text", "audio"])
-    assert options.remove_each is True
-    path, options = parse(words("report runs/a --compare runs/b runs/c"))
-    assert (path, options.compare) == (("report",), ["runs/b", "runs/c"])
-    line = "shards import label-csv --source s --dataset d --language zh --out o --audio a"
-    path, options = parse(words(line))
-    assert path == ("shards", "import", "label-csv")
-    assert (options.audio, options.vision) == ("a", None)
-    path, options = parse(words("train --run runs/a --resume auto --data.shards [x,y] --training.steps 7"))
-    assert (options.run, options.resume, options.data.shards) == ("runs/a", "auto", ["x", "y"])
-    assert options.training.steps == 7
+    line = "evaluate runs/a --split valid --remove text audio --remove-each --workers 2 --data.shards [x,y]"
+    said = given(line + " --evaluation.batch_size 3")
+    assert (said["0"], said["split"], said["remove"], said["remove_each"]) == (
+        Path("runs/a"),
+        "valid",
+        ["text", "audio"],
+        True,
+    )
+    assert said["settings"].values == {"data.shards": ["x", "y"], "evaluation.batch_size": 3}
+    assert said["launch"] == LaunchArguments(workers=2)
+    assert said["words"] == tuple((line + " --evaluation.batch_size 3").split())
+    said = given("report runs/a --compare runs/b runs/c")
+    assert said == {"0": Path("runs/a"), "compare": [Path("runs/b"), Path("runs/c")]}
+    said = given("shards import label-csv --source s --dataset d --language zh --out o --audio a --step 0.5")
+    assert said == {
+        "source": "s",
+        "out": "o",
+        "dataset": "d",
+        "language": "zh",
+        "audio": "a",
+        "vision": None,
+        "step": 0.5,
+    }
+    said = given("train --run runs/a --resume auto --data.shards [x,y] --training.steps 7")
+    assert (said["run"], said["resume"]) == ("runs/a", "auto")
+    config = said["settings"].config()
+    assert (config.data.shards, config.training.steps) == (["x", "y"], 7)
+    assert given("bench kernels --out o --arch 80 --arch 90")["arch"] == ["80", "90"]
+    for spelling in ("--context_turns", "--context-turns"):
+        assert given(f"backbone tiny --text a b --out o {spelling} 5")["context_turns"] == 5
 
 
 def run_program(command: list[str], folder: Path, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -168,7 +197,7 @@ def test_other_ranks_leave_at_once_and_without_a_word(rank: str, code: int, tmp_
 
 
 @pytest.mark.distributed
-def test_the_cards_command_with_a_missing_hostfile(tmp_path: Path) -> None:
+def test_deepspeeds_launcher_with_a_missing_hostfile(tmp_path: Path) -> None:
     """DeepSpeed itself would train on this machine alone and exit 0."""
     command = ["deepspeed", "--num_accelerators", "2", str(ROOT / "launcher" / "train.py"), "--hostfile", "nohosts"]
     done = run_program(command, tmp_path)

@@ -1,4 +1,4 @@
-"""A small run by the card's command: train under Ray, be refused a second time, evaluate twice, draw."""
+"""A small run by DeepSpeed's launcher and a hostfile: train under Ray, be refused once, evaluate twice, draw."""
 
 from __future__ import annotations
 

@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonargparse import Namespace
 
+from egmf_dist.config import AllSettings
 from egmf_dist.errors import EgmfError
+from egmf_launcher.arguments import RANK_OPTIONS, without_options
 from egmf_launcher.demo import run_state
 from egmf_launcher.errors import WorkerFailedError, one_line
 from egmf_launcher.follow import LineFollower, following
@@ -19,7 +22,6 @@ from egmf_launcher.hostfile import Host
 from egmf_launcher.launch import deepspeed_command, without_launch_options
 from egmf_launcher.memory import MemorySampler
 from egmf_launcher.network import is_this_machine
-from egmf_launcher.options import setting_overrides, without_rank_options
 from egmf_launcher.ray.cluster import split_hosts, ssh_command
 from egmf_launcher.ray.environment import ray_environment
 from egmf_launcher.ray.train import root_cause
@@ -94,14 +96,15 @@ def test_ray_environment_is_scrubbed_and_put_back(monkeypatch: pytest.MonkeyPatc
 
 
 def test_options_are_taken_out_with_their_values() -> None:
-    assert without_rank_options(["--local_rank=0", "train", "--local-rank", "1", "--run", "x"]) == [
+    assert without_options(["--local_rank=0", "train", "--local-rank", "1", "--run", "x"], RANK_OPTIONS) == [
         "train",
         "--run",
         "x",
     ]
     assert without_launch_options(["train", "--workers=2", "--hostfile", "h", "--run", "x"]) == ["train", "--run", "x"]
     line = ["train", "--hostfile", "h", "--training.steps", "5", "--run=x", "--model.width=32"]
-    assert setting_overrides(line) == ["--training.steps", "5", "--model.width=32"]
+    given = AllSettings.from_options(Namespace(), line)
+    assert given.overrides == ["--training.steps", "5", "--model.width=32"]
 
 
 def append(path: Path, *records: Any) -> None:

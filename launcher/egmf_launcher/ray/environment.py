@@ -53,7 +53,7 @@ def worker_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def without_launcher_variables(environ: Mapping[str, str]) -> dict[str, str]:
-    """``environ`` without what a launcher told its ranks."""
+    """``environ`` without the variables that a launcher sets for its ranks."""
     return {
         name: value
         for name, value in environ.items()

@@ -1,0 +1,133 @@
+"""Verbs that need a few lines between the command line and the library; :data:`egmf_launcher.cli.VERBS` has all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from egmf_dist.errors import EgmfError
+
+
+def shards_info(folder: str, /, plot: str | None = None) -> None:
+    """Print what a folder of shards holds.
+
+    Args:
+        folder: folder of shards
+        plot: also draw classes, values, lengths and missing modalities as this .png file
+    """
+    from egmf_shards.check.info import print_info
+
+    print_info(folder)
+    if plot is not None:
+        from egmf_dist.report.shards import write_shards_picture
+
+        print(f"picture: {write_shards_picture(folder, plot)}")
+
+
+def shards_verify(folder: str, /) -> int:
+    """Read everything and say what is wrong.
+
+    Args:
+        folder: folder of shards
+    """
+    from egmf_shards.check.verify import print_report, verify
+
+    return print_report(verify(_local(folder, "shards verify")))
+
+
+def shards_index(folder: str, /, tasks: str | None = None, force: bool = False) -> None:
+    """Index and manifest for somebody else's tars.
+
+    Args:
+        folder: folder of WebDataset tars
+        tasks: JSON file of the task definitions; tasks.json in the folder where it is not given
+        force: make index and manifest anew where there are old ones
+    """
+    from egmf_shards.importers.foreign_tars import index_foreign
+
+    index_foreign(_local(folder, "shards index"), tasks, force)
+
+
+def backbone_tiny(
+    text: Sequence[str],
+    out: Path,
+    *,
+    steps: int = 400,
+    vocab_size: int = 640,
+    hidden: int = 128,
+    layers: int = 4,
+    seed: int = 0,
+    context_turns: int = 3,
+) -> None:
+    """Make a tokenizer and a small pre-trained language model.
+
+    Args:
+        text: folders of shards (their training split) or text files
+        out: folder to make, in Hugging Face format
+        steps: optimiser steps of 32 documents
+        vocab_size: the most tokens; larger for larger texts
+        hidden: width of the model
+        layers: transformer blocks
+        seed: of initialisation, order and shuffling
+        context_turns: preceding turns in a prompt; as data.context_turns
+    """
+    from egmf_dist.recipes.tiny_backbone import TinySettings, train_tiny_backbone
+
+    sources = [Path(_local(path, "backbone tiny")) for path in text]
+    settings = TinySettings(vocab_size=vocab_size, hidden=hidden, layers=layers)
+    train_tiny_backbone(sources, out, settings, steps=steps, seed=seed, context_turns=context_turns)
+
+
+def report(path: Path, /, compare: Sequence[Path] = ()) -> None:
+    """Draw a run's pictures.
+
+    Args:
+        path: the run's folder, runs/NAME
+        compare: other runs to draw beside it
+    """
+    from egmf_dist.report import write_report
+
+    write_report(path, compare)
+
+
+def bench_kernels(out: Path, arch: Sequence[str] = (), trace: bool = False, quick: bool = False) -> int:
+    """What the fused kernels cost: measured with a GPU, predicted without.
+
+    Args:
+        out: folder for summary.json, results.csv and pictures
+        arch: compute capability to compile for without a GPU, such as 90; default: all with a tile table
+        trace: also write Chrome traces (needs a GPU)
+        quick: one width and architecture, no Inductor; with a GPU, one minute of measuring
+    """
+    from egmf_launcher.bench import bench_kernels as run_bench
+
+    return run_bench(out, arch, trace=trace, quick=quick)
+
+
+def bench_data(
+    out: Path,
+    samples: int | None = None,
+    peers: str | None = None,
+    environments: str | None = None,
+    quick: bool = False,
+) -> int:
+    """How fast shards are read, beside other libraries.
+
+    Args:
+        out: folder for summary.json, results.csv and readers.png
+        samples: samples of 27 KB, from 512; null: 8000
+        peers: comma-separated: webdataset, energon, mds, ray, pickle; null: all
+        environments: folder of the libraries' environments; null: egmf/bench in the user's cache folder;
+            '': this environment
+        quick: one round of fewer samples: whether it works
+    """
+    from egmf_launcher.bench_data import bench_data as run_bench
+
+    chosen = None if peers is None else [name for name in peers.split(",") if name]
+    return run_bench(out, samples=samples, quick=quick, peers=chosen, environments=environments)
+
+
+def _local(folder: str, verb: str) -> str:
+    if "://" in folder:
+        raise EgmfError(f"{folder}: {verb} reads folders on a disk; copy it there first")
+    return folder
