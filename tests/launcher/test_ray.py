@@ -55,10 +55,11 @@ DIES_ONCE = """
 
 REFUSES = """
     import torch, torch.distributed as dist
-    import ray
     from egmf_dist.errors import EgmfError
 
     def run(job):
+        import ray  # in a worker only: the driver must not import it before its environment is set
+
         total = torch.ones(1)
         dist.all_reduce(total)
         nodes = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
@@ -157,7 +158,7 @@ def test_two_machines_and_a_workers_complaint(tmp_path: Path) -> None:
     ssh.chmod(0o755)
     path = f"{ssh.parent}{os.pathsep}{os.environ['PATH']}"
     seen, stderr = drive(tmp_path, REFUSES, [("localhost", 1), ("second.invalid", 1)], PATH=path)
-    assert seen["code"] == 2
+    assert seen["code"] == 2, stderr
     lines = [line for line in stderr.splitlines() if line.startswith("egmf: error:")]
     assert lines == ["egmf: error: shard 7 is torn; 2 ranks on 2 of 2 nodes"]
     assert "Traceback" not in stderr
