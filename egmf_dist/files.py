@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ from safetensors import SafetensorError
 
 from egmf_dist.errors import EgmfError
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _UNFINISHED, _ASIDE, _GONE = ".tmp", ".aside", ".gone"
 # What this module's writers leave where they are killed: a folder of a step, or a file of a writer's own name.
 _LEFT = re.compile(r"\.step-\d+\.(tmp|aside|gone)|\..+\.[0-9a-f]{8}\.tmp")
@@ -151,10 +153,10 @@ def writing(temporary: Path, what: str, clears: bool = True) -> Iterator[None]:
 
 
 def _is_the_disks(error: BaseException) -> bool:
-    """Whether the disk did not take what was written. A missing file is another rank's doing, and a RuntimeError a dead
-    peer's, but for those of torch's writer, which hide the system's reason."""
+    """Whether the disk has no room. A RuntimeError is a dead peer's, but for those of torch's writer, which hide the
+    system's reason; a missing file is another rank's doing."""
     if isinstance(error, SafetensorError):
-        return "No such file" not in str(error)
+        return any(f"os error {number})" in str(error) for number in _NO_ROOM)
     if isinstance(error, RuntimeError):
         return any(words in str(error) for words in ("PytorchStreamWriter", "inline_container", "unexpected pos"))
-    return isinstance(error, OSError) and not isinstance(error, FileNotFoundError | ConnectionError | TimeoutError)
+    return isinstance(error, OSError) and error.errno in _NO_ROOM

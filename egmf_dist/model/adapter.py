@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 TRAINED_FILE = "trained.safetensors"
 DESCRIPTION = "adapter.json"
-_MEND = "; put it back from a copy, or have the best adapter chosen anew by training on: --resume auto"
+_MEND = "; put it back from a copy, or go on from a checkpoint of before its step: --resume STEP"
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -64,6 +64,7 @@ def save_adapter(model: nn.Module, run: Run, step: int, description: dict[str, A
     weights = gather_trained(model)
 
     def publish() -> None:
+        check_held(run, launch)  # before anything is cleared: it may be the holder's
         final = run.adapter(step)
         temporary = unfinished(final)
         with writing(temporary, f"adapter {final}"):

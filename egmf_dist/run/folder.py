@@ -262,7 +262,9 @@ def discard_unused(run: Run) -> bool:
     opened = {run.config.name, run.lock.name, run.ray.name}
     if not run.folder.is_dir() or any(path.name not in opened for path in run.folder.iterdir()):
         return False
-    shutil.rmtree(run.folder)
+    run.config.unlink(missing_ok=True)
+    # The lock is still open: NFS keeps such a file under another name until it is closed, and the folder with it.
+    shutil.rmtree(run.folder, ignore_errors=True)
     return True
 
 

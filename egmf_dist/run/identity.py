@@ -89,14 +89,17 @@ def _difference(key: str, then: Any, given: Any) -> str:
         )
     return (
         "the backbone in backbone.path changed: another model than it was made with "
-        f"(made with {_short(then)}, this start has {_short(given)}); "
+        f"(made with {_short(then, given)}, this start has {_short(given, then)}); "
         "give that one with --backbone.path, wherever it lies now"
     )
 
 
-def _short(backbone: Mapping[str, Any]) -> str:
+def _short(backbone: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     if "sha256" in backbone:
-        return f"a folder of hash {str(backbone['sha256'])[:12]}"
+        # The first hash sees little of long files: where it is the same, they or the tokenizer's differ.
+        same = backbone["sha256"] == other.get("sha256") and "spread" in backbone
+        name, what = ("spread", "a folder whose long files or tokenizer have") if same else ("sha256", "a folder of")
+        return f"{what} hash {str(backbone[name])[:12]}"
     return f"{backbone.get('path')!r} of the hub, commit {backbone.get('commit')}"
 
 

@@ -123,6 +123,7 @@ def _acquire(run: Run, launch: str, say: Callable[[str], None]) -> int:
     """
     # A file server may keep a dead client's lock for a while.
     patience = time.monotonic() + 2 * SILENCE_S
+    waited = False
     while True:
         try:
             descriptor = os.open(run.lock, os.O_RDWR | os.O_CREAT, 0o644)
@@ -131,14 +132,18 @@ def _acquire(run: Run, launch: str, say: Callable[[str], None]) -> int:
         try:
             locked = _lock(descriptor)
             _check_same(run, descriptor)
-            _take_over(run, descriptor, locked, say)
+            waited |= _take_over(run, descriptor, locked, say)
             if locked == BLOCKED:
                 if time.monotonic() > patience:
-                    raise _refusal(run)
+                    raise EgmfError(
+                        f"run {run}: {_named(_holder(run))} is silent, but its file server keeps its lock; "
+                        f"if that process is gone, remove {run.lock}"
+                    )
                 raise _AgainError  # its holder is silent: perhaps the file server has given the lock up by now
             _write(descriptor, launch)
-            if locked == UNKNOWN:
-                time.sleep(_SETTLING_S)  # a second start that saw nobody writes its name, too: the last one has it
+            if locked == UNKNOWN or waited:
+                # A second start that saw nobody, or waited for the same one, writes its name, too: the last one has it.
+                time.sleep(_SETTLING_S)
                 if _holder(run).get("launch") != launch:
                     raise _refusal(run)
             return descriptor
@@ -155,9 +160,15 @@ def _check_same(run: Run, descriptor: int) -> None:
     try:
         if os.path.samestat(os.fstat(descriptor), os.stat(run.lock)):
             return
-    except FileNotFoundError:
-        pass
+    except OSError as error:
+        if not _is_gone(error):
+            raise
     raise _AgainError
+
+
+def _is_gone(error: OSError) -> bool:
+    """Whether a file is no longer there: NFS says so of an open one in its own way."""
+    return isinstance(error, FileNotFoundError) or error.errno == errno.ESTALE
 
 
 def _lock(descriptor: int) -> str:
@@ -166,14 +177,16 @@ def _lock(descriptor: int) -> str:
     except BlockingIOError:
         return BLOCKED
     except OSError as error:
+        if _is_gone(error):
+            raise _AgainError from None
         if error.errno not in _NO_LOCKS:
             raise
         return UNKNOWN
     return LOCKED
 
 
-def _take_over(run: Run, descriptor: int, locked: str, say: Callable[[str], None]) -> None:
-    """See to it that the holder that the file still names, if any, is gone.
+def _take_over(run: Run, descriptor: int, locked: str, say: Callable[[str], None]) -> bool:
+    """See to it that the holder that the file still names, if any, is gone; whether others may have waited as well.
 
     Raises:
         EgmfError: it is alive.
@@ -189,6 +202,7 @@ def _take_over(run: Run, descriptor: int, locked: str, say: Callable[[str], None
         raise _refusal(run)
     if holder and locked != BLOCKED:
         say(f"run {run}: {_named(holder)} held the run and ended without giving it back; taken over")
+    return bool(holder) and not _same(holder, "processes")
 
 
 def _await_silence(run: Run, descriptor: int, holder: dict[str, Any], say: Callable[[str], None]) -> None:
@@ -242,7 +256,9 @@ def _times(run: Run, descriptor: int) -> tuple[float, float]:
         now = probe.stat().st_mtime
         with open(run.lock, "rb") as file:  # opening asks an NFS server anew; a plain stat may be a minute old
             return now, os.fstat(file.fileno()).st_mtime
-    except FileNotFoundError:
+    except OSError as error:
+        if not _is_gone(error):
+            raise
         raise _AgainError from None
     finally:
         probe.unlink(missing_ok=True)

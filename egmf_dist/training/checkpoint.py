@@ -117,8 +117,9 @@ def save_checkpoint(
     """
     final = run.checkpoint(progress.step)
     temporary = unfinished(final)
+    distributed.on_rank_zero(lambda: check_held(run, launch))  # before anything is cleared: it may be the holder's
     with writing(temporary, f"checkpoint {final}", clears=distributed.rank() == 0):
-        _save(engine, run, progress, temporary, launch)
+        _save(engine, run, progress, temporary)
 
     def publish() -> None:
         with writing(temporary, f"checkpoint {final}"):
@@ -139,11 +140,10 @@ def save_checkpoint(
     distributed.on_rank_zero(publish)
 
 
-def _save(engine: Engine, run: Run, progress: Progress, temporary: Path, launch: str | None) -> None:
+def _save(engine: Engine, run: Run, progress: Progress, temporary: Path) -> None:
     """Every rank's part, into ``temporary``, and on the disk."""
 
     def prepare() -> None:
-        check_held(run, launch)
         with writing(temporary, f"checkpoint {run.checkpoint(progress.step)}"):
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)

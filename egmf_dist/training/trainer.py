@@ -22,6 +22,7 @@ from egmf_dist.metrics.selection import check_selection
 from egmf_dist.model.identity import backbone_identity
 from egmf_dist.run.folder import Run
 from egmf_dist.run.identity import Identity
+from egmf_dist.run.lock import check_held
 from egmf_dist.run.manifest import read_standardisations, write_manifest
 from egmf_dist.run.records import Records
 from egmf_dist.training.checkpoint import Progress, Resumed, find_checkpoint, load_checkpoint, save_checkpoint
@@ -133,7 +134,12 @@ def started(config: Config, run: Run, start: Start) -> Iterator[Trainer]:
     training = config.training
     ranks, rank, device = distributed.world_size(), distributed.rank(), distributed.device()
     shards, validation = open_split(config, "train"), open_split(config, "valid")
-    known = distributed.on_rank_zero(lambda: known_standardisations(run, start))
+
+    def look() -> dict[str, Any] | None:
+        check_held(run, start.launch)  # Ray starts the workers of a launch that was given up again, too
+        return known_standardisations(run, start)
+
+    known = distributed.on_rank_zero(look)
     data, other_statistics = RunData.of(shards, config.data).keeping(known)
     check_selection(training.select_by, data.tasks)
     stream = open_stream(config, shards, rank, ranks)
@@ -155,6 +161,7 @@ def started(config: Config, run: Run, start: Start) -> Iterator[Trainer]:
         progress = resumed.progress
         # Before anything is written: what fails here must not use up the run's name.
         scorer, scoring = check_scoring(engine, validation, collator, capabilities, config, progress.step > 0)
+        distributed.on_rank_zero(lambda: check_held(run, start.launch))  # records and manifest may be another's by now
         records = Records(run, rank == 0, start.console, progress.step)
         stack.callback(records.close)
         hosts = distributed.gather_objects(platform.node())

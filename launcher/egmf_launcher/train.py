@@ -113,8 +113,10 @@ def train_run(
         except BaseException:
             # What only the ranks could find out (damaged weights, a host that lacks the folder) must not use up the
             # name.
-            if made:
-                discard_unused(run)
+            if made and discard_unused(run):
+                stack.close()
+                with contextlib.suppress(OSError):
+                    run.folder.rmdir()
             raise
 
 

@@ -388,6 +388,10 @@ def removed_by_another_rank(path: Path) -> None:
     path.joinpath("part").open("rb")
 
 
+def not_allowed(path: Path) -> None:
+    raise PermissionError(13, "Permission denied")
+
+
 def dead_peer(path: Path) -> None:
     raise RuntimeError("Connection closed by peer")
 
@@ -411,7 +415,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(run: Run, fails
 
 
 @pytest.mark.usefixtures("alone")
-@pytest.mark.parametrize("fails", [removed_by_another_rank, dead_peer, stopped])
+@pytest.mark.parametrize("fails", [removed_by_another_rank, not_allowed, dead_peer, stopped])
 def test_what_is_not_the_disks_is_not_said_of_it(run: Run, fails: Callable[[Path], None]) -> None:
     folder = run.checkpoints / ".step-0000002.tmp"
     folder.mkdir(parents=True)
@@ -434,10 +438,13 @@ def test_a_best_adapter_that_cannot_be_read_says_what_to_do(run: Run, damage: st
     path = run.adapter(2) / adapter.DESCRIPTION
     if damage is not None:
         path.write_text(damage)
-    with pytest.raises(EgmfError, match=r"adapter.json is .*; put it back from a copy, or have the best adapter"):
+    with pytest.raises(EgmfError, match=r"adapter.json is .*; put it back from a copy, or go on from"):
         describe_best(run)
     run.best.write_text("")
-    with pytest.raises(EgmfError, match=r"best.json is damaged .*; put it back from a copy, or have the best adapter"):
+    with pytest.raises(
+        EgmfError,
+        match=r"best.json is damaged .*; put it back from a copy, or go on from",
+    ):
         adapter.pin(run)
     assert [p.name for p in run.adapters.iterdir() if p.name.startswith(".")] == []
 
@@ -452,3 +459,18 @@ def test_a_checkpoint_says_by_what_features_were_standardised(run: Run) -> None:
     (folder / "checkpoint.json").write_text(json.dumps(record | {"standardisations": {"audio": 2}}))
     assert trainer.known_standardisations(run, start) == {"audio": 2}
     assert trainer.known_standardisations(run, trainer.Start("never")) == {"audio": 1}
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_launch_that_was_given_up_clears_nothing_of_the_holders(run: Run) -> None:
+    """It is refused before it touches what the new holder is writing at the same step."""
+    hold(run, "another")
+    parts = [run.checkpoints / ".step-0000004.tmp" / "part", run.adapters / ".step-0000004.tmp" / "part"]
+    for part in parts:
+        part.parent.mkdir(parents=True)
+        part.touch()
+    with pytest.raises(EgmfError, match="has taken it over"):
+        save_checkpoint(Engine(), run, Progress(step=4), IDENTITY, {}, keep=3, launch="mine")
+    with pytest.raises(EgmfError, match="has taken it over"):
+        adapter.save_adapter(torch.nn.Linear(1, 1), run, 4, {}, "mine")
+    assert all(part.exists() for part in parts)

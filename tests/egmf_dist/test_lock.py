@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -159,7 +160,7 @@ def test_a_lock_that_its_file_server_keeps_is_asked_for_again(run, monkeypatch):
     write(run, host="elsewhere.invalid", started=0.0)
     keeps = os.open(run.lock, os.O_RDWR)
     fcntl.flock(keeps, fcntl.LOCK_EX)
-    with pytest.raises(EgmfError, match=r"elsewhere.invalid .* is training it"):
+    with pytest.raises(EgmfError, match=r"elsewhere.invalid .* is silent, but its file server keeps its lock"):
         take(run)
     os.close(keeps)
 
@@ -236,3 +237,35 @@ def test_whoever_waits_for_the_lock_does_not_get_a_removed_file(run, monkeypatch
     with held(run, "mine"):
         assert json.loads(run.lock.read_text())["launch"] == "mine"
     assert len(calls) == 2
+
+
+def test_a_handle_that_nfs_calls_stale_is_a_file_that_is_gone(run, monkeypatch):
+    write(run, host="elsewhere.invalid", started=0.0)
+    real, held_first = os.fstat, run.lock.stat().st_ino
+
+    def fstat(descriptor: int) -> os.stat_result:
+        if real(descriptor).st_ino == held_first and real(descriptor).st_nlink == 0:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return real(descriptor)
+
+    monkeypatch.setattr(lock.os, "fstat", fstat)
+    monkeypatch.setattr(lock.time, "sleep", lambda seconds: run.lock.unlink())
+    (waits,) = take(run)
+    assert "if it stays silent" in waits
+
+
+def test_who_waited_for_one_silent_holder_do_not_both_have_the_run(run, monkeypatch):
+    """Where locks are local to a host both are locked, and both wake at the same moment."""
+    write(run, host="elsewhere.invalid", started=0.0)
+    silent_since(run, lock.SILENCE_S + 1)
+    monkeypatch.setattr(lock, "_lock", lambda descriptor: lock.LOCKED)
+    calls: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        calls.append(seconds)
+        if len(calls) == 2:  # settling, after our name was written
+            write(run, host="third.invalid")
+
+    monkeypatch.setattr(lock.time, "sleep", sleep)
+    with pytest.raises(EgmfError, match=r"third.invalid .* is training it"):
+        take(run)

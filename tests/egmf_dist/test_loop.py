@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from egmf_dist.config import Config
+from egmf_dist.errors import EgmfError
 from egmf_dist.run.folder import Run
 from egmf_dist.training import loop, trainer
 
@@ -70,3 +71,19 @@ def test_the_engine_is_released_whatever_fails(tmp_path, monkeypatch, fails):
         loop.train(Config(), Run(tmp_path), trainer.Start())
     opened = fails not in ("load_checkpoint", "check_scoring", "Records")
     assert released == (["records", "engine"] if opened else ["engine"])
+
+
+def test_a_launch_that_was_given_up_touches_no_records(tmp_path, monkeypatch):
+    """Ray starts its workers again; by then the run is another's, with a checkpoint and records of its own."""
+    run = Run(tmp_path)
+    run.lock.write_text('{"format": 2, "pid": 7, "host": "h", "since": "9:00", "launch": "another"}')
+    run.metrics.write_text('{"kind": "train", "step": 7}\n')
+    for name in ("open_split", "open_stream", "read_backbone", "build_egmf"):
+        monkeypatch.setattr(trainer, name, lambda *arguments: Anything())
+    for name, value in {"world_size": 1, "rank": 0, "device": torch.device("cpu")}.items():
+        monkeypatch.setattr(trainer.distributed, name, lambda *arguments, value=value: value)
+    monkeypatch.setattr(trainer.distributed, "on_rank_zero", lambda do: do())
+    with pytest.raises(EgmfError, match="has taken it over"):
+        loop.train(Config(), run, trainer.Start("never", "mine"))
+    assert run.metrics.read_text() == '{"kind": "train", "step": 7}\n'
+    assert not run.manifest.exists()
