@@ -54,9 +54,7 @@ def build_egmf(config: Config, capabilities: Capabilities, data: RunData) -> EGM
         backbone,
         capabilities,
         embedding_rms=embedding_rms(embedding, capabilities.vocabulary) if config.model.pseudo_tokens else 1.0,
-        tasks=data.tasks,
-        languages=data.languages,
-        dims=data.dims,
+        data=data,
         objective=make_objective(config, data.tasks),
     )
     # ZeRO-3 flattens parameters together and wants one dtype; DeepSpeed keeps fp32 copies for its optimiser.

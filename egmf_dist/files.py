@@ -27,7 +27,7 @@ _LEFT = re.compile(r"\.step-\d+\.(tmp|aside|gone)|\..+\.[0-9a-f]{8}\.tmp")
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 so that a reader sees the old file or the new one, never half of it, and the disk holds it."""
     # The name is this writer's own: two evaluations of one split at once must not write into one file.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_UNFINISHED}")
+    temporary = own_name(path)
     try:
         with open(temporary, "w", encoding="utf-8") as file:
             file.write(text)
@@ -93,6 +93,11 @@ def remove_folder(folder: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
     os.rename(folder, aside)
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def own_name(final: Path) -> Path:
+    """Where one of several writers makes what will be ``final``: no other has this name."""
+    return final.with_name(f".{final.name}.{secrets.token_hex(4)}{_UNFINISHED}")
 
 
 def unfinished(final: Path) -> Path:

@@ -42,10 +42,9 @@ class RunData:
         A manifest's statistics are no part of its data's identity: they may have been made anew, with more digits.
 
         Args:
-            known: by modality what :meth:`to_json` calls ``standardisations``; None for a run without earlier steps.
+            known: by modality what :meth:`statistics` gives; None for a run without earlier steps.
         """
-        now = self.to_json()["standardisations"]
-        if known is None or known == now:
+        if known is None or known == self.statistics():
             return self, None
         kept = {name: Standardisation.from_json(s) for name, s in known.items()}
         said = "the folders' feature statistics are not those the run was started with; it keeps its own"
@@ -59,13 +58,17 @@ class RunData:
         """
         return Collator(tokenizer, self.tasks, self.languages, self.dims, config, limits, self.standardisations)
 
+    def statistics(self) -> dict[str, Any]:
+        """By modality by what statistics features are standardised, JSON-able."""
+        return {name: s.to_json() for name, s in self.standardisations.items()}
+
     def to_json(self) -> dict[str, Any]:
         """For the adapter's description."""
         return {
             "tasks": [task.to_json() for task in self.tasks.values()],
             "languages": list(self.languages),
             "dims": dict(self.dims),
-            "standardisations": {name: s.to_json() for name, s in self.standardisations.items()},
+            "standardisations": self.statistics(),
         }
 
     @classmethod

@@ -18,13 +18,13 @@ from torch import nn
 
 from egmf_dist.config import ModelConfig
 from egmf_dist.data.batch import RaggedBatch
+from egmf_dist.data.run_data import RunData
 from egmf_dist.errors import EgmfError
 from egmf_dist.model.backbone import Capabilities
 from egmf_dist.model.encoders import Encoders
 from egmf_dist.model.fusion.base import FUSIONS, Fused
 from egmf_dist.model.pseudo_tokens import PseudoTokens
 from egmf_dist.model.sequence import Columns, lay_out
-from egmf_shards import Task
 
 
 class Computation(Protocol):
@@ -51,9 +51,7 @@ class EGMF(nn.Module):
         backbone: the LLM with what is tuned of it.
         capabilities: what it can do; its width H, its vocabulary, the ids before any text.
         embedding_rms: root mean square of its input embeddings, as its embedding module gives them.
-        tasks: the run's tasks in order.
-        languages: the run's languages in order.
-        dims: feature widths of audio and vision; 0 for none.
+        data: the run's tasks, languages and feature widths (0 for a modality that it lacks).
         objective: what it is trained for; what that trains for itself is ``auxiliary``.
     """
 
@@ -65,9 +63,7 @@ class EGMF(nn.Module):
         backbone: nn.Module,
         capabilities: Capabilities,
         embedding_rms: float,
-        tasks: Mapping[str, Task],
-        languages: Sequence[str],
-        dims: Mapping[str, int],
+        data: RunData,
         objective: Objective,
     ) -> None:
         super().__init__()
@@ -81,8 +77,8 @@ class EGMF(nn.Module):
             learned = config.text_stream == "learned"
             text_dim = config.width if learned else capabilities.width
             self.text_embedding = nn.Embedding(capabilities.vocabulary, config.width) if learned else None
-            self.encoders = Encoders(config, dims.get("audio", 0), dims.get("vision", 0), text_dim)
-            self.fusion: Any = FUSIONS.find(config.fusion)(config, len(tasks), len(languages))
+            self.encoders = Encoders(config, data.dims.get("audio", 0), data.dims.get("vision", 0), text_dim)
+            self.fusion: Any = FUSIONS.find(config.fusion)(config, len(data.tasks), len(data.languages))
             self.diagnostics = self.fusion.diagnostics
             self.pseudo_tokens = PseudoTokens(config, capabilities.width, embedding_rms)
         self.objective = objective

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 import shlex
 import shutil
 import time
@@ -16,7 +15,7 @@ from typing import Any
 from egmf_dist.config import Config, dump_config, load_run_config, read_directory
 from egmf_dist.config.schema import ON_RESUME
 from egmf_dist.errors import EgmfError
-from egmf_dist.files import discard_unfinished, sync_tree
+from egmf_dist.files import discard_unfinished, own_name, sync_tree
 
 NOW_PREFIX = ".now-"
 """Of files that are made to ask for the file system's time (:mod:`egmf_dist.run.lock`)."""
@@ -214,7 +213,7 @@ def open_run(config: Config, run: Run, resume: str) -> bool:
         return False
     missing = [parent for parent in run.folder.parents if not parent.exists()]
     # A name of its own: two starts at once must not write into one folder, and only one rename succeeds.
-    temporary = run.folder.with_name(f".{run.folder.name}.{secrets.token_hex(4)}.tmp")
+    temporary = own_name(run.folder)
     try:
         temporary.mkdir(parents=True)
         dump_config(config, Run(temporary).config, Path.cwd())

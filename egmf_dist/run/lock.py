@@ -225,10 +225,7 @@ def _await_silence(run: Run, descriptor: int, holder: dict[str, Any], say: Calla
         time.sleep(min(HEARTBEAT_S / 6, max(0.01, SILENCE_S - (now - touched))))
         now, seen = _times(run, descriptor)
         if seen != touched:
-            raise EgmfError(
-                f"run {run}: {_named(_holder(run))} is training it; wait for it or stop it, or choose another name "
-                "with --run"
-            )
+            raise _refusal(run)
 
 
 def _refusal(run: Run) -> EgmfError:

@@ -34,9 +34,6 @@ class Places:
         return config
 
 
-NOWHERE_ELSE = Places()
-
-
 def found_again(config: Config, run: Run) -> Config:
     """Settings to go on with a run, in which a relative path that leads nowhere from here, but did where the run was
     started, is absolute.

@@ -18,7 +18,7 @@ from egmf_dist.data.loader import Step, load
 from egmf_dist.data.run_data import RunData, open_split, open_stream
 from egmf_dist.engine import Engine, deepspeed_settings, initialise, partitioned_loading
 from egmf_dist.inference.scorer import Scorer
-from egmf_dist.metrics.selection import check_selection
+from egmf_dist.metrics.selection import check_selection, chosen_for_validation
 from egmf_dist.model.identity import backbone_identity
 from egmf_dist.run.folder import Run
 from egmf_dist.run.identity import Identity
@@ -67,6 +67,8 @@ class Trainer:
     steps: Iterator[Step]
     """This rank's global batches, in order."""
     validation: ShardSet
+    chosen: list[int]
+    """Which of its samples are scored, the same every time."""
     scorer: Scorer
     progress: Progress
     records: Records
@@ -93,8 +95,9 @@ class Trainer:
         """This rank's part of the next global batch, and what all ranks know of the whole."""
         step, facts = next_step(self.steps, self.bad_samples)
         note_bad(self.bad_samples.take(step, facts.bad), self.progress, self.records)
+        factor = self.learning_rate
         for group, peak in zip(self.engine.optimizer.param_groups, self.peaks, strict=True):
-            group["lr"] = peak * self.learning_rate
+            group["lr"] = peak * factor
         return step, facts
 
     def count(self, step: Step, facts: Facts, sums_2: torch.Tensor) -> None:
@@ -114,9 +117,8 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint."""
-        standardisations = self.data.to_json()["standardisations"]
         keep = self.config.training.keep_checkpoints
-        save_checkpoint(self.engine, self.run, self.progress, self.identity, standardisations, keep, self.launch)
+        save_checkpoint(self.engine, self.run, self.progress, self.identity, self.data.statistics(), keep, self.launch)
 
 
 @contextlib.contextmanager
@@ -160,13 +162,15 @@ def started(config: Config, run: Run, start: Start) -> Iterator[Trainer]:
         resumed = load_checkpoint(engine, run, start.resume, identity, start.launch) or Resumed(Progress(), [])
         progress = resumed.progress
         # Before anything is written: what fails here must not use up the run's name.
-        scorer, scoring = check_scoring(engine, validation, collator, capabilities, config, progress.step > 0)
+        chosen = chosen_for_validation(validation.task_numbers, training.validation_samples)
+        scorer, scoring = check_scoring(
+            engine, validation, chosen, collator, capabilities, config.evaluation, progress.step > 0
+        )
         distributed.on_rank_zero(lambda: check_held(run, start.launch))  # records and manifest may be another's by now
         records = Records(run, rank == 0, start.console, progress.step)
         stack.callback(records.close)
         hosts = distributed.gather_objects(platform.node())
-        standardisations = data.to_json()["standardisations"]
-        distributed.on_rank_zero(lambda: write_manifest(run, config, identity, hosts or [], standardisations))
+        distributed.on_rank_zero(lambda: write_manifest(run, config, identity, hosts or [], data.statistics()))
         said = {"backbone": capabilities.describe(), "scoring": scoring, "changed": dict(start.changed)}
         records.write(start_record(config, progress, ranks, model, kernels) | said)
         for message in [*resumed.skipped, *shards.faults, *filter(None, [other_statistics])]:
@@ -184,6 +188,7 @@ def started(config: Config, run: Run, start: Start) -> Iterator[Trainer]:
             shards=shards,
             steps=load(stream, collator, range(progress.position, end, training.global_batch), config.data),
             validation=validation,
+            chosen=chosen,
             scorer=scorer,
             progress=progress,
             records=records,

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from egmf_dist import distributed
-from egmf_dist.config import Config
+from egmf_dist.config import EvaluationConfig
 from egmf_dist.data import Collator
 from egmf_dist.engine import Engine
 from egmf_dist.inference.score import evaluate_predictions, score_samples
 from egmf_dist.inference.scorer import Choice, check_samples, choose_scorer
-from egmf_dist.metrics.selection import chosen_for_validation, selection_score
+from egmf_dist.metrics.selection import selection_score
 from egmf_dist.model.adapter import save_adapter
 from egmf_dist.model.backbone import Capabilities
 from egmf_shards import ShardSet
@@ -21,26 +22,32 @@ if TYPE_CHECKING:
 
 
 def check_scoring(
-    engine: Engine, validation: ShardSet, collator: Collator, capabilities: Capabilities, config: Config, trained: bool
+    engine: Engine,
+    validation: ShardSet,
+    chosen: Sequence[int],
+    collator: Collator,
+    capabilities: Capabilities,
+    evaluation: EvaluationConfig,
+    trained: bool,
 ) -> Choice:
     """Choose how answers are scored and score two batches: what would fail at the first validation fails before step 1.
 
     Args:
         engine: with the model.
         validation: the split.
+        chosen: which of its samples are scored.
         collator: the run's.
         capabilities: the backbone's.
-        config: the run's settings.
+        evaluation: the settings of that section.
         trained: the model has taken a step.
 
     Raises:
         EgmfError: the backbone cannot be scored as asked, or its scores are not finite.
     """
     engine.eval()
-    chosen = chosen_for_validation(validation.task_numbers, config.training.validation_samples)
     samples = check_samples(validation, chosen, collator)
-    choice = choose_scorer(config.evaluation, engine.module, capabilities, collator, samples, trained)
-    batch_size = config.evaluation.batch_size
+    choice = choose_scorer(evaluation, engine.module, capabilities, collator, samples, trained)
+    batch_size = evaluation.batch_size
     first = chosen[: 2 * batch_size * distributed.world_size()]
     rows = score_samples(engine.module, validation, choice.scorer, batch_size, first)
     distributed.on_rank_zero(lambda: evaluate_predictions(rows, collator.tasks))
@@ -52,8 +59,8 @@ def validate(trainer: Trainer) -> None:
     config, progress, records = trainer.config, trainer.progress, trainer.records
     model, tasks = trainer.engine.module, trainer.data.tasks
     trainer.engine.eval()
-    chosen = chosen_for_validation(trainer.validation.task_numbers, config.training.validation_samples)
-    rows = score_samples(model, trainer.validation, trainer.scorer, config.evaluation.batch_size, chosen)
+    batch_size = config.evaluation.batch_size
+    rows = score_samples(model, trainer.validation, trainer.scorer, batch_size, trainer.chosen)
     results: dict[str, Any] = distributed.on_rank_zero(lambda: evaluate_predictions(rows, tasks))
     score = selection_score(results, config.training.select_by)
     improved = progress.best_score is None or score > progress.best_score
@@ -77,7 +84,7 @@ def validate(trainer: Trainer) -> None:
             "score": score,
             "selected_by": selected_by,
             "best": improved,
-            "samples": len(chosen),
+            "samples": len(trainer.chosen),
             "tasks": {name: {"metrics": r["metrics"], "collapsed": r["collapsed"]} for name, r in results.items()},
         }
     )

@@ -5,19 +5,18 @@ What they need is made by :mod:`egmf_dist.recipes.demo`.
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from egmf_dist.errors import EgmfError
 from egmf_dist.files import write_json
 from egmf_dist.recipes.demo import RUN, prepare
 from egmf_dist.run.folder import Run
+from egmf_dist.run.records import read_records
 from egmf_launcher.errors import LaunchError
 from egmf_launcher.hostfile import parse_hostfile
 from egmf_launcher.launch import count_gpus
@@ -91,13 +90,8 @@ def run_state(run: Path) -> str:
     records = Run(run).metrics
     if not records.is_file():
         return "interrupted"
-    kind: Any = None
-    for line in records.read_text(encoding="utf-8").splitlines():
-        try:
-            kind = json.loads(line).get("kind", kind)
-        except (ValueError, AttributeError):
-            continue
-    return "complete" if kind == "end" else "interrupted"
+    kinds = [record.get("kind") for record in read_records(records)]
+    return "complete" if kinds[-1:] == ["end"] else "interrupted"
 
 
 def timed(phases: dict[str, float], name: str, work: Callable[[], None]) -> None:

@@ -460,10 +460,10 @@ def test_no_time_no_tuning_and_it_says_so() -> None:
     assert (tuned, report, left) == (table, [], ["norm_forward 16 bits d=32: out of time"])
 
 
-# The road of a GPU machine, on the CPU and with invented clocks.
+# What a GPU machine runs, on the CPU and with invented clocks.
 
 
-def test_the_measured_road_with_invented_clocks(only: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_whole_measurement_with_invented_clocks(only: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     only("ragged_pool_gate")
     plan = measure.Plan("cpu", 1536, (32,), (32,), (torch.bfloat16,), 0, False)
     monkeypatch.setattr(measure.Plan, "segment", 2)

@@ -42,7 +42,7 @@ RANK1 = {"RANK": "1", "WORLD_SIZE": "2"}
         (LaunchArguments(workers=1), NONE, (), 4, "single", ()),
         (LaunchArguments(launcher="ray"), NONE, (), 0, "ray", (Host("localhost", 1),)),
         (LaunchArguments(workers=1, launcher="ray"), NONE, (), 4, "ray", (Host("localhost", 1),)),
-        # The way round Ray.
+        # Without Ray: DeepSpeed's launcher.
         (LaunchArguments(hostfile="hosts", launcher="deepspeed"), NONE, CLUSTER, 0, "deepspeed", CLUSTER),
         (LaunchArguments(hostfile="hosts", launcher="deepspeed"), RANK0, CLUSTER, 0, "deepspeed", CLUSTER),
         (LaunchArguments(hostfile="hosts", launcher="deepspeed"), RANK1, CLUSTER, 0, "leave", ()),

@@ -39,7 +39,7 @@ _COLUMNS = {"audio": ("audio", "audio_len"), "vision": ("video", "video_len")}
 def import_mse_adapter(
     source: str | os.PathLike[str],
     out: str | os.PathLike[str],
-    dataset: str = "meld",
+    dataset: str,
     padding: str | None = None,
 ) -> dict[str, Any]:
     """Write MSE-Adapter's three pickles of ``meld`` or ``cherma`` as shards and return the manifest.
