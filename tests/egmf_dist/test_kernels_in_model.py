@@ -27,7 +27,7 @@ ALWAYS = {
     "ragged_pool_gate_forward",
     "ragged_pool_gate_backward",
     "modality_mix_forward",
-    "modality_gate_backward",
+    "modality_mix_backward",
     "segment_sum_kernel",
 }
 PROJECTION = {

@@ -402,14 +402,14 @@ def test_every_table_entry_is_tuned_and_every_candidate_is_an_entry() -> None:
                 for candidate in candidates + tune.counts(tile):
                     assert set(candidate) == set(tile)
                     assert candidate != tile
-                    assert all(n >= 1 for n in candidate.values())
+                    assert all(n >= 1 for name, n in candidate.items() if name != "FLAT")
 
 
 def test_tuning_keeps_the_fastest_correct_candidate(monkeypatch: pytest.MonkeyPatch) -> None:
-    case = case_of("ragged_pool_gate")
-    job = tune.Job("ragged_pool_gate_forward", case)
+    case = case_of("hier_gate_mix_norm")
+    job = tune.Job("mix_norm_forward", case)
     table = tiles.load("interpreted")
-    clock = {4: 9.0, 8: 10.0, 16: 5.0, 2: 9.9}
+    clock = {4: 9.0, 16: 10.0, 8: 5.0, 2: 9.9}
     used: list[int] = []
     plain = tune.launches
 
@@ -420,34 +420,36 @@ def test_tuning_keeps_the_fastest_correct_candidate(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(tune, "launches", watch)
     monkeypatch.setattr(tune, "stream_time", lambda call, ms: Timing(clock[used[-1]], 0.0, 0.0))
-    monkeypatch.setattr(tune, "shapes", lambda entry, tile: [tile | {"BT": n} for n in (2, 4, 16, 0)])
+    monkeypatch.setattr(tune, "shapes", lambda entry, tile: [tile | {"BT": n} for n in (2, 4, 8, 0)])
+    monkeypatch.setattr(tune, "counts", lambda tile: [])
     tuned, _, left = tune.tune_table(table, [job], seconds=60, workers=0, device="cpu", say=lambda line: None)
     assert tuned == table
     assert not left
     tuner = tune.Tuner(table, "cpu", timed=True)
     tuner.tune(job)
-    assert job.lookup(tuner.table)["BT"] == 16
-    assert tuner.table["kernels"]["ragged_pool_gate_forward"]["16"]["32"]["BT"] == 16
+    assert job.lookup(tuner.table)["BT"] == 8
+    assert tuner.table["kernels"]["mix_norm_forward"]["16"]["32"]["BT"] == 8
     # Other widths and the table it came from are as they were.
-    assert tuner.table["kernels"]["ragged_pool_gate_forward"]["16"]["512"] == {"BT": 8}
-    assert "32" not in table["kernels"]["ragged_pool_gate_forward"]["16"]
+    assert tuner.table["kernels"]["mix_norm_forward"]["16"]["512"] == {"BT": 16, "programs": 3}
+    assert "32" not in table["kernels"]["mix_norm_forward"]["16"]
     tried = {record["tile"]["BT"]: record for record in tuner.report[-1]["tried"]}
     assert "rejected" in tried[0]
     assert tried[2]["ms"] == 9.9
-    assert tuner.report[-1]["before"] == {"BT": 8}
+    assert tuner.report[-1]["before"] == {"BT": 16, "programs": 3}
 
 
 def test_tuning_rejects_what_computes_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    job = tune.Job("ragged_pool_gate_forward", case_of("ragged_pool_gate"))
-    plain = egmf_kernels.ragged_pool_gate
+    job = tune.Job("mix_norm_forward", case_of("hier_gate_mix_norm"))
+    plain = egmf_kernels.hier_gate_mix_norm
 
-    def wrong_in_small_tiles(o: torch.Tensor, *rest: Any, **keywords: Any) -> Any:
-        pooled, beta = plain(o, *rest, **keywords)
-        small = tiles.lookup("ragged_pool_gate_forward", o, 32)["BT"] == 2
-        return pooled * (1.1 if small else 1.0), beta
+    def wrong_in_small_tiles(x: torch.Tensor, *rest: Any, **keywords: Any) -> Any:
+        mixed, alpha = plain(x, *rest, **keywords)
+        small = tiles.lookup("mix_norm_forward", x, 32)["BT"] == 2
+        return mixed * (1.1 if small else 1.0), alpha
 
-    monkeypatch.setattr(egmf_kernels, "ragged_pool_gate", wrong_in_small_tiles)
+    monkeypatch.setattr(egmf_kernels, "hier_gate_mix_norm", wrong_in_small_tiles)
     monkeypatch.setattr(tune, "shapes", lambda entry, tile: [tile | {"BT": 2}])
+    monkeypatch.setattr(tune, "counts", lambda tile: [])
     tuner = tune.Tuner(tiles.load("interpreted"), "cpu", timed=False)
     tuner.tune(job)
     assert "away from the present tile's" in tuner.report[-1]["tried"][-1]["rejected"]

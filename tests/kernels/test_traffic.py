@@ -22,8 +22,8 @@ KERNEL_SIZES = (3, 5, 7)
 SHORT = (5, 3, 0, 40, 0, 0, 1, 2, 9)
 LONG = (130, 0, 61, 33, 250, 1, 0, 97, 17, 203, 64, 144)
 TALL: dict[str, dict[str, int]] = {
-    "ragged_pool_gate_forward": {"BT": 32},
-    "ragged_pool_gate_backward": {"BT": 32},
+    "ragged_pool_gate_forward": {"CHUNK": 256},
+    "ragged_pool_gate_backward": {"CHUNK": 256},
     "mix_norm_forward": {"BT": 64},
     "mix_norm_backward": {"BT": 64},
     "norm_forward": {"BT": 64},
@@ -68,6 +68,7 @@ class Call:
             kernel_sizes=KERNEL_SIZES,
             gated=self.gated,
             weighed=self.weighed,
+            lengths=self.lengths,
         )
 
     def function(self) -> tuple[Any, list[torch.Tensor], list[torch.Tensor]]:
@@ -250,8 +251,8 @@ def test_the_projection_keeps_no_experts_output() -> None:
     tokens = sum(SHORT)
     streams, rest = kept_for_backward("triton")
     assert streams == 0
-    # alpha, the segment numbers and the boundaries
-    assert rest <= tokens * EXPERTS * 4 + tokens * 4 + (len(SHORT) + 1) * 4
+    # alpha, w, the segment numbers and the boundaries
+    assert rest <= 2 * tokens * EXPERTS * 4 + tokens * 4 + (len(SHORT) + 1) * 4
     assert kept_for_backward("reference")[0] >= EXPERTS * tokens * 64 * 4
 
 

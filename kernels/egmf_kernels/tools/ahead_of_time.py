@@ -35,7 +35,7 @@ NARROW_LOADS = {
     "ms_dwconv_forward": 64,
     "ms_dwconv_backward": 32,
     "segment_sum_kernel": 32,
-    "modality_gate_backward": 32,
+    "modality_mix_backward": 32,
 }
 """Kernels whose widest load may be narrower than 16 bytes, and how narrow (bits). The convolution gives a lane 4 or 2
 channels, because each channel costs up to 50 registers of window, taps and sums; a warp's row is still one full line.
@@ -74,6 +74,8 @@ class Compiled:
         if self.shared > SHARED_LIMIT[self.architecture]:
             found.append(f"{self.shared} bytes of shared memory; at most {SHARED_LIMIT[self.architecture]}")
         narrowest = NARROW_LOADS.get(self.kernel, 128)
+        if self.tile.get("K", 0) > 4:  # the pooling's threads have 4 columns then
+            narrowest = min(narrowest, 64)
         if self.widest_load < narrowest and not self.copies:
             found.append(f"widest load {self.widest_load} bits; must be {narrowest}")
         if self.kernel in MATRIX_PRODUCTS and self.bits == 16:
@@ -156,8 +158,8 @@ def launches_of(operator: str, width: int, dtype: torch.dtype, tokens: int = 409
             mix.backward(x, x, used, g, c, b, segment, cu, modalities, make(width), alpha, rstd, 0.7)
         else:
             w, (g, c, b) = (make(experts, width, width), make(experts, width)), gate
-            _, alpha = projection.forward(x, streams, w[0], w[1], g, c, b, segment, modalities, 0.7)
-            projection.backward(x, x, streams, w[0], w[1], g, c, b, segment, cu, modalities, alpha, 0.7)
+            _, alpha, w_et = projection.forward(x, streams, w[0], w[1], g, c, b, segment, modalities, 0.7)
+            projection.backward(x, x, streams, w[0], w[1], g, c, b, segment, cu, modalities, alpha, w_et, 0.7)
     return seen
 
 
@@ -170,7 +172,7 @@ OPERATORS = {
 }
 """Operator -> the table entries its launches read."""
 WITHOUT_TILE = {
-    "ragged_pool_gate": ("modality_mix_forward", "modality_gate_backward"),
+    "ragged_pool_gate": ("modality_mix_forward", "modality_mix_backward"),
     "mix_norm": ("segment_sum_kernel",),
 }
 """Operator -> kernels of fixed block sizes to compile with it; what two operators launch is compiled with one."""

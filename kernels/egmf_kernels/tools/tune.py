@@ -56,33 +56,38 @@ GAIN = 0.98
 
 REPEAT_MS = 40
 
-# BM, BN, BK, GROUP, num_warps, num_stages of the matrix products; 256-wide tiles spill two accumulators on sm_90.
+# BM, BN, BK, num_warps, num_stages of the matrix products; 256-wide tiles spill two accumulators on sm_90.
 PRODUCTS = (
-    (128, 128, 64, 8, 8, 3), (128, 128, 64, 8, 8, 4), (128, 128, 32, 8, 8, 4), (128, 128, 64, 16, 8, 3),
-    (128, 64, 64, 8, 4, 3), (128, 64, 64, 8, 8, 3), (64, 128, 64, 8, 4, 4), (64, 128, 64, 8, 8, 3),
-    (64, 256, 64, 8, 8, 3), (64, 64, 64, 8, 4, 4),
+    (128, 128, 64, 8, 3), (128, 128, 64, 8, 4), (128, 128, 32, 8, 4), (128, 64, 64, 4, 3), (128, 64, 64, 8, 3),
+    (64, 128, 64, 4, 3), (64, 128, 64, 4, 4), (64, 256, 64, 8, 3), (64, 64, 64, 4, 4),
 )  # fmt: skip
-# BM, BN, BK, num_warps, num_stages.
+# The same of the weights' product.
 WEIGHT_PRODUCTS = (
-    (128, 128, 32, 8, 3), (128, 128, 32, 8, 4), (128, 128, 32, 8, 2), (128, 64, 32, 8, 3), (64, 128, 32, 8, 3),
-    (64, 128, 64, 8, 3), (64, 64, 32, 4, 4), (64, 64, 64, 4, 4), (64, 256, 32, 8, 3),
+    (128, 128, 32, 8, 3), (128, 128, 64, 8, 3), (128, 128, 64, 8, 4), (128, 64, 64, 4, 3), (64, 128, 64, 4, 3),
+    (64, 128, 32, 8, 3), (64, 64, 64, 4, 4),
 )  # fmt: skip
 
 
 def shapes(entry: str, tile: Tile) -> list[Tile]:
     """Candidates for the first step: what needs a new compilation."""
     found = []
-    if entry == "gated_tri_proj_backward_w":
-        names: tuple[str, ...] = ("BM", "BN", "BK", "num_warps", "num_stages")
-        found = [tile | dict(zip(names, values, strict=True)) for values in WEIGHT_PRODUCTS]
-    elif entry.startswith("gated_tri_proj"):
-        names = ("BM", "BN", "BK", "GROUP", "num_warps", "num_stages")
-        found = [tile | dict(zip(names, values, strict=True)) for values in PRODUCTS]
+    if entry.startswith("gated_tri_proj"):
+        names = ("BM", "BN", "BK", "num_warps", "num_stages")
+        blocks = WEIGHT_PRODUCTS if entry.endswith("_w") else PRODUCTS
+        found = [
+            tile | dict(zip(names, values, strict=True)) | {"FLAT": flat} for values in blocks for flat in (False, True)
+        ]
     elif entry.startswith("ms_dwconv"):
-        for chunks, columns, warps in product((1, 2, 4, 8), (64, 128, 256), (4, 8)):
+        for chunks, columns, warps, steps in product((2, 4, 8), (64, 128), (2, 4, 8), (2, 4, 8)):
             # A lane with more than 4 numbers a row runs out of registers, one without a number idles.
             if 1 <= chunks * columns // (32 * warps) <= 4:
-                found.append(tile | {"CHUNKS": chunks, "BC": columns, "num_warps": warps})
+                found.append(tile | {"CHUNKS": chunks, "BC": columns, "num_warps": warps, "STEPS": steps})
+    elif entry.startswith("ragged_pool"):
+        for wide, fewer, steps, warps in product((1, 2), (1, 2, 4), (1, 2, 4), (4, 8, 16)):
+            # As many columns a thread as now, half or a quarter of them, by wider pieces, fewer rows or more warps.
+            rows = tile["ROWS"] * warps // (tile.get("num_warps", 4) * wide * fewer)
+            if rows:
+                found.append(tile | {"BP": tile["BP"] * wide, "ROWS": rows, "STEPS": steps, "num_warps": warps})
     else:
         rows, warps = tile["BT"], tile.get("num_warps", 4)
         for more, wide in product((rows // 2, rows, rows * 2, rows * 4), (warps // 2, warps, warps * 2)):
@@ -95,8 +100,8 @@ def counts(tile: Tile) -> list[Tile]:
     """Candidates for the second step: how often and how long programs run; nothing is compiled for them."""
     found = []
     if "length" in tile:
-        found += [tile | {"length": n} for n in (16, 32, 64, 128, 256) if n != tile["length"]]
-    for name in ("programs", "splits"):
+        found += [tile | {"length": n} for n in (64, 128, 192, 256) if n != tile["length"]]
+    for name in ("programs", "splits", "fill", "CHUNK"):
         if name in tile:
             found += [tile | {name: n} for n in (tile[name] // 2, tile[name] * 2, tile[name] * 4) if n]
     return found

@@ -34,6 +34,8 @@ class Sizes:
     kernel_sizes: tuple[int, ...] = (3, 5, 7)
     gated: bool = True
     weighed: bool = False
+    lengths: tuple[int, ...] | None = None
+    """Tokens of every segment; equal ones where not given."""
 
     @property
     def stream(self) -> int:
@@ -48,6 +50,14 @@ class Sizes:
     @property
     def segments(self) -> int:
         return self.batch * self.modalities
+
+    @property
+    def segment_lengths(self) -> tuple[int, ...]:
+        """Tokens of every segment."""
+        if self.lengths is not None:
+            return self.lengths
+        each, more = divmod(self.tokens, self.segments)
+        return tuple(each + (s < more) for s in range(self.segments))
 
     def tile(self, kernel: str) -> dict[str, Any]:
         """The kernel's entry in the table."""

@@ -97,7 +97,7 @@ def mix_in_projection(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """:func:`gated_expert_mix` as gated_tri_proj and a norm; its arguments, checked."""
     registered = operators()
-    y, alpha = registered.gated_tri_proj(
+    y, alpha, _ = registered.gated_tri_proj(
         x_TD, experts, weight_EDD, bias_ED, gate_ED, context_BE, beta_BM, segment_T, cu_segments, modalities,
         temperature,
     )  # fmt: skip

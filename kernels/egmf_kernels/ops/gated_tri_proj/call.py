@@ -60,7 +60,7 @@ def gated_tri_proj(
     checks.parameter("bias", bias_ED, x_TD, (count, width))
     choice = select.choose("gated_tri_proj", implementation, x_TD, experts=count)
     if choice == "triton":
-        out, alpha = operators().gated_tri_proj(
+        out, alpha, _ = operators().gated_tri_proj(
             x_TD, list(experts), weight_EDD, bias_ED, gate_weight_ED, rows(gate_context_BE),
             rows(modality_weight_BM), segments(cu_segments, len(x_TD), segment_T), cu_segments, modalities,
             temperature,

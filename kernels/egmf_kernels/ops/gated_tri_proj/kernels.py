@@ -9,7 +9,8 @@ fp32 and added, so no expert's output is ever written to memory, forward or back
     da_e = w_e P_e    dw_e = rowsum(P_e * a_e) + <dy, b_e>    dW_e = dy^T (w_e a_e)    db_e = sum_t w_te dy_t
 
 A small kernel writes alpha before the product (gates inside it spilled registers), and one after it turns dw into the
-gradients of gate, context and x. dW is split over T into a number of programs that depends on T alone.
+gradients of gate, context and x, and sums the bias's. dW is split over T into a number of programs that depends on T
+alone. FLAT runs the loop over experts and the one over their columns as one, so that the pipeline is filled once.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ from egmf_kernels.ops.hier_gate_mix_norm.kernels import _or, gate_gradients, gat
 
 
 @triton.jit(do_not_specialize=["T"])
-def expert_gate_forward(X, GATE, CONTEXT, SEGMENT, ALPHA, T, D, M, inv_tau, s_x,
-                        E: tl.constexpr, EP: tl.constexpr, GATED: tl.constexpr,
+def expert_gate_forward(X, GATE, CONTEXT, BETA, SEGMENT, ALPHA, WEIGHT, T, D, M, inv_tau, s_x,
+                        E: tl.constexpr, EP: tl.constexpr, GATED: tl.constexpr, WEIGHED: tl.constexpr,
                         BT: tl.constexpr, BD: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
+    """``alpha [T, E]``, and ``w [E, T]`` as the products read it: of one expert, token after token."""
     column, expert = tl.arange(0, BD), tl.arange(0, EP)
     column_ok = column < D
     gate = ()
@@ -42,9 +44,13 @@ def expert_gate_forward(X, GATE, CONTEXT, SEGMENT, ALPHA, T, D, M, inv_tau, s_x,
         x = tl.zeros((BT, BD), ACC)
         if GATED:
             x = row_block(X, row, s_x, column, row_ok[:, None] & column_ok[None, :], ACC)
-        sample = tl.load(SEGMENT + row, mask=row_ok, other=0) // M
-        alpha = gate_weights(x, gate, CONTEXT, sample, row_ok, tau, E, EP, GATED, ACC)
-        put_block(ALPHA, row, E, expert, row_ok[:, None] & (expert < E)[None, :], alpha)
+        segment = tl.load(SEGMENT + row, mask=row_ok, other=0)
+        alpha = gate_weights(x, gate, CONTEXT, segment // M, row_ok, tau, E, EP, GATED, ACC)
+        narrow = row_ok[:, None] & (expert < E)[None, :]
+        put_block(ALPHA, row, E, expert, narrow, alpha)
+        if WEIGHED:
+            alpha = alpha * tl.load(BETA + segment, mask=row_ok, other=0.0).to(ACC)[:, None]
+        tl.store(WEIGHT + expert[None, :] * T + row[:, None], alpha, mask=narrow)
 
 
 @triton.jit
@@ -66,19 +72,11 @@ def expert_of(tensors, strides, e, E: tl.constexpr):
     return base, stride
 
 
-@triton.jit
-def gate_weight_of(ALPHA, BETA, SEGMENT, row, row_ok, e, E: tl.constexpr, WEIGHED: tl.constexpr, ACC: tl.constexpr):
-    """``w [rows]`` of expert ``e``."""
-    w = tl.load(ALPHA + row.to(tl.int64) * E + e, mask=row_ok, other=0.0).to(ACC)
-    if WEIGHED:
-        w *= tl.load(BETA + tl.load(SEGMENT + row, mask=row_ok, other=0), mask=row_ok, other=0.0).to(ACC)
-    return w
-
-
 @triton.jit(do_not_specialize=["T"])
-def gated_tri_proj_forward(X, A, W, BIAS, ALPHA, BETA, SEGMENT, Y, T, D, s_x, s_a,
-                           E: tl.constexpr, WEIGHED: tl.constexpr, EVEN: tl.constexpr, BM: tl.constexpr,
-                           BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
+def gated_tri_proj_forward(X, A, W, BIAS, WEIGHT, Y, T, D, s_x, s_a,
+                           E: tl.constexpr, EVEN: tl.constexpr, BM: tl.constexpr,
+                           BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, FLAT: tl.constexpr,
+                           ACC: tl.constexpr):  # fmt: skip
     tile_m, tile_n = tile_of(tl.program_id(0), tl.cdiv(T, BM), tl.cdiv(D, BN), GROUP)
     row = tile_m * BM + tl.arange(0, BM)
     column = tile_n * BN + tl.arange(0, BN)
@@ -87,7 +85,7 @@ def gated_tri_proj_forward(X, A, W, BIAS, ALPHA, BETA, SEGMENT, Y, T, D, s_x, s_
     near = tl.minimum(row, T - 1).to(tl.int64)
     inner = tl.arange(0, BK)
     acc = tl.zeros((BM, BN), ACC)
-    for e in range(0, E):
+    for e in tl.range(0, E, flatten=FLAT):
         base, stride = expert_of(A, s_a, e, E)
         a_pointer = base + near[:, None] * stride + inner[None, :]
         w_pointer = W + (e * D + column[None, :]) * D + inner[:, None]
@@ -104,7 +102,7 @@ def gated_tri_proj_forward(X, A, W, BIAS, ALPHA, BETA, SEGMENT, Y, T, D, s_x, s_
             w_pointer += BK
             part = tl.dot(a, w, part, input_precision="ieee", out_dtype=ACC)
         bias = tl.load(BIAS + e * D + column, mask=column_ok, other=0.0).to(ACC)
-        w_e = gate_weight_of(ALPHA, BETA, SEGMENT, row, row_ok, e, E, WEIGHED, ACC)
+        w_e = tl.load(WEIGHT + e * T + row, mask=row_ok, other=0.0)
         acc += w_e[:, None] * (part + bias[None, :])
     mask = row_ok[:, None] & column_ok[None, :]
     acc += row_block(X, row, s_x, column, mask, ACC)
@@ -112,9 +110,10 @@ def gated_tri_proj_forward(X, A, W, BIAS, ALPHA, BETA, SEGMENT, Y, T, D, s_x, s_
 
 
 @triton.jit(do_not_specialize=["T"])
-def gated_tri_proj_backward_a(DY, A, W, ALPHA, BETA, SEGMENT, DA, PDOT, T, D, s_a,
-                              E: tl.constexpr, WEIGHED: tl.constexpr, EVEN: tl.constexpr, BM: tl.constexpr,
-                              BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
+def gated_tri_proj_backward_a(DY, A, W, WEIGHT, DA, PDOT, T, D, s_a,
+                              E: tl.constexpr, EVEN: tl.constexpr, BM: tl.constexpr,
+                              BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, FLAT: tl.constexpr,
+                              ACC: tl.constexpr):  # fmt: skip
     """da_e and this column tile's share of rowsum(P_e * a_e), ``PDOT [tiles, T, E]``."""
     tile_m, tile_n = tile_of(tl.program_id(0), tl.cdiv(T, BM), tl.cdiv(D, BN), GROUP)
     row = tile_m * BM + tl.arange(0, BM)
@@ -123,7 +122,7 @@ def gated_tri_proj_backward_a(DY, A, W, ALPHA, BETA, SEGMENT, DA, PDOT, T, D, s_
     near = tl.minimum(row, T - 1).to(tl.int64)
     inner = tl.arange(0, BK)
     mask = row_ok[:, None] & column_ok[None, :]
-    for e in range(0, E):
+    for e in tl.range(0, E, flatten=FLAT):
         base, stride = expert_of(A, s_a, e, E)
         target, _ = expert_of(DA, s_a, e, E)
         d_pointer = DY + near[:, None] * D + inner[None, :]
@@ -143,15 +142,18 @@ def gated_tri_proj_backward_a(DY, A, W, ALPHA, BETA, SEGMENT, DA, PDOT, T, D, s_
         a = row_block(base, row, stride, column, mask, ACC)
         pointer = PDOT + (tile_n * T + row.to(tl.int64)) * E + e
         tl.store(pointer, tl.sum(part * a, 1), mask=row_ok)
-        w_e = gate_weight_of(ALPHA, BETA, SEGMENT, row, row_ok, e, E, WEIGHED, ACC)
+        w_e = tl.load(WEIGHT + e * T + row, mask=row_ok, other=0.0)
         put_block(target, row, D, column, mask, w_e[:, None] * part)
 
 
 @triton.jit(do_not_specialize=["T", "span"])
-def gated_tri_proj_backward_w(DY, A, ALPHA, BETA, SEGMENT, PW, PB, T, D, span, s_a,
-                              E: tl.constexpr, WEIGHED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-                              BK: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
-    """``dW_e`` and ``db_e`` over this split's tokens: a BM (out) x BN (in) tile, tokens BK at a time."""
+def gated_tri_proj_backward_w(DY, A, WEIGHT, PW, T, D, span, s_a,
+                              E: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+                              BK: tl.constexpr, FLAT: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
+    """``dW_e`` over this split's tokens: a BM (out) x BN (in) tile, tokens BK at a time.
+
+    dy is loaded as it is multiplied, out x tokens: scaled in registers, it is the product's first operand there.
+    """
     tiles_n = tl.cdiv(D, BN)
     tile_m, tile_n = tl.program_id(0) // tiles_n, tl.program_id(0) % tiles_n
     split = tl.program_id(1)
@@ -160,39 +162,38 @@ def gated_tri_proj_backward_w(DY, A, ALPHA, BETA, SEGMENT, PW, PB, T, D, span, s
     out_ok, column_ok = out < D, column < D
     low = split * span
     high = tl.minimum(low + span, T)
-    for e in range(0, E):
+    for e in tl.range(0, E, flatten=FLAT):
         base, stride = expert_of(A, s_a, e, E)
         part = tl.zeros((BM, BN), ACC)
-        bias = tl.zeros((BM,), ACC)
         for start in range(low, high, BK):
             row = start + tl.arange(0, BK)
             row_ok = row < high
-            wide = row.to(tl.int64)[:, None]
-            d = tl.load(DY + wide * D + out[None, :], mask=row_ok[:, None] & out_ok[None, :], other=0.0)
-            a = tl.load(base + wide * stride + column[None, :], mask=row_ok[:, None] & column_ok[None, :], other=0.0)
-            w_e = gate_weight_of(ALPHA, BETA, SEGMENT, row, row_ok, e, E, WEIGHED, ACC)
-            scaled = d.to(ACC) * w_e[:, None]
-            bias += tl.sum(scaled, 0)
-            part = tl.dot(tl.trans(scaled.to(d.dtype)), a, part, input_precision="ieee", out_dtype=ACC)
+            wide = row.to(tl.int64)
+            d = tl.load(DY + wide[None, :] * D + out[:, None], mask=row_ok[None, :] & out_ok[:, None], other=0.0)
+            a = tl.load(base + wide[:, None] * stride + column[None, :], mask=row_ok[:, None] & column_ok[None, :],
+                        other=0.0)  # fmt: skip
+            w_e = tl.load(WEIGHT + e * T + row, mask=row_ok, other=0.0)
+            scaled = (d.to(ACC) * w_e[None, :]).to(d.dtype)
+            part = tl.dot(scaled, a, part, input_precision="ieee", out_dtype=ACC)
         put_block(PW, (split * E + e) * D + out, D, column, out_ok[:, None] & column_ok[None, :], part)
-        if tile_n == 0:
-            tl.store(PB + (split * E + e) * D + out, bias, mask=out_ok)
 
 
 @triton.jit(do_not_specialize=["T"])
-def expert_gate_backward(DY, X, BIAS, GATE, ALPHA, BETA, SEGMENT, PDOT, DX, DZ, PGATE, T, D, pieces, inv_tau, s_x,
-                         E: tl.constexpr, EP: tl.constexpr, GATED: tl.constexpr, WEIGHED: tl.constexpr,
+def expert_gate_backward(DY, X, BIAS, GATE, ALPHA, BETA, SEGMENT, PDOT, DX, DZ, PGATE, PBIAS, T, D, pieces, inv_tau,
+                         s_x, E: tl.constexpr, EP: tl.constexpr, GATED: tl.constexpr, WEIGHED: tl.constexpr,
                          BT: tl.constexpr, BD: tl.constexpr, ACC: tl.constexpr):  # fmt: skip
+    """Gradients of gate, context, x and bias. Sums over tokens stay apart by row until the program's end."""
     program = tl.program_id(0)
     column, expert = tl.arange(0, BD), tl.arange(0, EP)
     column_ok, expert_ok = column < D, expert < E
     tau = tl.cast(inv_tau, ACC)
     bias = rows_of(BIAS, column, column_ok, D, E)
-    gate, dgate = (), ()
+    gate, dgate, dbias = (), (), ()
     if GATED:
         gate = rows_of(GATE, column, column_ok, D, E)
     for e in tl.static_range(E):
-        dgate = dgate + (tl.zeros((BD,), ACC),)
+        dgate = dgate + (tl.zeros((BT, BD), ACC),)
+        dbias = dbias + (tl.zeros((BT, BD), ACC),)
     for tile in range(program, tl.cdiv(T, BT), tl.num_programs(0)):
         row = tile * BT + tl.arange(0, BT)
         row_ok = row < T
@@ -207,9 +208,15 @@ def expert_gate_backward(DY, X, BIAS, GATE, ALPHA, BETA, SEGMENT, PDOT, DX, DZ, 
             b = tl.sum(dy * bias[e].to(ACC)[None, :], 1)
             delta += tl.where((expert == e)[None, :], b[:, None], 0.0)
         dbeta = tl.sum(alpha * delta, 1)
+        weight = alpha
         if WEIGHED:
             segment = tl.load(SEGMENT + row, mask=row_ok, other=0)
-            delta = delta * tl.load(BETA + segment, mask=row_ok, other=0.0).to(ACC)[:, None]
+            beta = tl.load(BETA + segment, mask=row_ok, other=0.0).to(ACC)[:, None]
+            delta, weight = delta * beta, alpha * beta
+        folded = ()
+        for e in tl.static_range(E):
+            folded = folded + (dbias[e] + column_of(weight, e, expert)[:, None] * dy,)
+        dbias = folded
         dz = alpha * (delta - tl.sum(alpha * delta, 1)[:, None]) * tau
         put_block(DZ, row, E + 1, expert, narrow, dz)
         tl.store(DZ + row.to(tl.int64) * (E + 1) + E, dbeta, mask=row_ok)
@@ -220,12 +227,13 @@ def expert_gate_backward(DY, X, BIAS, GATE, ALPHA, BETA, SEGMENT, PDOT, DX, DZ, 
             for e in tl.static_range(E):
                 dz_e = column_of(dz, e, expert)
                 dx += dz_e[:, None] * gate[e].to(ACC)[None, :]
-                folded = folded + (dgate[e] + tl.sum(dz_e[:, None] * x, 0),)
+                folded = folded + (dgate[e] + dz_e[:, None] * x,)
             dgate = folded
         put_block(DX, row, D, column, ok, dx)
-    if GATED:
-        for e in tl.static_range(E):
-            tl.store(PGATE + (program * E + e) * D + column, dgate[e], mask=column_ok)
+    for e in tl.static_range(E):
+        tl.store(PBIAS + (program * E + e) * D + column, tl.sum(dbias[e], 0), mask=column_ok)
+        if GATED:
+            tl.store(PGATE + (program * E + e) * D + column, tl.sum(dgate[e], 0), mask=column_ok)
 
 
 def forward(
@@ -239,31 +247,31 @@ def forward(
     segment_T: torch.Tensor,
     modalities: int,
     temperature: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """``y [T, D]`` and ``alpha [T, E]`` (in the accumulator's dtype)."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """``y [T, D]``, ``alpha [T, E]`` and ``w [E, T]`` (the last two in the accumulator's dtype)."""
     tokens, width = x_TD.shape
     count = len(experts)
     acc = accumulate_in(x_TD)
     y = x_TD.new_empty(tokens, width)
-    alpha = x_TD.new_empty(tokens, count, dtype=acc)
+    alpha, weight_ET = x_TD.new_empty(tokens, count, dtype=acc), x_TD.new_empty(count, tokens, dtype=acc)
     gate = dict(tiles.lookup("expert_gate_forward", x_TD, width))
     programs = min(gate.pop("programs"), triton.cdiv(tokens, gate["BT"]))
     launch(
         expert_gate_forward, (programs,),
-        x_TD, _or(gate_ED, x_TD), _or(context_BE, x_TD), segment_T, alpha, tokens, width, modalities,
-        1.0 / temperature, x_TD.stride(0),
-        E=count, EP=triton.next_power_of_2(count), GATED=gate_ED is not None,
+        x_TD, _or(gate_ED, x_TD), _or(context_BE, x_TD), _or(beta_BM, x_TD), segment_T, alpha, weight_ET, tokens,
+        width, modalities, 1.0 / temperature, x_TD.stride(0),
+        E=count, EP=triton.next_power_of_2(count), GATED=gate_ED is not None, WEIGHED=beta_BM is not None,
         BD=triton.next_power_of_2(width), ACC=tiles.triton_dtype(acc), **gate,
     )  # fmt: skip
     tile = tiles.lookup("gated_tri_proj_forward", x_TD, width)
     launch(
         gated_tri_proj_forward, (triton.cdiv(tokens, tile["BM"]) * triton.cdiv(width, tile["BN"]),),
-        x_TD, tuple(experts), weight_EDD, bias_ED, alpha, _or(beta_BM, x_TD), segment_T, y, tokens, width,
+        x_TD, tuple(experts), weight_EDD, bias_ED, weight_ET, y, tokens, width,
         x_TD.stride(0), tuple(a.stride(0) for a in experts),
-        E=count, WEIGHED=beta_BM is not None, EVEN=width % tile["BK"] == 0 and width % tile["BN"] == 0,
+        E=count, EVEN=width % tile["BK"] == 0 and width % tile["BN"] == 0,
         ACC=tiles.triton_dtype(acc), **tile,
     )  # fmt: skip
-    return y, alpha
+    return y, alpha, weight_ET
 
 
 def backward(
@@ -279,6 +287,7 @@ def backward(
     cu_segments: torch.Tensor,
     modalities: int,
     alpha_TE: torch.Tensor,
+    weight_ET: torch.Tensor,
     temperature: float,
 ) -> tuple[
     torch.Tensor, list[torch.Tensor], torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None,
@@ -299,36 +308,35 @@ def backward(
     pdot = x_TD.new_empty(pieces, tokens, count, dtype=acc)
     launch(
         gated_tri_proj_backward_a, (triton.cdiv(tokens, tile["BM"]) * pieces,),
-        dy_TD, tuple(experts), weight_EDD, alpha_TE, beta, segment_T, tuple(dexperts), pdot, tokens, width, strides,
-        E=count, WEIGHED=weighed, EVEN=width % tile["BK"] == 0 and width % tile["BN"] == 0, ACC=kind, **tile,
+        dy_TD, tuple(experts), weight_EDD, weight_ET, tuple(dexperts), pdot, tokens, width, strides,
+        E=count, EVEN=width % tile["BK"] == 0 and width % tile["BN"] == 0, ACC=kind, **tile,
     )  # fmt: skip
 
     tile = dict(tiles.lookup("gated_tri_proj_backward_w", x_TD, width))
     span = triton.cdiv(triton.cdiv(tokens, tile.pop("splits")), tile["BK"]) * tile["BK"]
     splits = triton.cdiv(tokens, span) if tokens else 0
     pweight = x_TD.new_empty(splits, count, width, width, dtype=acc)
-    pbias = x_TD.new_empty(splits, count, width, dtype=acc)
     launch(
         gated_tri_proj_backward_w, (triton.cdiv(width, tile["BM"]) * triton.cdiv(width, tile["BN"]), splits),
-        dy_TD, tuple(experts), alpha_TE, beta, segment_T, pweight, pbias, tokens, width, span, strides,
-        E=count, WEIGHED=weighed, ACC=kind, **tile,
+        dy_TD, tuple(experts), weight_ET, pweight, tokens, width, span, strides,
+        E=count, ACC=kind, **tile,
     )  # fmt: skip
-    dweight, dbias = pweight.sum(0).to(weight_EDD.dtype), pbias.sum(0).to(bias_ED.dtype)
+    dweight = pweight.sum(0).to(weight_EDD.dtype)
 
-    if not gated and not weighed:
-        return dy_TD.clone(), dexperts, dweight, dbias, None, None, None
     tile = dict(tiles.lookup("expert_gate_backward", x_TD, width))
     programs = min(tile.pop("programs"), triton.cdiv(tokens, tile["BT"]))
     dx = x_TD.new_empty(tokens, width)
     dz = x_TD.new_empty(tokens, count + 1, dtype=acc)
+    pbias = x_TD.new_empty(programs, count, width, dtype=acc)
     pgate = x_TD.new_empty(programs if gated else 0, count, width, dtype=acc)
     launch(
         expert_gate_backward, (programs,),
-        dy_TD, x_TD, bias_ED, _or(gate_ED, x_TD), alpha_TE, beta, segment_T, pdot, dx, dz, pgate, tokens, width,
+        dy_TD, x_TD, bias_ED, _or(gate_ED, x_TD), alpha_TE, beta, segment_T, pdot, dx, dz, pgate, pbias, tokens, width,
         pieces, 1.0 / temperature, x_TD.stride(0),
         E=count, EP=triton.next_power_of_2(count), GATED=gated, WEIGHED=weighed,
         BD=triton.next_power_of_2(width), ACC=kind, **tile,
     )  # fmt: skip
+    dbias = pbias.sum(0).to(bias_ED.dtype)
     dgate = pgate.sum(0).to(gate_ED.dtype) if gate_ED is not None else None
     dcontext, dbeta = gate_gradients(dz, cu_segments, modalities, context_BE, beta_BM)
     return dx, dexperts, dweight, dbias, dgate, dcontext, dbeta

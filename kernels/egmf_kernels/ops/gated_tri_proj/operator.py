@@ -23,33 +23,35 @@ from egmf_kernels.ops.gated_tri_proj import kernels
 
 define(
     f"gated_tri_proj(Tensor x, Tensor[] experts, Tensor weight, Tensor bias, {GATE}, float temperature)"
-    " -> (Tensor, Tensor)",
+    " -> (Tensor, Tensor, Tensor)",
     f"gated_tri_proj_backward(Tensor dy, Tensor x, Tensor[] experts, Tensor weight, Tensor bias, {GATE}, Tensor alpha,"
-    " float temperature) -> (Tensor, Tensor[], Tensor, Tensor, Tensor, Tensor, Tensor)",
+    " Tensor token_weight, float temperature) -> (Tensor, Tensor[], Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 
 
 def _project(
     x: Tensor, experts: Sequence[Tensor], weight: Tensor, bias: Tensor, gate: Tensor | None, context: Tensor | None,
     beta: Tensor | None, segment: Tensor, cu: Tensor, modalities: int, temperature: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     if kernels_run(x):
         return kernels.forward(x, experts, weight, bias, gate, context, beta, segment, modalities, temperature)
-    return reference.gated_tri_proj(x, experts, weight, bias, gate, context, cu, modalities, temperature, beta)
+    found = reference.gated_tri_proj(x, experts, weight, bias, gate, context, cu, modalities, temperature, beta)
+    return *found, _project_fake(x, experts)[2].zero_()
 
 
-def _project_fake(x: Tensor, experts: Sequence[Tensor], *rest: Any) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(x.shape[0], len(experts), dtype=accumulate_in(x))
+def _project_fake(x: Tensor, experts: Sequence[Tensor], *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    tokens, count, acc = x.shape[0], len(experts), accumulate_in(x)
+    return x.new_empty(x.shape), x.new_empty(tokens, count, dtype=acc), x.new_empty(count, tokens, dtype=acc)
 
 
 def _project_backward(
     dy: Tensor, x: Tensor, experts: Sequence[Tensor], weight: Tensor, bias: Tensor, gate: Tensor | None,
     context: Tensor | None, beta: Tensor | None, segment: Tensor, cu: Tensor, modalities: int, alpha: Tensor,
-    temperature: float,
+    token_weight: Tensor, temperature: float,
 ) -> tuple[Any, ...]:  # fmt: skip
     if kernels_run(x):
         dx, dexperts, dweight, dbias, *small = kernels.backward(
-            dy, x, experts, weight, bias, gate, context, beta, segment, cu, modalities, alpha, temperature
+            dy, x, experts, weight, bias, gate, context, beta, segment, cu, modalities, alpha, token_weight, temperature
         )
     else:
 
@@ -77,14 +79,15 @@ def _project_backward_fake(
 
 def _project_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, experts, weight, bias, gate, context, beta, segment, cu, ctx.modalities, ctx.temperature = inputs
-    ctx.save_for_backward(x, weight, bias, gate, context, beta, segment, cu, output[1], *experts)
+    ctx.save_for_backward(x, weight, bias, gate, context, beta, segment, cu, *output[1:], *experts)
 
 
 def _project_autograd(ctx: Any, dy: Tensor, *rest: Tensor) -> tuple[Any, ...]:
-    x, weight, bias, gate, context, beta, segment, cu, alpha, *experts = ctx.saved_tensors
+    x, weight, bias, gate, context, beta, segment, cu, alpha, token_weight, *experts = ctx.saved_tensors
     dx, dexperts, dweight, dbias, dgate, dcontext, dbeta = torch.ops.egmf.gated_tri_proj_backward(
-        dy, x, experts, weight, bias, gate, context, beta, segment, cu, ctx.modalities, alpha, ctx.temperature
-    )
+        dy, x, experts, weight, bias, gate, context, beta, segment, cu, ctx.modalities, alpha, token_weight,
+        ctx.temperature,
+    )  # fmt: skip
     small = (None if t is None else g for t, g in ((gate, dgate), (context, dcontext), (beta, dbeta)))
     return (dx, dexperts, dweight, dbias, *small, None, None, None, None)
 

@@ -48,6 +48,34 @@ def gate_weights(x, gate, CONTEXT, sample, row_ok, inv_tau,
     return p / tl.sum(p, 1)[:, None]
 
 
+# Sums over a program's rows. A row of 1024 columns and more takes all warps, and its rows are summed inside a thread;
+# a narrower row takes one or two, so that summing in the loop would be a barrier a step: there rows stay apart.
+
+
+@triton.jit
+def no_rows(BT: tl.constexpr, BD: tl.constexpr, ACC: tl.constexpr):
+    if BD >= 1024:
+        return tl.zeros((BD,), ACC)
+    else:
+        return tl.zeros((BT, BD), ACC)
+
+
+@triton.jit
+def with_rows(total, rows, BD: tl.constexpr):
+    if BD >= 1024:
+        return total + tl.sum(rows, 0)
+    else:
+        return total + rows
+
+
+@triton.jit
+def sum_of_rows(total, BD: tl.constexpr):
+    if BD >= 1024:
+        return total
+    else:
+        return tl.sum(total, 0)
+
+
 @triton.jit(do_not_specialize=["T"])
 def mix_norm_forward(X, H, GATE, CONTEXT, BETA, SEGMENT, GAMMA, O, ALPHA, RSTD, T, D, M, inv_tau, eps, s_x, s_h,
                      E: tl.constexpr, EP: tl.constexpr, GATED: tl.constexpr, WEIGHED: tl.constexpr,
@@ -88,12 +116,12 @@ def mix_norm_backward(DO, X, H, GATE, BETA, SEGMENT, GAMMA, ALPHA, RSTD, DX, DH,
     expert = tl.arange(0, EP)
     gamma = tl.load(GAMMA + column, mask=column_ok, other=0.0).to(ACC)
     tau = tl.cast(inv_tau, ACC)
-    dgamma = tl.zeros((BD,), ACC)
+    dgamma = no_rows(BT, BD, ACC)
     gate, dgate = (), ()
     if GATED:
         gate = rows_of(GATE, column, column_ok, D, E)
     for e in tl.static_range(E):
-        dgate = dgate + (tl.zeros((BD,), ACC),)
+        dgate = dgate + (no_rows(BT, BD, ACC),)
     for tile in range(program, tl.cdiv(T, BT), tl.num_programs(0)):
         row = tile * BT + tl.arange(0, BT)
         row_ok = row < T
@@ -114,7 +142,7 @@ def mix_norm_backward(DO, X, H, GATE, BETA, SEGMENT, GAMMA, ALPHA, RSTD, DX, DH,
                 h = h + (row_block(H[e], row, s_h[e], column, ok, ACC),)
                 y += column_of(weight, e, expert)[:, None] * h[e]
         unit = y * rstd[:, None]
-        dgamma += tl.sum(do * unit, 0)
+        dgamma = with_rows(dgamma, do * unit, BD)
         do = do * gamma[None, :]
         dy = (do - unit * (tl.sum(do * unit, 1) / D)[:, None]) * rstd[:, None]
         dx = dy
@@ -132,16 +160,16 @@ def mix_norm_backward(DO, X, H, GATE, BETA, SEGMENT, GAMMA, ALPHA, RSTD, DX, DH,
                 for e in tl.static_range(E):
                     dz_e = column_of(dz, e, expert)
                     dx += dz_e[:, None] * gate[e].to(ACC)[None, :]
-                    folded = folded + (dgate[e] + tl.sum(dz_e[:, None] * x, 0),)
+                    folded = folded + (with_rows(dgate[e], dz_e[:, None] * x, BD),)
                 dgate = folded
             if GATED or WEIGHED:
                 put_block(DZ, row, E + 1, expert, row_ok[:, None] & (expert < E)[None, :], dz)
                 tl.store(DZ + row.to(tl.int64) * (E + 1) + E, dbeta, mask=row_ok)
         put_block(DX, row, D, column, ok, dx)
-    tl.store(PGAMMA + program * D + column, dgamma, mask=column_ok)
+    tl.store(PGAMMA + program * D + column, sum_of_rows(dgamma, BD), mask=column_ok)
     if GATED:
         for e in tl.static_range(E):
-            tl.store(PGATE + (program * E + e) * D + column, dgate[e], mask=column_ok)
+            tl.store(PGATE + (program * E + e) * D + column, sum_of_rows(dgate[e], BD), mask=column_ok)
 
 
 @triton.jit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from egmf_kernels.ops.common.bytes import INDEX, Direction, Sizes, Small, Term, blocks, of_kernel
+from egmf_kernels.ops.ms_dwconv.runs import run_length
 
 
 def _rows_asked(s: Sizes, length: int, runs: int, before: int, after: int) -> int:
@@ -15,9 +16,7 @@ def terms(s: Sizes, direction: Direction) -> list[Term]:
     """A run of ``length`` tokens loads its own rows and a halo of R rows (backward 2 R of x, R of dout) at each end."""
     tile = s.tile(f"ms_dwconv_{direction}")
     taps, scales, reach = sum(s.kernel_sizes), len(s.kernel_sizes), max(s.kernel_sizes) // 2
-    length = tile["length"]
-    if direction == "backward":
-        length = max(length, blocks(s.tokens, tile["programs"] * tile["CHUNKS"]))
+    length = run_length(tile, s.tokens, s.width, 0 if direction == "forward" else 2 * reach)
     programs, columns = blocks(s.tokens, length * tile["CHUNKS"]), blocks(s.width, tile["BC"])
     runs, row = programs * tile["CHUNKS"], s.width * s.element
     weights, bias, mu = taps * row, scales * row, scales * s.element
