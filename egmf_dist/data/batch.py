@@ -59,6 +59,8 @@ class RaggedBatch(NamedTuple):
     """bool."""
     cut: list[int]
     """Per sample, how many tokens of its prompt were left out to keep within the budget."""
+    checked: bool = False
+    """Whether the boundaries were looked at, which costs nothing on the CPU and a wait on a GPU."""
     answers: TreePasses | AnswerRows | None = None
     """All legal answers, laid out by a scorer; only when answers are to be scored."""
 
@@ -69,9 +71,9 @@ class RaggedBatch(NamedTuple):
             for name, value in self._asdict().items()
             if isinstance(value, torch.Tensor)
         }
-        # The boundaries are checked here, where looking at them costs nothing, and not again on the GPU.
-        egmf_kernels.boundary_values(self.cu_segments, self.order_T.numel())
-        egmf_kernels.mark_checked(moved["cu_segments"], self.order_T.numel())
+        if not self.checked:
+            egmf_kernels.boundary_values(self.cu_segments, self.order_T.numel())
+        moved["checked"] = True
         if self.answers is not None:
             moved["answers"] = self.answers.to(device)
         return self._replace(**moved)

@@ -58,10 +58,8 @@ class Encoders(nn.Module):
         rows = [self.text(normed)]
         for encoder, features in ((self.audio, batch.audio), (self.vision, batch.vision)):
             rows.append(rows[0].new_zeros(0, self.width) if encoder is None else encoder(features.to(dtype)))
-        kinds = torch.repeat_interleave(
-            torch.arange(len(rows), device=text_TH.device),
-            torch.tensor([len(r) for r in rows], device=text_TH.device),
-        )
-        packed_TD = torch.cat(rows) + self.modality(kinds)
+        # By modality and not by token: numbers of the CPU that index on a GPU would make it wait.
+        kind_MD = self.modality(torch.arange(len(rows), device=text_TH.device))
+        packed_TD = torch.cat([own + kind for own, kind in zip(rows, kind_MD.unbind(0), strict=True)])
         packed_TD = packed_TD[batch.order_T] + self.place(sinusoids(batch.position_T, self.width).to(dtype))
         return self.dropout(packed_TD)

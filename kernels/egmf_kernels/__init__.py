@@ -5,7 +5,7 @@ sample, modality after modality. ``cu_segments [B * M + 1]`` holds where each (s
 segment of zero length is an absent modality.
 """
 
-from egmf_kernels.ops.common.checks import boundary_values, mark_checked
+from egmf_kernels.ops.common.checks import boundary_values
 from egmf_kernels.ops.common.segments import segment_ids
 from egmf_kernels.ops.gated_expert_mix.call import gated_expert_mix
 from egmf_kernels.ops.gated_tri_proj.call import gated_tri_proj
@@ -34,7 +34,6 @@ __all__ = [
     "gated_expert_mix",
     "gated_tri_proj",
     "hier_gate_mix_norm",
-    "mark_checked",
     "modality_gate",
     "ms_dwconv",
     "query_elements",

@@ -23,7 +23,8 @@ class Fused(NamedTuple):
     """The fused representation."""
     diagnostics: dict[str, torch.Tensor]
     """What a person may want to see of each sample, by name: float32 ``[B, columns]``, detached. Predictions and
-    reports show whatever is here, under the names of :attr:`Fusion.diagnostics`."""
+    reports show whatever is here, under the names of :attr:`Fusion.diagnostics`. Training looks at none: in training
+    mode it may be empty."""
 
 
 class Fusion(Protocol):

@@ -78,6 +78,7 @@ class ExpertMix(nn.Module):
         modality_weight_BM: torch.Tensor | None,
         cu_segments: torch.Tensor,
         segment_T: torch.Tensor,
+        checked: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Mixed tokens ``[T, D]`` and gate weights ``[T, E]``."""
         return egmf_kernels.gated_expert_mix(
@@ -93,6 +94,7 @@ class ExpertMix(nn.Module):
             self.temperature,
             modality_weight_BM,
             segment_T=segment_T,
+            checked=checked,
             implementation=self.kernels,
         )
 
@@ -107,11 +109,17 @@ class QueryPool(nn.Module):
         self.queries = nn.Parameter(torch.randn(config.pseudo_tokens, config.width) * 0.5)
 
     def forward(
-        self, mixed_TD: torch.Tensor, logits_BM: torch.Tensor, cu_segments: torch.Tensor
+        self, mixed_TD: torch.Tensor, logits_BM: torch.Tensor, cu_segments: torch.Tensor, checked: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Pooled ``[B, K, D]`` and the modalities' weights ``[B, M]``."""
         return egmf_kernels.ragged_pool_gate(
-            mixed_TD, self.queries, logits_BM, cu_segments, self.temperature, implementation=self.kernels
+            mixed_TD,
+            self.queries,
+            logits_BM,
+            cu_segments,
+            self.temperature,
+            checked=checked,
+            implementation=self.kernels,
         )
 
 
@@ -166,7 +174,7 @@ class ExpertGuidedFusion(nn.Module):
         segment_T = egmf_kernels.segment_ids(cu, len(x_TD))
         streams = []
         if self.local is not None:
-            streams.append(self.local(x_TD, cu, segment_T))
+            streams.append(self.local(x_TD, cu, segment_T, batch.checked))
         if self.attention is not None:
             streams.extend(self.attention(x_TD, cu, segment_T, batch.joint_length))
 
@@ -176,10 +184,13 @@ class ExpertGuidedFusion(nn.Module):
             context_BE, logits_BM = self.gate(mean_BMD, presence_BM, batch)
         in_mix = self.config.modality_weight_in == "mix"
         beta_BM = egmf_kernels.modality_gate(logits_BM, presence_BM, self.config.modality_temperature)
-        mixed_TD, alpha_TE = self.mix(x_TD, streams, context_BE, beta_BM if in_mix else None, cu, segment_T)
+        weight_BM = beta_BM if in_mix else None
+        mixed_TD, alpha_TE = self.mix(x_TD, streams, context_BE, weight_BM, cu, segment_T, batch.checked)
         # The second level acts once: where it weighed the mix already, the pooling takes present modalities equally.
-        pooled_BKD, _ = self.pool(mixed_TD, torch.zeros_like(logits_BM) if in_mix else logits_BM, cu)
-
+        logits_BM = torch.zeros_like(logits_BM) if in_mix else logits_BM
+        pooled_BKD, _ = self.pool(mixed_TD, logits_BM, cu, batch.checked)
+        if self.training:  # nobody looks at them, and on a GPU a sample's mean is one thread's walk over its tokens
+            return Fused(pooled_BKD, {})
         with torch.no_grad():
             expert_BE = ragged_mean(alpha_TE.float(), cu[:: len(MODALITIES)])
         return Fused(pooled_BKD, {"experts": expert_BE, "modalities": beta_BM.detach().float()})
@@ -188,7 +199,7 @@ class ExpertGuidedFusion(nn.Module):
 def ragged_mean(x_TD: torch.Tensor, boundaries: torch.Tensor) -> torch.Tensor:
     """Mean of each run of tokens, zeros where it is empty: ``[runs, D]`` in the dtype of ``x_TD``.
 
-    Sums in at least fp32 and, unlike ``index_add``, in a fixed order on a GPU: a resumed run repeats itself bitwise.
+    Sums in at least fp32 and, unlike ``index_add``, in a fixed order on a GPU.
     """
     wide_TD = x_TD.to(torch.promote_types(x_TD.dtype, torch.float32))
     return torch.segment_reduce(wide_TD, "mean", offsets=boundaries.long(), axis=0, initial=0).to(x_TD.dtype)

@@ -28,8 +28,10 @@ class LocalExpert(nn.Module):
         self.bias = nn.Parameter(torch.zeros(len(config.kernel_sizes), config.width))
         self.scale = nn.Parameter(torch.ones(len(config.kernel_sizes)))
 
-    def forward(self, x_TD: torch.Tensor, cu_segments: torch.Tensor, segment_T: torch.Tensor) -> torch.Tensor:
-        """``[T, D]``."""
+    def forward(
+        self, x_TD: torch.Tensor, cu_segments: torch.Tensor, segment_T: torch.Tensor, checked: bool
+    ) -> torch.Tensor:
+        """``[T, D]``; ``checked``: the boundaries were looked at."""
         return egmf_kernels.ms_dwconv(
             x_TD,
             list(self.weights),
@@ -37,6 +39,7 @@ class LocalExpert(nn.Module):
             self.scale,
             cu_segments,
             segment_T=segment_T,
+            checked=checked,
             implementation=self.kernels,
         )
 

@@ -2,8 +2,9 @@
 
 Symbols in all of them: T packed tokens, D width, B samples, M modalities, E experts, K queries, S scales of the
 convolution. Every operator takes ``implementation`` (``auto``, ``reference``, ``triton``; None for the surrounding
-:func:`egmf_kernels.using`) and ``segment_T`` (int32 segment of each token; computed where it is not given), and checks
-every argument once, before any implementation runs.
+:func:`egmf_kernels.using`), ``segment_T`` (int32 segment of each token; computed where it is not given) and
+``checked`` (the boundaries' values were looked at already, :func:`egmf_kernels.boundary_values`; looking at them on a
+GPU waits for it), and checks every argument before any implementation runs.
 """
 
 from __future__ import annotations

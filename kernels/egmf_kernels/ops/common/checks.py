@@ -62,15 +62,14 @@ def segment_numbers(segment_T: torch.Tensor, count: int, cu_segments: torch.Tens
         )
 
 
-def mark_checked(cu_segments: torch.Tensor, count: int) -> None:
-    """Note on a tensor that its values ascend from 0 to ``count``: whoever checked them on the CPU, before moving them
-    to a GPU, spares every operator there the wait for the values."""
-    if not cu_segments.is_inference():
-        cu_segments._egmf_checked = (cu_segments._version, count)  # type: ignore[attr-defined]
-
-
 def boundary_values(cu_segments: torch.Tensor, count: int) -> None:
-    """The boundaries ascend from 0 to ``count``, the number of tokens; notes on the tensor that they do."""
+    """The boundaries ascend from 0 to ``count``, the number of tokens.
+
+    For who has them on the CPU: where this was called, operators need not look at them on a GPU (``checked``).
+
+    Raises:
+        ValueError: they do not.
+    """
     values = cu_segments.detach().cpu()
     first, last, descending = int(values[0]), int(values[-1]), bool((values.diff() < 0).any())
     if first != 0 or last != count or descending:
@@ -78,14 +77,17 @@ def boundary_values(cu_segments: torch.Tensor, count: int) -> None:
             f"cu_segments goes from {first} to {last}{', descending' if descending else ''}; "
             f"its [segments + 1] boundaries must ascend from 0 to {count}, the number of tokens"
         )
-    mark_checked(cu_segments, count)
 
 
-def boundaries(cu_segments: torch.Tensor, x_TD: torch.Tensor, segments: int | None = None) -> None:
+def boundaries(
+    cu_segments: torch.Tensor, x_TD: torch.Tensor, segments: int | None = None, checked: bool = False
+) -> None:
     """``[segments + 1]`` integers on the tokens' device, ascending from 0 to T.
 
-    The values are looked at once per tensor (a mark stays on it); on a GPU that waits for all work queued before, which
-    :func:`mark_checked` spares. Inside ``torch.compile`` and while a CUDA graph is captured values cannot be looked at.
+    On a GPU looking at the values waits for all work queued before: ``checked`` says that somebody did on the CPU. A
+    plain value, because a mark on the tensor is lost where ZeRO-3's hooks replace what a module is given. Inside
+    ``torch.compile`` and while a CUDA graph is captured values cannot be looked at: unsorted boundaries, or ones that
+    do not end in T, then leave parts of the result unwritten.
     """
     wanted = "segments + 1" if segments is None else str(segments + 1)
     if (
@@ -100,12 +102,9 @@ def boundaries(cu_segments: torch.Tensor, x_TD: torch.Tensor, segments: int | No
         )
     if cu_segments.device != x_TD.device:
         raise ValueError(f"cu_segments is on {cu_segments.device}; it must be on {x_TD.device} as the tokens are")
-    if torch.compiler.is_compiling() or (x_TD.is_cuda and torch.cuda.is_current_stream_capturing()):
-        return
-    mark = None if cu_segments.is_inference() else (cu_segments._version, x_TD.shape[0])
-    if mark is not None and getattr(cu_segments, "_egmf_checked", None) == mark:
-        return
-    boundary_values(cu_segments, x_TD.shape[0])
+    unseen = torch.compiler.is_compiling() or (x_TD.is_cuda and torch.cuda.is_current_stream_capturing())
+    if not checked and not unseen:
+        boundary_values(cu_segments, x_TD.shape[0])
 
 
 def temperature(value: float) -> None:
@@ -125,9 +124,7 @@ def gate(
     tau: float,
     name: str,
 ) -> None:
-    """What the two operators with a gate share."""
-    tokens("x", x_TD)
-    boundaries(cu_segments, x_TD)
+    """What the two operators with a gate share, beside tokens and boundaries."""
     segments = cu_segments.numel() - 1
     if modalities < 1 or segments % modalities:
         raise ValueError(

@@ -28,6 +28,7 @@ def gated_expert_mix(
     eps: float = 1e-6,
     *,
     segment_T: torch.Tensor | None = None,
+    checked: bool = False,
     implementation: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mix the experts: ``o = RMSNorm(x + sum_e w[t,e] (W_e a_e + b_e))``, w as in :func:`gated_tri_proj`.
@@ -49,6 +50,7 @@ def gated_expert_mix(
         modality_weight_BM: the second level's weights where they act on the mix, or None.
         eps: added to the mean square.
         segment_T: see :mod:`egmf_kernels.ops.common.calling`.
+        checked: see :mod:`egmf_kernels.ops.common.calling`.
         implementation: see :mod:`egmf_kernels.ops.common.calling`.
 
     Returns:
@@ -57,6 +59,8 @@ def gated_expert_mix(
     Raises:
         ValueError: a shape, dtype, stride, device or boundary is wrong; names the argument.
     """
+    checks.tokens("x", x_TD)
+    checks.boundaries(cu_segments, x_TD, checked=checked)
     checks.gate(
         x_TD, experts, gate_weight_ED, gate_context_BE, modality_weight_BM, cu_segments, modalities, temperature,
         "experts",

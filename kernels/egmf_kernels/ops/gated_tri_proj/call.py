@@ -25,6 +25,7 @@ def gated_tri_proj(
     modality_weight_BM: torch.Tensor | None = None,
     *,
     segment_T: torch.Tensor | None = None,
+    checked: bool = False,
     implementation: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The experts' output projections, gated, with the residual: ``y = x + sum_e w[t,e] (W_e a_e + b_e)``.
@@ -43,6 +44,7 @@ def gated_tri_proj(
         temperature: tau of the softmax over experts.
         modality_weight_BM: beta, or None.
         segment_T: see :mod:`egmf_kernels.ops.common.calling`.
+        checked: see :mod:`egmf_kernels.ops.common.calling`.
         implementation: see :mod:`egmf_kernels.ops.common.calling`.
 
     Returns:
@@ -51,6 +53,8 @@ def gated_tri_proj(
     Raises:
         ValueError: a shape, dtype, stride, device or boundary is wrong; names the argument.
     """
+    checks.tokens("x", x_TD)
+    checks.boundaries(cu_segments, x_TD, checked=checked)
     checks.gate(
         x_TD, experts, gate_weight_ED, gate_context_BE, modality_weight_BM, cu_segments, modalities, temperature,
         "experts",

@@ -25,6 +25,7 @@ def hier_gate_mix_norm(
     eps: float = 1e-6,
     *,
     segment_T: torch.Tensor | None = None,
+    checked: bool = False,
     implementation: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mix streams by the gate: ``o = RMSNorm(x + sum_e w[t,e] h_e)``, ``w = beta * softmax_e((W_g x_t + c_b) / tau)``.
@@ -41,6 +42,7 @@ def hier_gate_mix_norm(
         modality_weight_BM: the second level's weights beta where they act on the mix, or None.
         eps: added to the mean square.
         segment_T: see :mod:`egmf_kernels.ops.common.calling`.
+        checked: see :mod:`egmf_kernels.ops.common.calling`.
         implementation: see :mod:`egmf_kernels.ops.common.calling`.
 
     Returns:
@@ -49,6 +51,8 @@ def hier_gate_mix_norm(
     Raises:
         ValueError: a shape, dtype, stride, device or boundary is wrong; names the argument.
     """
+    checks.tokens("x", x_TD)
+    checks.boundaries(cu_segments, x_TD, checked=checked)
     checks.gate(
         x_TD, streams, gate_weight_ED, gate_context_BE, modality_weight_BM, cu_segments, modalities, temperature,
         "streams",

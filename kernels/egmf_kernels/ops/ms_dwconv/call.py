@@ -20,6 +20,7 @@ def ms_dwconv(
     cu_segments: torch.Tensor,
     *,
     segment_T: torch.Tensor | None = None,
+    checked: bool = False,
     implementation: str | None = None,
 ) -> torch.Tensor:
     """Multi-scale depthwise convolution that never crosses a segment: ``sum_s mu_s gelu(dwconv_{k_s}(x) + b_s)``.
@@ -33,6 +34,7 @@ def ms_dwconv(
         mu_S: weight of each scale ``[S]``.
         cu_segments: boundaries ``[segments + 1]``, int32 or int64, ascending from 0 to T.
         segment_T: see :mod:`egmf_kernels.ops.common.calling`.
+        checked: see :mod:`egmf_kernels.ops.common.calling`.
         implementation: see :mod:`egmf_kernels.ops.common.calling`.
 
     Returns:
@@ -42,7 +44,7 @@ def ms_dwconv(
         ValueError: a shape, dtype, stride, device or boundary is wrong; names the argument.
     """
     checks.tokens("x", x_TD)
-    checks.boundaries(cu_segments, x_TD)
+    checks.boundaries(cu_segments, x_TD, checked=checked)
     width = x_TD.shape[1]
     if not weights:
         raise ValueError(f"weights is empty; it must hold one [{width}, odd kernel size] tensor per scale")

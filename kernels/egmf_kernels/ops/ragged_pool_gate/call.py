@@ -30,6 +30,7 @@ def ragged_pool_gate(
     cu_segments: torch.Tensor,
     temperature: float = 1.0,
     *,
+    checked: bool = False,
     implementation: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Pool with K queries inside each (sample, modality) segment and mix the modalities by their gate.
@@ -43,6 +44,7 @@ def ragged_pool_gate(
         logits_BM: the second level's logits ``[B, M]``.
         cu_segments: boundaries ``[B * M + 1]``.
         temperature: tau of the modality softmax.
+        checked: see :mod:`egmf_kernels.ops.common.calling`.
         implementation: see :mod:`egmf_kernels.ops.common.calling`.
 
     Returns:
@@ -60,7 +62,7 @@ def ragged_pool_gate(
     if logits_BM.dim() != 2 or not logits_BM.shape[1]:
         raise ValueError(f"logits has shape {list(logits_BM.shape)}; it must be [batch, modalities], one or more")
     checks.like("logits", logits_BM, o_TD, tuple(logits_BM.shape))
-    checks.boundaries(cu_segments, o_TD, logits_BM.numel())
+    checks.boundaries(cu_segments, o_TD, logits_BM.numel(), checked=checked)
     checks.temperature(temperature)
     choice = select.choose("ragged_pool_gate", implementation, o_TD, queries=queries_KD.shape[0])
     if choice == "triton":
