@@ -25,7 +25,6 @@ MODEL_SHAPES = (
     (128, 8192, 16), (128, 2048, 16), (256, 16384, 32), (512, 8192, 16), (512, 24576, 64), (128, 32768, 64)
 )  # fmt: skip
 """Width, tokens and samples of steps as the model makes them: the default width, short and long batches."""
-LAYOUTS = ("ragged", "padded")
 KERNEL_SIZES = (3, 5, 7)
 TEMPERATURE = 0.7
 EPS = 1e-6
