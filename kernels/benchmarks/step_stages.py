@@ -55,8 +55,8 @@ DIMS = {"audio": 74, "vision": 35}
 AGREE, ENOUGH = 0.15, 48
 """The largest error in bf16, kernels against reference as a ratio of norms, of a gradient with that many numbers.
 
-Roundings of 4e-3 go through 24 layers and back: 0.08 was seen on an H100. Of a few numbers that nearly cancel (the scale
-of the pseudo tokens) more of the value may be rounding; they are listed, not judged.
+Roundings of 4e-3 go through 24 layers and back: 0.08 was seen on an H100. Of a few numbers that nearly cancel (the
+scale of the pseudo tokens) more of the value may be rounding; they are listed, not judged.
 """
 OURS = ("ms_dwconv", "mix_norm", "ragged_pool", "modality_", "gated_tri", "expert_gate", "segment_sum")
 """How the kernels' names begin."""

@@ -153,14 +153,14 @@ _REQUESTS = {
     "counted_bytes": "counted", "formula_bytes": "formula",
 }  # fmt: skip
 _MEASURED = {
-    "operator": "operator", "width": "width", "layout": "layout", "direction": "direction", "implementation": "runs",
+    "operator": "operator", "width": "width", "tokens": "tokens", "layout": "layout", "direction": "direction", "implementation": "runs",
     "correct": "correct", "ms": "ms", "gb_per_s": "GB/s", "tflops": "TFLOP/s", "percent_of_roofline": "% roof",
     "peak_mib": "peak MiB", "saved_mib": "saved MiB", "speedup_over_eager": "x eager",
     "speedup_over_compile": "x compile",
 }  # fmt: skip
 _TARGETS = {"name": "target", "target": "wanted", "value": "value", "met": "met"}
 _SHARE = {
-    "device": "device", "width": "width", "llm_tokens": "LLM tokens", "llm_weights": "LLM weights",
+    "device": "device", "width": "width", "tokens": "tokens", "llm_tokens": "LLM tokens", "llm_weights": "LLM weights",
     "kernels_us": "kernels", "torch_us": "torch", "llm_us": "LLM", "kernels_percent": "kernels %",
     "block_percent": "block %",
 }  # fmt: skip

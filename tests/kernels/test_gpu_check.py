@@ -22,7 +22,7 @@ import triton
 
 import egmf_kernels
 from egmf_kernels import tiles
-from egmf_kernels.bench import cases, correct, measure, measure_case, measure_rows, measure_time, processes
+from egmf_kernels.bench import cases, correct, measure, measure_case, measure_rows, measure_time, processes, report
 from egmf_kernels.bench.cases import OPERATORS, Case
 from egmf_kernels.bench.measure_time import Memory, Rates, Timing
 from egmf_kernels.tools import tune
@@ -612,3 +612,65 @@ def test_a_whole_measurement_with_invented_clocks(monkeypatch: pytest.MonkeyPatc
     lines = measure_rows.short_table(json.loads((tmp_path / "summary.json").read_text()))
     assert any("ragged_pool_gate" in line and "x2.67 eager x0.67 compile" in line for line in lines)
     assert measure_time.COPY_BYTES >= 256 << 20
+    step = {
+        "times d=128": {"triton": {"fuse": {"wall_ms": 1.5, "host_ms": 1.25, "peak_mib": 7.0}}},
+        "repeats d=128": {"moved": 1, "of": 9, "outside the language model": ["encoders.<place>"]},
+        "waits d=128": {"waits": 1, "where": {"encoders.py:63": 1}},
+        "profile d=128": "left out: out of time",
+    }
+    (tmp_path / "step").mkdir()
+    (tmp_path / "step" / "step.json").write_text(json.dumps({"stages": step}))
+    assert report.main([str(tmp_path)]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "all correct" in page
+    assert "width 32, 36 tokens, 3 samples" in page
+    assert "9000.0 padded" in page
+    assert "encoders.&lt;place&gt;" in page
+    assert "out of time" in page
+
+
+def test_a_report_of_nothing_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert report.main([str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("no report of ")
+
+
+# The first half hour as a script; its Python is a stand-in that says what it was asked for.
+
+STAND_IN = """#!/bin/sh
+echo "asked: $*"
+case "$*" in
+    *get_device_name*) [ "$1" = -c ] && echo "A TOY GPU/X" ;;
+    *gpu_check.py*) if [ -n "$RED" ]; then echo "RED   a case"; exit 1; fi ;;
+esac
+"""
+
+
+def first_gpu(folder: Path, *options: str, red: str = "") -> tuple[int, list[str]]:
+    """Exit code, and the names of the scripts and modules that were run."""
+    python = folder / "python"
+    python.write_text(STAND_IN)
+    python.chmod(0o755)
+    command = ["sh", str(SCRIPT.with_name("first_gpu.sh")), "--out", str(folder / "out"), *options]
+    environment = os.environ | {"PYTHON": str(python), "RED": red}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    asked = [line for line in done.stdout.splitlines() if line.startswith("asked: ")]
+    return done.returncode, [line for line in asked if ".py" in line]
+
+
+def test_the_first_half_hour_stops_where_the_gate_is_red(tmp_path: Path) -> None:
+    code, asked = first_gpu(tmp_path, "--sanitize", "0", "--check", "100", "--step", "90", "--commit", "abc")
+    assert code == 0
+    assert [Path(line.split()[1]).name for line in asked] == ["gpu_check.py", "egmf_step.py"]
+    assert asked[0].endswith("--seconds 100 --hammer --stop-if-red --commit abc")
+    assert asked[1].endswith("--seconds 50")
+    assert "gpu_check: exit code 0" in (tmp_path / "out" / "parts.log").read_text()
+    code, asked = first_gpu(tmp_path, red="yes")
+    assert code == 1
+    assert len(asked) == 1, "no step after a red gate"
+    assert "RED   a case" in (tmp_path / "out" / "gpu_check.log").read_text()
+    code, asked = first_gpu(tmp_path, "--go-on", "--quick", "--sanitize", "0", "--tune", "9", red="yes")
+    assert code == 1
+    assert [Path(line.split()[1]).name for line in asked] == ["gpu_check.py", "egmf_step.py", "gpu_check.py"]
+    assert "--hammer --quick --commit" in asked[0]
+    assert first_gpu(tmp_path, "--check", "soon")[0] == 2
+    assert first_gpu(tmp_path, "--chekc", "1")[0] == 2
