@@ -153,9 +153,9 @@ _REQUESTS = {
     "counted_bytes": "counted", "formula_bytes": "formula",
 }  # fmt: skip
 _MEASURED = {
-    "operator": "operator", "width": "width", "tokens": "tokens", "layout": "layout", "direction": "direction", "implementation": "runs",
-    "correct": "correct", "ms": "ms", "gb_per_s": "GB/s", "tflops": "TFLOP/s", "percent_of_roofline": "% roof",
-    "peak_mib": "peak MiB", "saved_mib": "saved MiB", "speedup_over_eager": "x eager",
+    "operator": "operator", "width": "width", "tokens": "tokens", "layout": "layout", "direction": "direction",
+    "implementation": "runs", "correct": "correct", "ms": "ms", "gb_per_s": "GB/s", "tflops": "TFLOP/s",
+    "percent_of_roofline": "% roof", "peak_mib": "peak MiB", "saved_mib": "saved MiB", "speedup_over_eager": "x eager",
     "speedup_over_compile": "x compile",
 }  # fmt: skip
 _TARGETS = {"name": "target", "target": "wanted", "value": "value", "met": "met"}

@@ -421,6 +421,21 @@ def test_one_call_that_cannot_be_captured_puts_all_on_the_same_clock(monkeypatch
     assert [timing.median for timing in found.values()] == [2.0, 2.0]
 
 
+def test_a_full_memory_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    calls: list[int] = []
+
+    def full(times: int) -> int:
+        calls.append(1)
+        if len(calls) <= times:
+            raise torch.OutOfMemoryError
+        return len(calls)
+
+    assert measure_time.patiently(lambda: full(2), seconds=0) == 3
+    with pytest.raises(torch.OutOfMemoryError):
+        measure_time.patiently(lambda: full(99), tries=3, seconds=0)
+
+
 # From times to rows, targets and choices; the times are invented.
 
 

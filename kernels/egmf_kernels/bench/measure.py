@@ -320,7 +320,8 @@ def _hammer(record: Record, todo: Plan, options: Options, seconds: float, beside
     work = hammer.hammers(todo.device, todo.rehearse, options.operators)
     beside()
     end = time.monotonic() + seconds
-    workers = min(todo.workers, len(work))
+    # Two at a time: the references in fp32 hold some gigabytes each, beside the cases that wait to be timed.
+    workers = min(todo.workers, 2)
     for task, outcome in zip(work, processes.run_tasks(hammer.hammer, work, workers, end), strict=True):
         if outcome.error:
             record.leave(f"not checked: {task}: {outcome.error}")

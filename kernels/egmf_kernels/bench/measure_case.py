@@ -24,7 +24,7 @@ import torch
 from egmf_kernels import tiles
 from egmf_kernels.bench import correct, measure_rows, processes
 from egmf_kernels.bench.cases import Case, Inputs, Runner, gradients, pad, padded_pool
-from egmf_kernels.bench.measure_time import Memory, Rates, Timing, launch_times, memory, timings
+from egmf_kernels.bench.measure_time import Memory, Rates, Timing, launch_times, memory, patiently, timings
 
 LONGEST = 60.0
 """Seconds after which a case that is being timed is given up."""
@@ -53,9 +53,9 @@ class Prepared:
         case = task.case
         self.inputs: Inputs = case.make(task.device, 1)
         try:
-            _both(case.fused(), self.inputs)
+            patiently(lambda: _both(case.fused(), self.inputs))
             with _locked(alone):
-                self.verdict = correct.check(case, self.inputs)
+                self.verdict = patiently(lambda: correct.check(case, self.inputs))
                 self._release()
         except Exception as problem:
             self.verdict = correct.Verdict(case.name, case.operator, complaints=(processes.one_line(problem),))
@@ -68,7 +68,7 @@ class Prepared:
         }
         self.given = dict.fromkeys(self.runners, self.inputs)
         try:
-            _both(self.runners["compile"], self.inputs)
+            patiently(lambda: _both(self.runners["compile"], self.inputs))
         except Exception as problem:
             tell("left", f"not measured: {case.name} compile: {processes.one_line(problem)}")
             self._synchronize()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -97,6 +98,23 @@ def launch_times(run: Runner, inputs: Inputs, timed: bool = True) -> list[dict[s
         microseconds = None if median is None else round(1e3 * median, 2)
         found.append({"kernel": entry_of(kernel, keywords), "grid": list(grid), "us": microseconds})
     return found
+
+
+def patiently(call: Call, tries: int = 8, seconds: float = 5.0) -> Any:
+    """What ``call`` returns; where the memory is full, because others use the device too, again a little later.
+
+    Raises:
+        torch.OutOfMemoryError: it was full every time.
+    """
+    for _ in range(tries - 1):
+        try:
+            return call()
+        except torch.OutOfMemoryError:
+            pass
+        # Outside the handler: the traceback would keep what the failed call had allocated.
+        torch.cuda.empty_cache()
+        time.sleep(seconds)
+    return call()
 
 
 @dataclass(frozen=True)
