@@ -8,7 +8,7 @@ export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo real test check install clean
+.PHONY: demo real test kernel-tables check install clean
 install: $(VENV)/installed
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -23,6 +23,9 @@ real: install            ## the same steps on MELD's and SIMS-V2's real text: ma
 
 test: install
 	$(BIN)/python -m pytest
+
+kernel-tables: install   ## the shipped tile tables against the reference, interpreted, at every width: many minutes
+	EGMF_KERNEL_TABLES=all $(BIN)/python -m pytest tests/kernels/test_tables.py
 
 check: install
 	$(BIN)/ruff check .

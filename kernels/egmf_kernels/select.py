@@ -2,7 +2,8 @@
 
 ``auto`` runs the Triton kernels on CUDA tensors and the reference elsewhere. On CUDA it steps aside where the kernels
 do not serve (a width above 2048, more than 3 experts ...) and where the architecture's tile table says that
-``torch.compile`` of the reference was measured faster. ``triton`` never steps aside: it raises.
+``torch.compile`` of the reference was measured faster for that width and number of tokens. ``triton`` never steps
+aside: it raises.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def choose(
     if not reason:
         # Inside torch.compile the table cannot be looked at, and compiling is under way already.
         compiling = torch.compiler.is_compiling()
-        if wanted == "auto" and not compiling and tiles.prefers_compile(operator, x_TD, x_TD.shape[1]):
+        if wanted == "auto" and not compiling and tiles.prefers_compile(operator, x_TD, x_TD.shape[1], x_TD.shape[0]):
             return "compile"
         return "triton"
     if wanted == "triton":
@@ -131,6 +132,9 @@ def describe(implementation: str, x_TD: torch.Tensor, experts: int, queries: int
     if chosen["gated_expert_mix"] == "triton":
         fused = x_TD.shape[1] <= PROJECTION_WIDTH
         how += f", mix by {'gated_tri_proj and norm' if fused else 'cuBLAS and hier_gate_mix_norm'}"
+    varied = [name for name in chosen if implementation == "auto" and tiles.varies(name, x_TD, x_TD.shape[1])]
+    if varied and x_TD.device.type == "cuda":
+        how += f", triton or compile by the number of tokens: {', '.join(varied)}"
     if "triton" in kinds:
         how += f", tiles {tiles.current(x_TD.device)['architecture']}"
     return f"kernels {implementation}: {'; '.join(parts)} [{how}]"

@@ -7,6 +7,10 @@ An interpreted process has a table of its own, with tiles small enough that test
     {"architecture": "sm_90", "origin": "...", "kernels": {KERNEL: {ELEMENT_BITS: {WIDTH: {"BT": 4, "num_warps": 4}}}}}
 
 An entry serves every width up to its own; the largest serves what is wider.
+
+``choices`` says where ``torch.compile`` of the reference was measured faster, by width and by number of tokens:
+operator -> element bits -> width -> a list of ``[TOKENS, "triton" or "compile"]``, ascending. A pair holds up to its
+number of tokens, one with null for all that is longer; in place of a list one word holds for every number of tokens.
 """
 
 from __future__ import annotations
@@ -22,6 +26,9 @@ import torch
 
 FOLDER = Path(__file__).parent / "tiles"
 INTERPRETED = "interpreted"
+
+Choice = str | list[list[Any]]
+"""What ``choices`` says about a width: one word, or pairs of a number of tokens and a word."""
 
 _forced: list[dict[str, Any]] = []
 
@@ -86,11 +93,30 @@ def lookup(kernel: str, tensor: torch.Tensor, width: int) -> dict[str, Any]:
     return entry
 
 
-def prefers_compile(operator: str, tensor: torch.Tensor, width: int) -> bool:
+def prefers_compile(operator: str, tensor: torch.Tensor, width: int, tokens: int) -> bool:
     """Whether this device's table says that ``torch.compile`` of the reference was measured faster (``choices``)."""
+    return chosen(_choice(operator, tensor, width), tokens) == "compile"
+
+
+def varies(operator: str, tensor: torch.Tensor, width: int) -> bool:
+    """Whether :func:`prefers_compile` depends on the number of tokens at this width."""
+    entry = _choice(operator, tensor, width)
+    return not isinstance(entry, str) and len({pair[1] for pair in entry}) > 1
+
+
+def _choice(operator: str, tensor: torch.Tensor, width: int) -> Choice:
     bits = "16" if tensor.element_size() == 2 else "32"
     by_width = current(tensor.device).get("choices", {}).get(operator, {}).get(bits, {})
-    return bool(by_width) and by_width[_column(tuple(by_width), width)] == "compile"
+    entry: Choice = by_width[_column(tuple(by_width), width)] if by_width else "triton"
+    return entry
+
+
+def chosen(entry: Choice, tokens: int) -> str:
+    """What an entry of ``choices`` says for a number of tokens; the last pair serves what is longer than all."""
+    if isinstance(entry, str):
+        return entry
+    word: str = next((pair[1] for pair in entry if pair[0] is None or tokens <= pair[0]), entry[-1][1])
+    return word
 
 
 @cache

@@ -98,7 +98,7 @@ def _prepare(out: Path, measured: bool) -> None:
 
 
 def _measure(out: Path, trace: bool, quick: bool, console: Console) -> dict[str, Any]:
-    from egmf_kernels.bench.measure import measure_all
+    from egmf_kernels.bench.measure import Options, measure_all
     from egmf_kernels.bench.static_roofline import measured_share
 
     seconds = QUICK_SECONDS if quick else MEASURED_SECONDS
@@ -108,7 +108,7 @@ def _measure(out: Path, trace: bool, quick: bool, console: Console) -> dict[str,
             console.print(line, markup=False)
             status.update(f"measuring: {escape(line[:100])}")
 
-        summary = measure_all(out, seconds=seconds, trace=trace, say=say)
+        summary = measure_all(out, Options(seconds=seconds, trace=trace, quick=quick), say)
     return summary | {"step_share": measured_share(summary)}
 
 
@@ -136,7 +136,7 @@ def _tables(summary: dict[str, Any]) -> Iterable[Table]:
         requests = "requested bytes, counted in Triton's interpreter, and what the formulas say"
         yield make_table(f"{label}: {requests}", picked(_REQUESTS, summary["requests"]))
     else:
-        fused = [row for row in rows if row["implementation"] in ("fused", "auto")]
+        fused = [row for row in rows if row["implementation"] == "fused"]
         yield make_table(label, picked(_MEASURED, fused))
         yield make_table(f"{label}: targets", picked(_TARGETS, summary.get("targets", [])))
     share = "microseconds and share of a training step, beside a 7B language model at its bound"
@@ -153,14 +153,14 @@ _REQUESTS = {
     "counted_bytes": "counted", "formula_bytes": "formula",
 }  # fmt: skip
 _MEASURED = {
-    "operator": "operator", "width": "width", "layout": "layout", "direction": "direction", "implementation": "runs",
-    "correct": "correct", "ms": "ms", "gb_per_s": "GB/s", "tflops": "TFLOP/s", "percent_of_roofline": "% roof",
-    "peak_mib": "peak MiB", "saved_mib": "saved MiB", "speedup_over_eager": "x eager",
+    "operator": "operator", "width": "width", "tokens": "tokens", "layout": "layout", "direction": "direction",
+    "implementation": "runs", "correct": "correct", "ms": "ms", "gb_per_s": "GB/s", "tflops": "TFLOP/s",
+    "percent_of_roofline": "% roof", "peak_mib": "peak MiB", "saved_mib": "saved MiB", "speedup_over_eager": "x eager",
     "speedup_over_compile": "x compile",
 }  # fmt: skip
 _TARGETS = {"name": "target", "target": "wanted", "value": "value", "met": "met"}
 _SHARE = {
-    "device": "device", "width": "width", "llm_tokens": "LLM tokens", "llm_weights": "LLM weights",
+    "device": "device", "width": "width", "tokens": "tokens", "llm_tokens": "LLM tokens", "llm_weights": "LLM weights",
     "kernels_us": "kernels", "torch_us": "torch", "llm_us": "LLM", "kernels_percent": "kernels %",
     "block_percent": "block %",
 }  # fmt: skip

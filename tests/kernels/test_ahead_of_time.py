@@ -104,10 +104,14 @@ def test_a_width_finds_its_entry() -> None:
         assert tiles.lookup("ragged_pool_gate_forward", x, 48) is by_width["128"]
         assert tiles.lookup("ragged_pool_gate_forward", x, 256) is by_width["256"]
         assert tiles.lookup("ragged_pool_gate_forward", x, 4096) is by_width["2048"]
-        assert not tiles.prefers_compile("ms_dwconv", x, 256)
+        assert not tiles.prefers_compile("ms_dwconv", x, 256, 4096)
     with tiles.using(table | {"choices": {"ms_dwconv": {"16": {"256": "compile", "512": "triton"}}}}):
-        assert tiles.prefers_compile("ms_dwconv", x, 200)
-        assert not tiles.prefers_compile("ms_dwconv", x, 300)
+        assert tiles.prefers_compile("ms_dwconv", x, 200, 4096)
+        assert not tiles.prefers_compile("ms_dwconv", x, 300, 4096)
+    by_tokens = [[4096, "triton"], [9000, "compile"], [None, "triton"]]
+    with tiles.using(table | {"choices": {"ms_dwconv": {"16": {"256": by_tokens}}}}):
+        found = [tiles.prefers_compile("ms_dwconv", x, 256, tokens) for tokens in (0, 4096, 4097, 9000, 9001)]
+        assert found == [False, False, True, True, False]
     assert tiles.table_for_capability(90) == "sm_90"
     assert tiles.table_for_capability(89) == "sm_80"
     assert tiles.table_for_capability(100) == "sm_90"

@@ -106,16 +106,16 @@ def test_with_a_gpu_it_measures(
 ) -> None:
     asked: dict[str, Any] = {}
 
-    def measure_all(out: Path, **options: Any) -> dict[str, Any]:
-        options.pop("say")("measuring [K1]")
-        asked.update(options, out=out)
+    def measure_all(out: Path, options: measure.Options, say: Any) -> dict[str, Any]:
+        say("measuring [K1]")
+        asked.update(options=options, out=out)
         return measured_summary(correct)
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(measure, "measure_all", measure_all)
     (tmp_path / "summary.json").write_text('{"kind": "measured"}')  # measuring again may replace it
     assert main(["bench", "kernels", "--out", str(tmp_path), "--trace"]) == (0 if correct else 1)
-    assert asked == {"out": tmp_path, "trace": True, "seconds": 480.0}
+    assert asked == {"out": tmp_path, "options": measure.Options(seconds=480.0, trace=True)}
     assert {path.name for path in tmp_path.glob("*.png")} == {"times.png", "roofline.png"}
     printed = capsys.readouterr().out
     assert "measuring [K1]" in printed

@@ -15,10 +15,16 @@ import torch
 import egmf_kernels
 from egmf_kernels.ops import reference
 from egmf_kernels.ops.common.segments import segment_ids
+from egmf_kernels.select import PROJECTION_WIDTH
 
 OPERATORS = ("ragged_pool_gate", "hier_gate_mix_norm", "ms_dwconv", "gated_tri_proj", "gated_expert_mix")
 WIDTHS = (256, 512, 1024)
-LAYOUTS = ("ragged", "padded")
+BLOCK = ("ragged_pool_gate", "ms_dwconv", "gated_expert_mix")
+"""What the fusion block calls once a step, at every width: these operators are every kernel of it."""
+MODEL_SHAPES = (
+    (128, 8192, 16), (128, 2048, 16), (256, 16384, 32), (512, 8192, 16), (512, 24576, 64), (128, 32768, 64)
+)  # fmt: skip
+"""Width, tokens and samples of steps as the model makes them: the default width, short and long batches."""
 KERNEL_SIZES = (3, 5, 7)
 TEMPERATURE = 0.7
 EPS = 1e-6
@@ -66,11 +72,13 @@ class Case:
     """Distance between token rows, in widths: above 1 the streams are column slices of wider matrices."""
     expanded_gradient: bool = False
     """The incoming gradient is one row for all (stride 0), as from a sum."""
+    shape: str = "stream"
+    """"model": a batch as training makes it; "stream": one whose streams do not fit the caches."""
 
     @property
     def name(self) -> str:
-        """``ms_dwconv d=256 ragged bfloat16``."""
-        return f"{self.operator} d={self.width} {self.layout} {dtype_name(self.dtype)}"
+        """``ms_dwconv d=256 T=8192 ragged bfloat16``."""
+        return f"{self.operator} d={self.width} T={self.tokens} {self.layout} {dtype_name(self.dtype)}"
 
     @property
     def tokens(self) -> int:
@@ -147,23 +155,17 @@ class Case:
         return lambda inputs: _pair(function(*self.arguments(inputs)))
 
     def compiled(self, backend: str = "inductor") -> Runner:
-        """``torch.compile`` of the reference for exactly these shapes; compiled at its first call."""
-        function = torch.compile(getattr(reference, self.operator), dynamic=False, backend=backend)
+        """``torch.compile`` of the reference for any shape, as ``auto`` runs it; compiled at its first call."""
+        function = torch.compile(getattr(reference, self.operator), dynamic=True, backend=backend)
         return lambda inputs: _pair(function(*self.arguments(inputs)))
 
     def fused(self) -> Runner:
         """The public function with the Triton kernels."""
-        return self._public("triton")
 
-    def automatic(self) -> Runner:
-        """The public function with what ``auto`` chooses."""
-        return self._public("auto")
-
-    def _public(self, implementation: str) -> Runner:
         def run(inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor | None]:
             shared = {} if self.operator == "ragged_pool_gate" else {"segment_T": inputs.segment_T}
             function = getattr(egmf_kernels, self.operator)
-            return _pair(function(*self.arguments(inputs), implementation=implementation, **shared))
+            return _pair(function(*self.arguments(inputs), implementation="triton", **shared))
 
         return run
 
@@ -204,23 +206,34 @@ def ragged_lengths(batch: int, modalities: int, tokens: int, seed: int = 0) -> t
     return tuple(lengths.tolist())
 
 
-def benchmark_cases(stream_bytes: int, widths: Sequence[int] = WIDTHS, segment: int = 128) -> list[Case]:
-    """Every operator x width x layout in bfloat16, each token stream of at least ``stream_bytes``.
+def benchmark_cases(
+    stream_bytes: int,
+    widths: Sequence[int] = WIDTHS,
+    segment: int = 128,
+    shapes: Sequence[tuple[int, int, int]] = MODEL_SHAPES,
+) -> list[Case]:
+    """What is timed, in bfloat16: the model's shapes first, then every width at streams of ``stream_bytes`` or more.
 
-    Both layouts of a width have the same T and B, so that one compiled graph serves both. ``segment`` is the mean
-    number of tokens of a segment.
+    The operators of the fusion block are timed everywhere, ragged. gated_tri_proj is timed by itself at the largest
+    width it serves inside gated_expert_mix, hier_gate_mix_norm at the largest of all (the model calls it above 512
+    only), both on large streams. The padded layout is timed for the pooling, whose rivals pad; there both layouts have
+    the same T and B. ``segment`` is the mean number of tokens of a segment.
     """
-    found = []
+    bf16, modalities = torch.bfloat16, 3
+    found = [
+        Case(operator, width, bf16, "ragged", ragged_lengths(batch, modalities, tokens), shape="model")
+        for width, tokens, batch in shapes
+        for operator in BLOCK
+    ]
+    projected = max((width for width in widths if width <= PROJECTION_WIDTH), default=0)
     for width in widths:
-        modalities = 3
         batch = max(2, -(-stream_bytes // (2 * width * segment * modalities)))
         tokens = batch * modalities * segment
-        lengths = {
-            "ragged": ragged_lengths(batch, modalities, tokens),
-            "padded": padded_lengths(batch * modalities, tokens),
-        }
-        for operator in OPERATORS:
-            found += [Case(operator, width, torch.bfloat16, layout, lengths[layout]) for layout in LAYOUTS]
+        ragged = ragged_lengths(batch, modalities, tokens)
+        alone = [("gated_tri_proj", projected), ("hier_gate_mix_norm", max(widths))]
+        operators = [*BLOCK, *(operator for operator, at in alone if at == width)]
+        found += [Case(operator, width, bf16, "ragged", ragged) for operator in operators]
+        found.append(Case("ragged_pool_gate", width, bf16, "padded", padded_lengths(batch * modalities, tokens)))
     return found
 
 

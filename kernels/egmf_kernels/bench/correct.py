@@ -4,9 +4,10 @@ The inputs of a dtype are upcast, so both sides compute the same function of the
 ``||d|| / ||ref||``, and every tensor's is at most the dtype's limit. None is worse than 1.5 times what the eager
 reference loses in that dtype. In 16 bits that holds tensor by tensor (or 1.5 times one rounding of the exact result,
 where eager was luckier; and only for tensors with enough numbers for a ratio to be more than luck). In fp32 both sides
-err by a few units in the last place and the order of the sums decides which tensor gets them: there it holds for all
-tensors of a case together, as the root of their mean square. NaN never passes. Memory that the fused run allocates is
-filled with NaN first, and a second run must give the same bits.
+err by a few units in the last place and the order of the sums decides which tensor gets them: there it holds for the
+tensors of a case that have enough numbers, all together, as the root of their mean square, and only above
+:data:`FEW_ROUNDINGS`. NaN never passes. Memory that the fused run allocates is filled with NaN first, and a second run
+must give the same bits.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,7 +30,13 @@ LIMITS = {torch.float32: 5e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 EAGER_FACTOR = 1.5
 ENOUGH = 48
 """Below this many numbers the limit alone holds."""
-WIDTHS = (48, 256, 512, 1024)
+FEW_ROUNDINGS = 5e-7
+"""An error in fp32, about eight roundings of 6e-8, that no comparison with eager makes red.
+
+On an H100 eager's root mean square is 6e-8 to 2e-7 and the fused operators' 1e-7 to 4e-7; where a case has few tokens
+eager is now and then exact, and 1.5 times nothing would then be allowed. The limit of 5e-6 a tensor stays.
+"""
+WIDTHS = (48, 128, 256, 512, 1024)
 
 # Twenty samples' three segments, the first sample empty. 1037 and 77 tokens end inside every tile, and neither is a
 # multiple of 16, so one compiled kernel serves both. Fewer samples would leave gradients of a handful of numbers, whose
@@ -137,14 +144,15 @@ def check(case: Case, inputs: Inputs) -> Verdict:
         if not torch.equal(tensor, second[name]):
             complaints.append(f"{name} differs between two runs")
     if case.dtype == torch.float32:
-        ours, theirs = (_root_mean_square([e[side] for e in errors.values()]) for side in ("fused", "eager"))
-        if not ours <= EAGER_FACTOR * theirs:
+        large = [e for name, e in errors.items() if first[name].numel() >= ENOUGH]
+        ours, theirs = (_root_mean_square([e[side] for e in large]) for side in ("fused", "eager"))
+        if not ours <= max(EAGER_FACTOR * theirs, FEW_ROUNDINGS):
             complaints.append(f"all together {ours:.1e} > {EAGER_FACTOR} x {theirs:.1e} of eager")
     return Verdict(case.name, case.operator, errors, tuple(complaints))
 
 
 def _root_mean_square(values: Sequence[float]) -> float:
-    return math.sqrt(sum(value * value for value in values) / len(values)) if values else math.nan
+    return math.sqrt(sum(value * value for value in values) / len(values)) if values else 0.0
 
 
 @dataclass(frozen=True)
@@ -180,16 +188,16 @@ class Group:
         return found
 
 
-def check_group(group: Group) -> list[Verdict]:
-    """Every case of a group; a case that raises is red and the next one still runs."""
-    found = []
+def check_group(group: Group) -> Generator[Verdict, None, None]:
+    """Every case of a group, as it comes; a case that raises is red and the next one still runs."""
     with tiles.using(group.table) if group.table is not None else nullcontext():
         for seed, case in enumerate(group.cases()):
             try:
-                found.append(check(case, case.make(group.device, seed)))
+                yield check(case, case.make(group.device, seed))
             except Exception as problem:
-                found.append(Verdict(case.name, case.operator, complaints=(processes.one_line(problem),)))
-    return found
+                yield Verdict(case.name, case.operator, complaints=(processes.one_line(problem),))
+                if group.device == "cuda":
+                    torch.cuda.synchronize()  # after a fault of the device nothing in this process is a finding
 
 
 def groups(
@@ -213,13 +221,16 @@ def run_gate(
     workers: int,
     seconds: float,
     say: Callable[[str], None] = print,
+    each: Callable[[Verdict], None] = lambda verdict: None,
 ) -> tuple[list[Verdict], list[str]]:
-    """Check every group.
+    """Check every group; ``each`` is called with every verdict as it comes.
 
     Returns:
         The verdicts, and in one line each the groups that did not run to their end.
     """
-    outcomes = processes.run_tasks(check_group, work, workers, time.monotonic() + seconds, say)
+    outcomes = processes.run_tasks(
+        check_group, work, workers, time.monotonic() + seconds, say, each=lambda group, verdict: each(verdict)
+    )
     verdicts = [verdict for outcome in outcomes for verdict in outcome.value or []]
     missing = [f"{group}: {o.error}" for group, o in zip(work, outcomes, strict=True) if o.error]
     return verdicts, missing

@@ -1,12 +1,17 @@
-"""Everything that needs a GPU, in one go: ceilings, correctness gate, tuning where asked, times, memory, targets.
+"""Everything that needs a GPU, in one go: correctness gate, hammer, times, memory, launches, targets, tuning if asked.
 
 What the figures are: the time of an operator is the median over device events of CUDA graph replays (or of plain
 calls, the same way for every implementation of a case; the row's ``timing`` says which), forward and both directions
 measured, backward their difference. GB/s, TFLOP/s and the share of the roofline count the fused operator's compulsory
 bytes and products (:mod:`egmf_kernels.tools.formulas`) for every implementation, over the measured copy and
 matmul rates.
-``compile`` is ``torch.compile`` of the reference for the very shapes. The fused operators are handed ``segment_T``,
-which the model computes once per batch; the reference computes it in every call.
+``compile`` is ``torch.compile`` of the reference for any shape (``dynamic=True``), which is what ``auto`` would run.
+The fused operators are handed ``segment_T``, which the model computes once per batch; the reference computes it in
+every call.
+
+Order: the gate runs while the cases to be timed compile (:mod:`.measure_case`), then the hammer, then each case is
+timed alone, and tuning comes last: a run that is ended at any time leaves the more important half. Every verdict and
+every row is said and on the disk as it comes.
 
 A rehearsal runs the same code on the CPU in Triton's interpreter with tiny sizes and has no times at all.
 """
@@ -24,17 +29,48 @@ import torch
 import triton
 
 from egmf_kernels import bench, tiles
-from egmf_kernels.bench import correct, measure_rows, processes
-from egmf_kernels.bench.cases import Case, Inputs, Runner, benchmark_cases, gradients, pad, padded_pool
+from egmf_kernels.bench import correct, hammer, measure_rows, processes
+from egmf_kernels.bench.cases import MODEL_SHAPES, OPERATORS, Case, benchmark_cases, gradients
+from egmf_kernels.bench.measure_case import UNTIMED, Cases, Task, in_this_process
 from egmf_kernels.bench.measure_rows import Row
-from egmf_kernels.bench.measure_time import Memory, Rates, Timing, measure_rates, memory, timings
+from egmf_kernels.bench.measure_time import Rates, measure_rates
 from egmf_kernels.bench.static_roofline import measured_share
 from egmf_kernels.tools import tune
 
-REHEARSAL = "rehearsal, not a measurement"
+REHEARSAL = UNTIMED
 LLM_TOKENS = 160
 """Tokens of one sample that the language model reads, for the step share."""
-SMALLEST_STREAM, LARGEST_STREAM = 64 << 20, 128 << 20
+STREAM = 64 << 20
+"""Bytes of a stream that no cache holds."""
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a run shall do."""
+
+    seconds: float = 480.0
+    """Time budget; what no longer fits is left out and named under ``left_out``."""
+    rehearse: bool = False
+    """Tiny, interpreted, on the CPU, without times."""
+    tiny: bool = False
+    """The gate alone with a few tokens in this process, for a sanitizer that makes everything many times slower."""
+    quick: bool = False
+    """The gate at three widths in bf16 and fp32 in place of all."""
+    hammer: bool = False
+    """Run every operator 60 times at 65,536 tokens and compare the bits."""
+    stop_if_red: bool = False
+    """Measure nothing where gate or hammer are red."""
+    tune: bool = False
+    """Tune the tile table at the end."""
+    trace: bool = False
+    """Write a Chrome trace per operator."""
+    workers: int | None = None
+    """Processes that check; half of the cores where not given, 0 runs everything in this process."""
+    operators: tuple[str, ...] = OPERATORS
+    """What is checked, hammered and timed."""
+    commit: str = ""
+    """What to record as the commit; asked from git where empty."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +80,7 @@ class Plan:
     device: str
     stream_bytes: int
     widths: tuple[int, ...]
+    shapes: tuple[tuple[int, int, int], ...]
     gate_widths: tuple[int, ...]
     dtypes: tuple[torch.dtype, ...]
     workers: int
@@ -56,43 +93,91 @@ class Plan:
 
     def cases(self) -> list[Case]:
         """What is timed."""
-        return benchmark_cases(self.stream_bytes, self.widths, self.segment)
+        return benchmark_cases(self.stream_bytes, self.widths, self.segment, self.shapes)
 
     def jobs(self) -> list[tune.Job]:
         """What is tuned; a rehearsal takes one entry of each operator."""
-        found = tune.jobs(min(SMALLEST_STREAM, self.stream_bytes), self.widths, segment=self.segment)
+        found = tune.jobs(self.stream_bytes, self.widths, segment=self.segment)
         firsts = {job.case.operator: job for job in reversed(found)}
         return list(firsts.values()) if self.rehearse else found
 
 
 @dataclass
 class Record:
-    """What a run has found so far."""
+    """What a run has found so far; :meth:`write` after every finding keeps it on the disk."""
 
+    out: Path
+    say: Say
     summary: dict[str, Any]
     rows: list[Row] = field(default_factory=list)
     verdicts: list[correct.Verdict] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
     """What was to be done and was not, one line each."""
+    hammered: list[dict[str, Any]] = field(default_factory=list)
+    launches: list[dict[str, Any]] = field(default_factory=list)
     tuning: list[dict[str, Any]] = field(default_factory=list)
 
-    def write(self, out: Path, complete: bool) -> dict[str, Any]:
+    @property
+    def red(self) -> list[str]:
+        """A line for everything that is not correct."""
+        found = [v.line() for v in self.verdicts if not v.correct]
+        return found + [hammer.line(h) for h in self.hammered if not h["correct"]]
+
+    @property
+    def unchecked(self) -> list[str]:
+        """A line for everything whose correctness was to be seen and was not."""
+        return [line for line in self.left if line.startswith("not checked")]
+
+    def write(self, complete: bool = False) -> dict[str, Any]:
         """Bring the summary up to date and write everything."""
-        red = [v.line() for v in self.verdicts if not v.correct]
-        gate_missing = [line for line in self.left if line.startswith("not checked")]
         self.summary |= {
             "complete": complete,
-            "correct": complete and bool(self.verdicts) and not red and not gate_missing,
-            "red": red,
+            "correct": complete and bool(self.verdicts) and not self.red and not self.unchecked,
+            "red": self.red,
             "left_out": self.left,
+            "hammer": self.hammered,
             "rows": self.rows,
         }
-        checked = [_finite(asdict(v) | {"correct": v.correct}) for v in self.verdicts]
-        measure_rows.write(out, self.summary, {"correctness": checked, "tuning": self.tuning})
+        checked = [asdict(v) | {"correct": v.correct} for v in self.verdicts]
+        detail = {"correctness": checked, "launches": self.launches, "tuning": self.tuning}
+        measure_rows.write(self.out, _finite(self.summary), _finite(detail))
         return self.summary
 
+    def verdict(self, found: correct.Verdict) -> None:
+        """One case was checked."""
+        self.verdicts.append(found)
+        self.say(found.line())
+        self.write()
 
-def plan(rehearse: bool, workers: int | None) -> Plan:
+    def leave(self, line: str) -> None:
+        """Something could not be done."""
+        self.left.append(line)
+        self.say(line)
+        self.write()
+
+    def hear(self, case: Case, kind: str, value: Any) -> None:
+        """What the process of a case tells; see :data:`.measure_case.Tell`."""
+        if kind == "verdict":
+            self.verdict(value)
+        elif kind == "fault":
+            self.verdict(correct.Verdict(case.name, case.operator, complaints=(value,)))
+        elif kind == "left":
+            self.leave(value)
+        elif kind == "rows":
+            self.rows += value
+            shown = [row for row in value if row["implementation"] == "fused"]
+            untimed = [f"{case.name}: not timed"]
+            for text in untimed if self.summary["kind"] == "rehearsal" else map(measure_rows.line, shown):
+                self.say(text)
+            self.write()
+        elif kind == "launches":
+            what = {"operator": case.operator, "width": case.width, "tokens": case.tokens, "batch": case.batch}
+            self.launches.append(what | {"layout": case.layout, "launches": value})
+            self.say(measure_rows.launch_line(self.launches[-1]))
+            self.write()
+
+
+def plan(options: Options) -> Plan:
     """The plan for this machine.
 
     Raises:
@@ -100,41 +185,30 @@ def plan(rehearse: bool, workers: int | None) -> Plan:
     """
     from egmf_kernels.ops.common.interpreter import INTERPRETED
 
-    if rehearse:
+    bf16 = (torch.bfloat16,)
+    if options.rehearse:
         if not INTERPRETED:
             raise RuntimeError("a rehearsal runs in Triton's interpreter; set TRITON_INTERPRET=1 before the start")
         if triton.__version__.startswith("3.6."):
             raise RuntimeError("Triton 3.6's interpreter fails on loops with numpy 2.4; rehearse with 3.7 or newer")
-        return Plan("cpu", 1536, (32,), (32,), (torch.bfloat16,), workers or 0, True)
+        return Plan("cpu", 1536, (32,), ((32, 36, 3),), (32,), bf16, options.workers or 0, True)
     tune.capability_here()
-    total = torch.cuda.get_device_properties(0).total_memory
-    # The fp64 check of the convolution holds about 120 streams of fp64 or eager at once.
-    stream = min(LARGEST_STREAM, max(SMALLEST_STREAM, total // 400))
-    used = processes.default_workers() if workers is None else workers
-    return Plan("cuda", stream, (512, 256, 1024), correct.WIDTHS, tuple(correct.LIMITS), used, False)
+    if options.tiny:
+        return Plan("cuda", STREAM, (), (), (128,), bf16, 0, False)
+    used = processes.default_workers() if options.workers is None else options.workers
+    widths: tuple[int, ...] = correct.WIDTHS
+    dtypes = tuple(correct.LIMITS)
+    if options.quick:
+        widths, dtypes = (128, 512, 1024), (torch.bfloat16, torch.float32)
+    return Plan("cuda", STREAM, (512, 256, 1024), MODEL_SHAPES, widths, dtypes, used, False)
 
 
-def measure_all(
-    out: Path,
-    *,
-    seconds: float = 480.0,
-    trace: bool = False,
-    rehearse: bool = False,
-    tuned: bool = False,
-    workers: int | None = None,
-    commit: str = "",
-    say: Callable[[str], None] = print,
-) -> dict[str, Any]:
+def measure_all(out: Path, options: Options, say: Say = print) -> dict[str, Any]:
     """Run the plan and write ``summary.json``, ``results.json``, ``results.csv`` and the tile table into ``out``.
 
     Args:
         out: a folder; made where it does not exist.
-        seconds: time budget; what no longer fits is left out and named under ``left_out``.
-        trace: also write a Chrome trace per operator.
-        rehearse: tiny, interpreted, on the CPU, without times.
-        tuned: tune the tile table first and measure with the result.
-        workers: processes for checking and compiling; half of the cores where not given, 0 for none.
-        commit: what to record as the commit; asked from git where empty.
+        options: what to do.
         say: called with lines of progress.
 
     Returns:
@@ -144,46 +218,45 @@ def measure_all(
         RuntimeError: this machine or process cannot do what is asked.
     """
     start = time.monotonic()
-    end = start + seconds
-    todo = plan(rehearse, workers)
-    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "4")
+    end = start + options.seconds
+    todo = plan(options)
+    # A case's process compiles by itself; a pool of compilers in each would be far more than there are cores.
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     table = tiles.current(torch.device(todo.device))
-    record = Record(_header(todo, table, commit))
-    rates = None if rehearse else measure_rates()
-    record.summary["ceilings"] = None if rates is None else asdict(rates)
-    say(f"ceilings: {record.summary['ceilings']}")
+    record = Record(out, say, _header(todo, table, options.commit))
+    timed = [] if options.tiny else todo.cases()
+    tasks = [Task(case, todo.device, todo.rehearse) for case in timed if case.operator in options.operators]
+    cores = len(os.sched_getaffinity(0))
+    cases = Cases(tasks if todo.workers else [], max(1, cores), record.hear)
+    try:
+        share = 1.0 if options.tiny else 0.5
+        _gate(record, todo, table=None, seconds=share * options.seconds, options=options, beside=cases.poll)
+        if options.hammer:
+            _hammer(record, todo, options, 0.65 * options.seconds - (time.monotonic() - start), cases.poll)
+        if options.stop_if_red and (record.red or record.unchecked):
+            record.leave("not measured: the gate is red or did not come to its end")
+            return _end(record, start, complete=False)
+        cases.prepare(start + 0.75 * options.seconds)
+        rates = None if todo.rehearse or options.tiny else measure_rates()
+        record.summary["ceilings"] = None if rates is None else asdict(rates)
+        say(f"ceilings: {record.summary['ceilings']}")
+        if todo.workers:
+            cases.measure(rates, end)
+        else:
+            in_this_process(tasks, rates, end, record.hear)
+    finally:
+        cases.close()
+    table = _conclude(record, todo, table)
+    if options.trace and not todo.rehearse and tasks:
+        _traces(record, tasks)
+    if options.tune:
+        _tune(record, todo, table, options, end - time.monotonic())
+    return _end(record, start, complete=True)
 
-    _gate(record, todo, None, 0.4 * seconds, todo.gate_widths, todo.dtypes, say)
-    if not rehearse:
-        _warm(record, todo, 0.5 * seconds - (time.monotonic() - start), say)
-    record.write(out, complete=False)
-    if tuned:
-        base, work = table, todo.jobs()
-        budget = 0.7 * seconds - (time.monotonic() - start)
-        table, record.tuning, left = tune.tune_table(
-            table, work, seconds=budget, workers=todo.workers, device=todo.device, say=say
-        )
-        record.left += [f"not tuned: {line}" for line in left]
-        if table["kernels"] != base["kernels"]:
-            _gate(record, todo, table, 0.15 * seconds, todo.widths, (torch.bfloat16, torch.float16), say)
-        say(f"tuning: {len(work) - len(left)} of {len(work)} entries")
-        record.write(out, complete=False)
 
-    _measure(record, todo, table, rates, end, say)
-    chosen = measure_rows.choices(record.rows)
-    table = table | {"choices": chosen}
-    if not rehearse:
-        capability = tune.capability_here()
-        table = tune.signed(table, capability, tune.origin(record.summary["commit"]) if tuned else table["origin"])
-        _measure_auto(record, todo, table, rates, end, say)
-    tune.save(table, out / f"{table['architecture']}.json")
-    record.summary["choices"] = chosen
-    record.summary["targets"] = measure_rows.targets(record.rows, rates, chosen)
-    record.summary["step_share"] = measured_share(record.summary | {"rows": record.rows}, LLM_TOKENS)
-    if trace and not rehearse:
-        _traces(out, todo, table, say)
+def _end(record: Record, start: float, complete: bool) -> dict[str, Any]:
     record.summary["seconds"] = round(time.monotonic() - start, 1)
-    return record.write(out, complete=True)
+    return record.write(complete)
 
 
 def _header(todo: Plan, table: dict[str, Any], commit: str) -> dict[str, Any]:
@@ -196,10 +269,16 @@ def _header(todo: Plan, table: dict[str, Any], commit: str) -> dict[str, Any]:
         **told,
         "commit": commit or told["commit"],
         "table": table["origin"],
+        "ceilings": None,
+        "choices": {},
+        "targets": [],
+        "step_share": [],
         "notes": [
             "GB/s, TFLOP/s and % of the roofline count the fused operator's bytes and products, whatever runs",
             "backward is forward and backward less forward",
             "the fused operators are handed each token's segment, as in the model; the reference computes it",
+            "compile is torch.compile(dynamic=True), which is what auto would run; where Inductor tried several "
+            "configurations at its first call, other processes used the GPU as well",
         ],
         "stream_mib": todo.stream_bytes / 2**20,
     }
@@ -208,162 +287,111 @@ def _header(todo: Plan, table: dict[str, Any], commit: str) -> dict[str, Any]:
 def _gate(
     record: Record,
     todo: Plan,
+    *,
     table: dict[str, Any] | None,
     seconds: float,
-    widths: Sequence[int],
-    dtypes: Sequence[torch.dtype],
-    say: Callable[[str], None],
+    options: Options,
+    beside: Callable[[], None],
 ) -> None:
-    work = correct.groups(todo.device, widths=widths, dtypes=dtypes, table=table, rehearse=todo.rehearse)
-    verdicts, missing = correct.run_gate(work, todo.workers, seconds, say)
-    record.verdicts += verdicts
+    """Check every group with ``table`` (the shipped one where None); ``beside`` is called again and again."""
+    # Groups of a tuned table are those whose entries were tuned.
+    widths, dtypes = (todo.gate_widths, todo.dtypes) if table is None else (todo.widths, (torch.bfloat16,))
+    small = todo.rehearse or options.tiny
+    work = correct.groups(todo.device, widths=widths, dtypes=dtypes, table=table, rehearse=small)
+    work = [group for group in work if group.operator in options.operators]
+    before = len(record.verdicts)
+
+    def each(verdict: correct.Verdict) -> None:
+        record.verdict(verdict)
+        beside()
+
+    beside()
+    verdicts, missing = correct.run_gate(work, todo.workers, seconds, lambda line: None, each)
     record.left += [f"not checked: {line}" for line in missing]
-    red = [v for v in verdicts if not v.correct]
-    for verdict in red:
-        say(verdict.line())
-    say(f"correctness: {len(verdicts)} cases, {len(red)} red, {len(missing)} groups of {len(work)} not finished")
+    red = [v for v in record.verdicts[before:] if not v.correct]
+    record.say(f"correctness: {len(verdicts)} cases, {len(red)} red, {len(missing)} groups of {len(work)} not finished")
+    for line in missing:
+        record.say(f"not checked: {line}")
+    record.write()
 
 
-def warm(task: Case) -> None:
-    """Compile a case's reference into Inductor's cache; a worker's task."""
-    output, _ = task.compiled()(task.make("cuda", 1))
-    del output
+def _hammer(record: Record, todo: Plan, options: Options, seconds: float, beside: Callable[[], None]) -> None:
+    """Run every operator many times and compare the bits."""
+    work = hammer.hammers(todo.device, todo.rehearse, options.operators)
+    beside()
+    end = time.monotonic() + seconds
+    # Two at a time: the references in fp32 hold some gigabytes each, beside the cases that wait to be timed.
+    workers = min(todo.workers, 2)
+    for task, outcome in zip(work, processes.run_tasks(hammer.hammer, work, workers, end), strict=True):
+        if outcome.error:
+            record.leave(f"not checked: {task}: {outcome.error}")
+        else:
+            record.hammered.append(outcome.value)
+            record.say(hammer.line(outcome.value))
+    record.write()
 
 
-def _warm(record: Record, todo: Plan, seconds: float, say: Callable[[str], None]) -> None:
-    """Compile the baselines in parallel before they are timed; what fails here is met again there."""
-    if todo.workers and seconds > 0:
-        ragged = [case for case in todo.cases() if case.layout == "ragged"]
-        done = processes.run_tasks(warm, ragged, todo.workers, time.monotonic() + seconds)
-        say(f"torch.compile: {sum(not o.error for o in done)} of {len(done)} baselines compiled ahead")
+def _conclude(record: Record, todo: Plan, table: dict[str, Any]) -> dict[str, Any]:
+    """What follows from the rows: choices, targets, share of a step; the table with its choices, written."""
+    chosen = measure_rows.choices(record.rows)
+    table = table | {"choices": chosen}
+    # Whether auto may take the matrix products at all depends on what the hammer saw under this Triton.
+    for found in record.hammered:
+        if found["operator"] == "gated_tri_proj":
+            table["hammer"] = {"triton": found["triton"], "runs": found["runs"], "equal": found["equal"]}
+    rates = record.summary["ceilings"]
+    record.summary["choices"] = chosen
+    record.summary["targets"] = measure_rows.targets(record.rows, None if rates is None else Rates(**rates))
+    record.summary["step_share"] = measured_share(record.summary | {"rows": record.rows}, LLM_TOKENS)
+    if not todo.rehearse:
+        table = tune.signed(table, tune.capability_here(), table["origin"])
+    record.out.mkdir(parents=True, exist_ok=True)
+    tune.save(table, record.out / f"{table['architecture']}.json")
+    record.write()
+    return table
 
 
-def _runners(case: Case, rehearse: bool) -> dict[str, Runner]:
-    return {
-        "eager": case.eager(),
-        "compile": case.compiled("eager" if rehearse else "inductor"),
-        "fused": case.fused(),
-    }
+def _tune(record: Record, todo: Plan, table: dict[str, Any], options: Options, seconds: float) -> None:
+    """Tune in what time is left and check what changed; the rows stay those of the table before."""
+    end = time.monotonic() + seconds
+    work = todo.jobs()
+    tuned, record.tuning, left = tune.tune_table(
+        table, work, seconds=0.7 * seconds, workers=todo.workers, device=todo.device, say=record.say
+    )
+    record.left += [f"not tuned: {line}" for line in left]
+    record.say(f"tuning: {len(work) - len(left)} of {len(work)} entries")
+    if tuned["kernels"] != table["kernels"]:
+        remaining = end - time.monotonic()
+        _gate(record, todo, table=tuned, seconds=remaining, options=options, beside=lambda: None)
+    if not todo.rehearse:
+        tuned = tune.signed(tuned, tune.capability_here(), tune.origin(record.summary["commit"]))
+    tune.save(tuned, record.out / f"{tuned['architecture']}.json")
+    record.write()
 
 
-def _measure(
-    record: Record, todo: Plan, table: dict[str, Any], rates: Rates | None, end: float, say: Callable[[str], None]
-) -> None:
-    """Check and time every case on its own inputs."""
-    before = None
-    for case in todo.cases():
-        if time.monotonic() >= end:
-            record.left.append(f"not measured: {case.name}: out of time")
-            continue
-        if before != (case.operator, case.width):
-            torch._dynamo.reset()
-            before = (case.operator, case.width)
-        try:
-            with tiles.using(table):
-                inputs = case.make(todo.device, 1)
-                verdict = correct.check(case, inputs)
-                record.verdicts.append(verdict)
-                if not verdict.correct:
-                    say(verdict.line())
-                rows = _case(record, case, inputs, verdict.correct, _runners(case, todo.rehearse), rates, table)
-        except Exception as problem:
-            red = correct.Verdict(case.name, case.operator, complaints=(processes.one_line(problem),))
-            record.verdicts.append(red)
-            say(red.line())
-            continue
-        record.rows += rows
-        if rates is not None and torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        fused = [row for row in rows if row["implementation"] == "fused"]
-        for text in [f"{case.name}: not timed"] if todo.rehearse else map(measure_rows.line, fused):
-            say(text)
-
-
-def _case(
-    record: Record,
-    case: Case,
-    inputs: Inputs,
-    correct_here: bool,
-    runners: dict[str, Runner],
-    rates: Rates | None,
-    table: dict[str, Any],
-) -> list[Row]:
-    """Rows of one case; an implementation that fails is left out and named."""
-    given = dict.fromkeys(runners, inputs)
-    if case.operator == "ragged_pool_gate" and "eager" in runners:
-        runners, given = runners | {"padded": padded_pool(case)}, given | {"padded": pad(case, inputs)}
-    memories: dict[str, Memory] = {}
-    calls: dict[str, Callable[[], Any]] = {}
-    for name, run in runners.items():
-        try:
-            _both(run, given[name])
-            if rates is not None:
-                memories[name] = memory(run, given[name])
-        except Exception as problem:
-            record.left.append(f"not measured: {case.name} {name}: {processes.one_line(problem)}")
-            continue
-        calls[f"{name} forward"] = lambda run=run, name=name: run(given[name])  # type: ignore[misc]
-        calls[f"{name} both"] = lambda run=run, name=name: _both(run, given[name])  # type: ignore[misc]
-    times: dict[str, dict[str, Timing]] = {name: {} for name in runners if f"{name} both" in calls}
-    method = REHEARSAL
-    if rates is not None:
-        method, taken = timings(calls)
-        for key, timing in taken.items():
-            name, direction = key.split()
-            times[name][direction] = timing
-    return measure_rows.case_rows(case, correct_here, times, memories, method, rates, table)
-
-
-def _both(run: Runner, inputs: Inputs) -> dict[str, torch.Tensor]:
-    return gradients(run(inputs)[0], inputs)
-
-
-def _measure_auto(
-    record: Record, todo: Plan, table: dict[str, Any], rates: Rates | None, end: float, say: Callable[[str], None]
-) -> None:
-    """Time ``auto`` where it does not run the kernels: beside torch.compile, on the same inputs."""
-    for case in todo.cases():
-        if table["choices"].get(case.operator, {}).get("16", {}).get(str(case.width)) != "compile":
-            continue
-        if time.monotonic() >= end:
-            record.left.append(f"not measured: {case.name} auto: out of time")
-            continue
-        torch._dynamo.reset()
-        with tiles.using(table):
-            try:
-                runners = {"compile": case.compiled(), "auto": case.automatic()}
-                fine = all(v.correct for v in record.verdicts if v.name == case.name)
-                rows = _case(record, case, case.make(todo.device, 1), fine, runners, rates, table)
-            except Exception as problem:
-                record.left.append(f"not measured: {case.name} auto: {processes.one_line(problem)}")
-                continue
-        record.rows += [row for row in rows if row["implementation"] == "auto"]
-        for row in record.rows[-3:]:
-            say(measure_rows.line(row))
-
-
-def _traces(out: Path, todo: Plan, table: dict[str, Any], say: Callable[[str], None]) -> None:
-    """A Chrome trace of forward and backward of each operator, ragged, first width."""
+def _traces(record: Record, tasks: Sequence[Task]) -> None:
+    """A Chrome trace of forward and backward of each operator, at its first case."""
     from torch.profiler import ProfilerActivity, profile
 
-    for case in todo.cases():
-        if case.width != todo.widths[0] or case.layout != "ragged":
-            continue
-        with tiles.using(table):
-            inputs, run = case.make(todo.device, 1), case.fused()
-            _both(run, inputs)
+    firsts = {task.case.operator: task.case for task in reversed(tasks)}
+    for case in firsts.values():
+        inputs, run = case.make("cuda", 1), case.fused()
+        gradients(run(inputs)[0], inputs)
+        torch.cuda.synchronize()
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+            gradients(run(inputs)[0], inputs)
             torch.cuda.synchronize()
-            with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
-                _both(run, inputs)
-                torch.cuda.synchronize()
-        profiler.export_chrome_trace(str(out / f"trace-{case.operator}.json"))
-        say(f"trace: {out / f'trace-{case.operator}.json'}")
+        path = record.out / f"trace-{case.operator}.json"
+        profiler.export_chrome_trace(str(path))
+        record.say(f"trace: {path}")
 
 
 def _finite(value: Any) -> Any:
     """Infinities and NaN as text: JSON has no word for them."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
     if isinstance(value, float) and not float("-inf") < value < float("inf"):
         return str(value)
     return value

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ Row = dict[str, Any]
 COLUMNS = (
     "operator", "width", "dtype", "layout", "direction", "implementation", "correct", "ms", "ms_low", "ms_high",
     "gb_per_s", "tflops", "percent_of_roofline", "peak_mib", "saved_mib", "speedup_over_eager", "speedup_over_compile",
-    "tokens", "batch", "timing",
+    "tokens", "batch", "shape", "timing",
 )  # fmt: skip
 DIRECTIONS = ("forward", "backward", "both")
 MEMORY_BOUND = ("ragged_pool_gate", "hier_gate_mix_norm", "ms_dwconv")
@@ -68,7 +70,7 @@ def case_rows(
             row |= {
                 "operator": case.operator, "width": case.width, "dtype": dtype_name(case.dtype), "layout": case.layout,
                 "direction": direction, "implementation": name, "correct": correct, "tokens": case.tokens,
-                "batch": case.batch, "timing": method,
+                "batch": case.batch, "shape": case.shape, "timing": method,
             }  # fmt: skip
             if name in memories and direction == "both":
                 row |= {"peak_mib": memories[name].peak, "saved_mib": memories[name].saved}
@@ -77,7 +79,7 @@ def case_rows(
             found.append(row)
     by_key = {(row["implementation"], row["direction"]): row for row in found}
     for row in found:
-        if row["implementation"] in ("fused", "auto") and correct:
+        if row["implementation"] == "fused" and correct:
             for other in ("eager", "compile"):
                 baseline = by_key.get((other, row["direction"]))
                 if baseline is not None and baseline["ms"] and row["ms"]:
@@ -106,28 +108,38 @@ def _rates_of(
     }
 
 
-def choices(rows: Iterable[Row]) -> dict[str, dict[str, dict[str, str]]]:
-    """Operator -> element bits -> width -> "triton", or "compile" where the reference compiled is the better choice.
+def choices(rows: Iterable[Row]) -> dict[str, dict[str, dict[str, Any]]]:
+    """``choices`` of a tile table (:mod:`egmf_kernels.tiles`): where the reference compiled is the better choice.
 
-    It is where, at any layout, the fused operator was slower than torch.compile in forward or in both directions, or
-    was not correct.
+    It is where, at any layout of a width and number of tokens, the fused operator was slower than torch.compile in
+    forward or in both directions, or was not correct. Between two measured numbers of tokens the border lies at their
+    geometric mean; the smallest and the largest measured speak for what lies beyond them.
     """
-    found: dict[str, dict[str, dict[str, str]]] = {}
+    worse: dict[tuple[str, int], dict[int, bool]] = {}
     for row in rows:
         if row["implementation"] != "fused" or row["direction"] == "backward":
             continue
         gain = row["speedup_over_compile"]
         if gain is None and row["correct"]:
             continue
-        by_width = found.setdefault(row["operator"], {}).setdefault("16", {})
-        worse = not row["correct"] or gain < 1
-        if worse or str(row["width"]) not in by_width:
-            by_width[str(row["width"])] = "compile" if worse else "triton"
+        by_tokens = worse.setdefault((row["operator"], row["width"]), {})
+        by_tokens[row["tokens"]] = by_tokens.get(row["tokens"], False) or not row["correct"] or gain < 1
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for (operator, width), by_tokens in worse.items():
+        words = [(tokens, "compile" if by_tokens[tokens] else "triton") for tokens in sorted(by_tokens)]
+        pairs: list[list[Any]] = []
+        for (tokens, word), (following, other) in pairwise([*words, (0, "")]):
+            if word != other:
+                pairs.append([math.isqrt(tokens * following) if other else None, word])
+        found.setdefault(operator, {}).setdefault("16", {})[str(width)] = pairs
     return found
 
 
-def targets(rows: Sequence[Row], rates: Rates | None, chosen: dict[str, Any]) -> list[dict[str, Any]]:
-    """Each target with what was reached; ``met`` is None where nothing was measured."""
+def targets(rows: Sequence[Row], rates: Rates | None) -> list[dict[str, Any]]:
+    """Each target with what was reached; ``met`` is None where nothing was measured.
+
+    Rates are held against their targets on large streams, speed-ups over torch.compile at the model's shapes as well.
+    """
     found = []
     for operator in MEMORY_BOUND:
         for direction in ("forward", "backward"):
@@ -145,30 +157,19 @@ def targets(rows: Sequence[Row], rates: Rates | None, chosen: dict[str, Any]) ->
         ]
         name = f"gated_tri_proj d=512 {direction}: lowest % of the matmul rate over layouts"
         found.append(_target(name, f">= {MATMUL_TARGET:g}", seen, MATMUL_TARGET))
-    kept = [row for row in rows if row["direction"] != "backward" and row["implementation"] == "fused"]
-    found.append(
-        _target("fused: lowest speed-up over torch.compile", ">= 1", [r["speedup_over_compile"] for r in kept], 1.0)
-    )
-    auto = [
-        row["speedup_over_compile"]
-        for row in rows
-        if row["direction"] != "backward"
-        and row["implementation"]
-        == ("auto" if chosen.get(row["operator"], {}).get("16", {}).get(str(row["width"])) == "compile" else "fused")
-    ]
-    expected = len(kept)
-    found.append(
-        _target("auto: lowest speed-up over torch.compile", ">= 1", auto if len(auto) == expected else [None], 1.0)
-    )
+    for shape, where in (("stream", "large streams"), ("model", "the model's shapes")):
+        gains = [
+            row["speedup_over_compile"]
+            for row in rows
+            if (row["implementation"], row["shape"]) == ("fused", shape) and row["direction"] != "backward"
+        ]
+        found.append(_target(f"fused, {where}: lowest speed-up over torch.compile", ">= 1", gains, 1.0))
     return found
 
 
 def _fused(rows: Sequence[Row], operator: str, direction: str) -> list[Row]:
-    return [
-        row
-        for row in rows
-        if (row["operator"], row["direction"], row["implementation"]) == (operator, direction, "fused")
-    ]
+    wanted = (operator, direction, "fused", "stream")
+    return [row for row in rows if (row["operator"], row["direction"], row["implementation"], row["shape"]) == wanted]
 
 
 def _target(name: str, wanted: str, seen: Sequence[float | None], least: float) -> dict[str, Any]:
@@ -186,23 +187,35 @@ def line(row: Row) -> str:
         return "-" if row[key] is None else format(row[key], form)
 
     return (
-        f"{row['operator']:19} d={row['width']:<5}{row['layout']:7} {row['direction']:9}{row['implementation']:8} "
+        f"{row['operator']:19} d={row['width']:<5}T={row['tokens']:<7}{row['layout']:7} {row['direction']:9}"
+        f"{row['implementation']:8} "
         f"{'' if row['correct'] else 'RED '}{number('ms', '.3f'):>8} ms {number('gb_per_s', '.0f'):>5} GB/s "
         f"{number('tflops', '.0f'):>4} TFLOP/s {number('percent_of_roofline', '.0f'):>4} % "
         f"x{number('speedup_over_eager', '.2f')} eager x{number('speedup_over_compile', '.2f')} compile"
     )
 
 
+def launch_line(found: dict[str, Any]) -> str:
+    """The launches of one case as text: kernel, microseconds (- where not timed) and grid."""
+    parts = [
+        f"{one['kernel']} {'-' if one['us'] is None else one['us']} us {'x'.join(map(str, one['grid']))}"
+        for one in found["launches"]
+    ]
+    where = f"{found['operator']} d={found['width']} T={found['tokens']} {found['layout']}"
+    return f"launches {where}: {', '.join(parts)}"
+
+
 def short_table(summary: dict[str, Any]) -> list[str]:
     """The summary as lines: targets, what is red, one line per fused case with its speed-ups."""
     found = [f"{summary['label']}; commit {summary['commit']}; {summary['date']}"]
-    found += [line(row) for row in summary["rows"] if row["implementation"] in ("fused", "auto") and row["ms"]]
+    found += [line(row) for row in summary["rows"] if row["implementation"] == "fused" and row["ms"]]
     for target in summary["targets"]:
         value = "not measured" if target["value"] is None else f"{target['value']:.2f}"
         met = {None: "open", True: "met", False: "MISSED"}[target["met"]]
         found.append(f"target {target['name']} {target['target']}: {value}, {met}")
     found += [
-        f"share of a step, d={row['width']}, 7B language model {row['llm_weights']}: kernels {row['kernels_percent']} %"
+        f"share of a step, d={row['width']} T={row['tokens']}, 7B language model {row['llm_weights']}: "
+        f"kernels {row['kernels_percent']} %"
         for row in summary["step_share"]
     ]
     found += summary["left_out"] + summary["red"]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from egmf_kernels.bench.cases import Inputs, Runner, gradients
+from egmf_kernels.ops.common.launch import watching
+from egmf_kernels.tools.ahead_of_time import entry_of
 
 COPY_BYTES = 1 << 29
 MATMUL = 8192
@@ -68,6 +72,49 @@ def timings(calls: Mapping[str, Call], repeat_ms: int = 100) -> tuple[str, dict[
         torch.cuda.synchronize()
         reason = str(problem).strip().splitlines()[0]
     return f"stream: {reason}", {name: stream_time(call, repeat_ms) for name, call in calls.items()}
+
+
+def launch_times(run: Runner, inputs: Inputs, timed: bool = True) -> list[dict[str, Any]]:
+    """Every single launch of one forward and backward, in order: ``kernel``, ``grid``, ``us`` (None where not timed).
+
+    Each is repeated with the arguments it had, so a kernel that adds to its output would show the wrong numbers, not
+    the wrong time.
+    """
+    from triton.testing import do_bench
+
+    seen: list[tuple[Any, tuple[int, ...], Any, dict[str, Any]]] = []
+
+    def watch(kernel: Any, grid: tuple[int, ...], arguments: Any, keywords: dict[str, Any]) -> bool:
+        seen.append((kernel, grid, tuple(arguments), dict(keywords)))
+        return True
+
+    with watching(watch):
+        gradients(run(inputs)[0], inputs)
+    found = []
+    for kernel, grid, arguments, keywords in seen:
+        again = partial(kernel[grid], *arguments, **keywords)
+        taken = do_bench(again, warmup=3, rep=12, quantiles=[0.5]) if timed else None
+        median = taken[0] if isinstance(taken, list | tuple) else taken
+        microseconds = None if median is None else round(1e3 * median, 2)
+        found.append({"kernel": entry_of(kernel, keywords), "grid": list(grid), "us": microseconds})
+    return found
+
+
+def patiently(call: Call, tries: int = 8, seconds: float = 5.0) -> Any:
+    """What ``call`` returns; where the memory is full, because others use the device too, again a little later.
+
+    Raises:
+        torch.OutOfMemoryError: it was full every time.
+    """
+    for _ in range(tries - 1):
+        try:
+            return call()
+        except torch.OutOfMemoryError:
+            pass
+        # Outside the handler: the traceback would keep what the failed call had allocated.
+        torch.cuda.empty_cache()
+        time.sleep(seconds)
+    return call()
 
 
 @dataclass(frozen=True)

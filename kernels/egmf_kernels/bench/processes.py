@@ -8,18 +8,29 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import wait
 from typing import Any
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a task: its value, or in one line why there is none."""
+    """What became of a task: its value, or in one line why there is none.
+
+    The value of a generator is the list of what it yielded, also where it did not come to its end.
+    """
 
     value: Any = None
     error: str = ""
+
+
+@dataclass(frozen=True)
+class _Item:
+    """What a task's generator yielded."""
+
+    value: Any
 
 
 def default_workers() -> int:
@@ -39,25 +50,38 @@ def run_tasks(
     workers: int,
     deadline: float,
     say: Callable[[str], None] | None = None,
+    each: Callable[[Any, Any], None] | None = None,
 ) -> list[Outcome]:
     """``function`` of every task, ``workers`` processes at a time, in the order of ``tasks``.
 
     Args:
-        function: importable by name.
+        function: importable by name; may be a generator, whose items come one by one and outlive their process.
         tasks: picklable.
         workers: 0 runs everything in this process.
         deadline: in ``time.monotonic()``; what has not finished by then is ended and has an error.
         say: called with one line as each task ends.
+        each: called with a task and what its generator yielded, as it comes.
 
     Returns:
         One outcome per task.
     """
     outcomes = [Outcome(error="not started: out of time")] * len(tasks)
+    items: list[list[Any]] = [[] for _ in tasks]
+
+    def take(index: int, item: Any) -> None:
+        items[index].append(item)
+        if each is not None:
+            each(tasks[index], item)
+
+    def end(index: int, outcome: Outcome) -> None:
+        outcomes[index] = Outcome(items[index], outcome.error) if items[index] else outcome
+        if say is not None:
+            say(f"{tasks[index]}: {outcome.error or 'done'}")
+
     if not workers:
         for index, task in enumerate(tasks):
             if time.monotonic() < deadline:
-                outcomes[index] = _attempt(function, task)
-                _tell(say, index, tasks, outcomes)
+                end(index, _attempt(function, task, partial(take, index)))
         return outcomes
     context = multiprocessing.get_context("spawn")
     waiting = list(enumerate(tasks))
@@ -72,35 +96,39 @@ def run_tasks(
             running[receiver] = (index, process)
         ready = wait(list(running), timeout=max(0.0, deadline - time.monotonic()))
         for receiver in [r for r in running if r in ready]:
-            index, process = running.pop(receiver)
+            index, process = running[receiver]
             try:
-                outcomes[index] = receiver.recv()
+                message = receiver.recv()
             except EOFError:
                 process.join()
-                outcomes[index] = Outcome(error=f"its process ended with code {process.exitcode}")
+                message = Outcome(error=f"its process ended with code {process.exitcode}")
+            if isinstance(message, _Item):
+                take(index, message.value)
+                continue
+            del running[receiver]
             process.join()
-            _tell(say, index, tasks, outcomes)
+            end(index, message)
         if time.monotonic() >= deadline:
             for index, process in running.values():
                 process.kill()
                 process.join()
-                outcomes[index] = Outcome(error="not finished: out of time")
+                outcomes[index] = Outcome(items[index] or None, "not finished: out of time")
             break
     return outcomes
 
 
-def _attempt(function: Callable[[Any], Any], task: Any) -> Outcome:
+def _attempt(function: Callable[[Any], Any], task: Any, take: Callable[[Any], None]) -> Outcome:
     try:
-        return Outcome(function(task))
+        value = function(task)
+        if not isinstance(value, Generator):
+            return Outcome(value)
+        for item in value:
+            take(item)
     except Exception as error:
         return Outcome(error=one_line(error))
+    return Outcome([])
 
 
 def _child(sender: Any, function: Callable[[Any], Any], task: Any) -> None:
-    sender.send(_attempt(function, task))
+    sender.send(_attempt(function, task, lambda item: sender.send(_Item(item))))
     sender.close()
-
-
-def _tell(say: Callable[[str], None] | None, index: int, tasks: Sequence[Any], outcomes: list[Outcome]) -> None:
-    if say is not None:
-        say(f"{tasks[index]}: {outcomes[index].error or 'done'}")

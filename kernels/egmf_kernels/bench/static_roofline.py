@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from egmf_kernels.bench.cases import BLOCK
 from egmf_kernels.tools.formulas import (
     DIRECTIONS,
     Ceilings,
@@ -25,8 +26,6 @@ DATASHEETS = (
     ),
 )
 """Ceilings for bf16."""
-BLOCK = ("ms_dwconv", "gated_expert_mix", "ragged_pool_gate")
-"""What the fusion block calls once a step: these operators are every kernel of it."""
 LLM_PARAMETERS = 7_000_000_000
 LLM_TOKENS = 160
 """Tokens of one sample that the language model reads where nothing else is said: pseudo tokens, prompt and answer."""
@@ -85,8 +84,9 @@ def step_share(
         parameters: of the language model.
 
     Returns:
-        ``device``, ``width``, ``llm_tokens``, ``llm_weights``; microseconds of the kernels, of what torch does in the
-        block (a bound), of the language model (a bound); ``kernels_percent`` and ``block_percent`` of their sum.
+        ``device``, ``width``, ``tokens``, ``llm_tokens``, ``llm_weights``; microseconds of the kernels, of what torch
+        does in the block (a bound), of the language model (a bound); ``kernels_percent`` and ``block_percent`` of
+        their sum.
     """
     if kernels_seconds is None:
         kernels_seconds = sum(
@@ -105,6 +105,7 @@ def step_share(
             {
                 "device": device.name,
                 "width": sizes["width"],
+                "tokens": sizes["tokens"],
                 "llm_tokens": llm_tokens,
                 "llm_weights": "trained, 6 P N" if trained else "frozen, 4 P N",
                 "kernels_us": round(1e6 * kernels_seconds, 1),
@@ -125,7 +126,7 @@ def measured_share(summary: dict[str, Any], llm_tokens: int = LLM_TOKENS) -> lis
         llm_tokens: as in :func:`step_share`.
 
     Returns:
-        Rows of the widths at which every operator of the block was measured on ragged batches.
+        Rows of the widths and numbers of tokens at which every operator of the block was measured, ragged.
     """
     ceilings = summary.get("ceilings")
     if not ceilings:
@@ -137,10 +138,9 @@ def measured_share(summary: dict[str, Any], llm_tokens: int = LLM_TOKENS) -> lis
         for row in summary["rows"]
         if (row["implementation"], row["layout"], row["direction"]) == ("fused", "ragged", "both") and row["ms"]
     ]
-    for width in sorted({row["width"] for row in used}):
-        rows = {row["operator"]: row for row in used if row["width"] == width}
+    for width, tokens, batch in sorted({(row["width"], row["tokens"], row["batch"]) for row in used}):
+        rows = {row["operator"]: row for row in used if (row["width"], row["tokens"]) == (width, tokens)}
         if set(BLOCK) <= set(rows):
-            first = rows[BLOCK[0]]
-            sizes = {"tokens": first["tokens"], "width": width, "element": 2, "batch": first["batch"]}
+            sizes = {"tokens": tokens, "width": width, "element": 2, "batch": batch}
             found += step_share(sizes, llm_tokens, device, sum(rows[op]["ms"] for op in BLOCK) / 1e3)
     return found
