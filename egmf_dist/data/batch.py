@@ -15,6 +15,7 @@ import torch
 
 import egmf_kernels
 from egmf_dist.data.answers import AnswerRows, TreePasses
+from egmf_dist.data.others import OtherModalities
 
 
 class RaggedBatch(NamedTuple):
@@ -49,6 +50,8 @@ class RaggedBatch(NamedTuple):
     """int64 ``[T]``: place of a token inside its segment."""
     joint_length: int
     """The most tokens of one sample over all its modalities."""
+    others: OtherModalities
+    """For each segment its sample's tokens of other modalities."""
     prompt_BL: torch.Tensor
     """int64: prompt ids, padded on the left."""
     prompt_mask_BL: torch.Tensor
@@ -74,6 +77,7 @@ class RaggedBatch(NamedTuple):
         if not self.checked:
             egmf_kernels.boundary_values(self.cu_segments, self.order_T.numel())
         moved["checked"] = True
+        moved["others"] = self.others.to(device)
         if self.answers is not None:
             moved["answers"] = self.answers.to(device)
         return self._replace(**moved)

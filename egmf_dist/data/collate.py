@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from egmf_dist.config import DataConfig
 from egmf_dist.data.answers import AnswerTree
 from egmf_dist.data.batch import RaggedBatch
+from egmf_dist.data.others import OtherModalities
 from egmf_dist.data.prompt_ids import Limits, PromptEncoder
 from egmf_dist.data.prompts import answer_index, answer_mark, prompt_pieces, render_answer
 from egmf_dist.data.standardise import Standardisation
@@ -155,6 +156,7 @@ class Collator:
             cu_segments=torch.from_numpy(np.concatenate([[0], lengths_BM.reshape(-1).cumsum()]).astype(np.int32)),
             position_T=torch.from_numpy(position),
             joint_length=int(lengths_BM.sum(1).max()),
+            others=OtherModalities.of(lengths_BM),
             prompt_BL=prompt_BL,
             prompt_mask_BL=prompt_mask_BL,
             target_BA=target_BA,

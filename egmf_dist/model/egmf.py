@@ -24,7 +24,7 @@ from egmf_dist.model.backbone import Capabilities
 from egmf_dist.model.encoders import Encoders
 from egmf_dist.model.fusion.base import FUSIONS, Fused
 from egmf_dist.model.pseudo_tokens import PseudoTokens
-from egmf_dist.model.sequence import Columns, lay_out
+from egmf_dist.model.sequence import Columns, causal_masks, lay_out
 
 
 class Computation(Protocol):
@@ -81,6 +81,10 @@ class EGMF(nn.Module):
             self.fusion: Any = FUSIONS.find(config.fusion)(config, len(data.tasks), len(data.languages))
             self.diagnostics = self.fusion.diagnostics
             self.pseudo_tokens = PseudoTokens(config, capabilities.width, embedding_rms)
+        self.masks_honoured = False
+        """Whether the backbone was seen to honour our 4-D masks; training then gives it those. A 2-D mask it looks at
+        on the host, for which a GPU is waited for at every forward; scoring by sequences keeps it: trees are held to
+        that."""
         self.objective = objective
         self.auxiliary = objective.head()
 
@@ -163,4 +167,7 @@ class EGMF(nn.Module):
         tokens = 0 if pseudo_BKH is None else pseudo_BKH.shape[1]
         columns = lay_out(self.start, tokens, *prompt, target_BA[:, :-1], mask_BA[:, :-1])
         embedded = self.embed_columns(columns, pseudo_BKH)
-        return self.logits(embedded, columns.real.long(), columns.position, target_BA.shape[1])
+        mask: Any = columns.real.long()
+        if self.training and self.masks_honoured:
+            mask = causal_masks(columns, self.capabilities.kinds, embedded.dtype)
+        return self.logits(embedded, mask, columns.position, target_BA.shape[1])

@@ -106,8 +106,28 @@ def tree_masks(
     sees[:, :before, :before] = causal & prefix.real[:, None, :]
     sees[:, before:, :before] = prefix.real[:, None, :]
     sees[:, before:, before:] = tree.sees_BNN
-    itself = torch.eye(columns, dtype=torch.bool, device=device)
-    position = tree_positions(prefix, tree)
+    return _by_layer(sees, tree_positions(prefix, tree), kinds, dtype)
+
+
+def causal_masks(
+    columns: Columns, kinds: Sequence[LayerKind], dtype: torch.dtype
+) -> torch.Tensor | dict[str, torch.Tensor]:
+    """Additive 4-D masks ``[B, 1, S, S]`` for rows of :func:`lay_out`, as :func:`tree_masks` gives them for a tree.
+
+    Made once a batch, on its device: given a 2-D mask, transformers asks at every forward whether it hides anything,
+    and on a GPU waits for the answer twice.
+    """
+    count = columns.real.shape[1]
+    causal = torch.ones(count, count, dtype=torch.bool, device=columns.real.device).tril()
+    return _by_layer(causal & columns.real[:, None, :], columns.position, kinds, dtype)
+
+
+def _by_layer(
+    sees: torch.Tensor, position: torch.Tensor, kinds: Sequence[LayerKind], dtype: torch.dtype
+) -> torch.Tensor | dict[str, torch.Tensor]:
+    """What a column sees, cut to each kind of layer's window or chunk; every column sees itself."""
+    device = sees.device
+    itself = torch.eye(sees.shape[-1], dtype=torch.bool, device=device)
     nothing, hidden = (torch.full((), n, dtype=dtype, device=device) for n in (0.0, torch.finfo(dtype).min))
     masks = {}
     for kind in kinds:

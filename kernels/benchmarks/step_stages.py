@@ -1,4 +1,4 @@
-"""The stages of egmf_step.py: agree, repeats, times, waits, profile, at each width."""
+"""The stages of egmf_step.py: agree, attention, repeats, times, waits, profile, at each width."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from egmf_dist.data.batch import RaggedBatch
 from egmf_dist.data.run_data import RunData
 from egmf_dist.model.backbone import Capabilities, LayerKind
 from egmf_dist.model.egmf import EGMF
+from egmf_dist.model.fusion import packed_attention
 from egmf_dist.objectives.base import make_objective
 from egmf_kernels import bench
 from egmf_shards import Sample, Task
@@ -133,6 +134,7 @@ class Stages:
         config = replace(Config(), model=ModelConfig(width=self.width, heads=max(4, self.width // 64), kernels=kernels))
         data, objective = run_data(), make_objective(config, {TASK.name: TASK})
         made = EGMF(config.model, self.backbone, capabilities, 0.02, data, objective)
+        made.masks_honoured = True  # as in a run whose answers are scored as a tree
         for parameter in made.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(DEVICE, torch.bfloat16)
@@ -164,6 +166,26 @@ class Stages:
             "not finite": infinite,
             "missing": missing,
         }
+
+    def attention(self) -> Any:
+        """The attention experts over packed tokens against padded ones: gradients of the fusion, time, memory."""
+        if not packed_attention.serves(torch.empty(1, device=DEVICE, dtype=torch.bfloat16), 8):
+            return "no kernel for packed tokens here"
+        found, fusions, serves = {}, [], packed_attention.serves
+        for name, chosen in (("packed", serves), ("padded", lambda tokens, width: False)):
+            packed_attention.serves = chosen
+            try:
+                model = self.model(self.names[0])
+                self.step(model)
+                fusions.append({n: g for n, g in gradients(model).items() if n.startswith(("fusion", "encoders"))})
+                found[name] = self._times(self.names[0])["fuse"]
+            finally:
+                packed_attention.serves = serves
+        packed, padded = fusions
+        judged = {name: g for name, g in padded.items() if g.numel() >= ENOUGH}
+        errors = {name: float((packed[name] - g).norm() / (g.norm() + 1e-30)) for name, g in judged.items()}
+        worst = sorted(errors.items(), key=lambda item: item[1], reverse=True)[:6]
+        return {"right": worst[0][1] <= AGREE, "worst": worst, **found}
 
     def repeats(self) -> dict[str, Any]:
         """The same step five times: which gradients are not the same to the bit?"""
@@ -265,7 +287,7 @@ def run(options: argparse.Namespace, missing: list[str]) -> int:
         if width == options.width[0]:
             size = {"parameters": sum(p.numel() for p in stages.backbone.parameters()), "batch": options.batch}
             report.put("built", size | {"attention": stages.settings._attn_implementation})
-        for name in ("agree", "repeats", "times", "waits", "profile"):
+        for name in ("agree", "attention", "repeats", "times", "waits", "profile"):
             report.run(f"{name} d={width}", getattr(stages, name))
         del stages
     report.found["complete"] = True

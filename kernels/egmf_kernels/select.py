@@ -35,6 +35,11 @@ PROJECTION_WIDTH = 512
 mixes."""
 
 
+SUSPECT_TRITON = ((3, 4, 0), (3, 7, 1))
+"""From the first to before the second, Triton's matrix products on Hopper lack a fence, or reorder, in some kernels of
+others (triton #9610, flash-linear-attention #640 and #826): there ours must have been hammered."""
+
+
 def _named(name: str, where: str) -> Implementation:
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"{where} is {name!r}; it must be one of {', '.join(IMPLEMENTATIONS)}")
@@ -109,10 +114,33 @@ def choose(
         compiling = torch.compiler.is_compiling()
         if wanted == "auto" and not compiling and tiles.prefers_compile(operator, x_TD, x_TD.shape[1], x_TD.shape[0]):
             return "compile"
+        if wanted == "auto" and operator == "gated_tri_proj" and not products_trusted(x_TD):
+            return "reference"
         return "triton"
     if wanted == "triton":
         raise ValueError(f"{operator}: implementation 'triton' cannot run here: {reason}")
     return "reference"
+
+
+def products_trusted(x_TD: torch.Tensor) -> bool:
+    """Whether gated_tri_proj may run on the tokens' device unasked: a suspect Triton has passed the hammer there.
+
+    Inside ``torch.compile``, where the table cannot be looked at, it may.
+    """
+    if torch.compiler.is_compiling() or not x_TD.is_cuda or tiles.capability(x_TD.device) // 10 != 9:
+        return True
+    import triton
+
+    version = tuple(int("".join(filter(str.isdigit, part)) or 0) for part in triton.__version__.split(".")[:3])
+    first, fixed = SUSPECT_TRITON
+    return not first <= version < fixed or tiles.hammered(x_TD.device, triton.__version__)
+
+
+def projects_inside(x_TD: torch.Tensor) -> bool:
+    """Whether gated_expert_mix projects inside gated_tri_proj: up to :data:`PROJECTION_WIDTH` columns, and on a GPU in
+    16 bits alone, because a product in fp32 has no tensor cores there and cuBLAS is at its best."""
+    fits = x_TD.shape[1] <= PROJECTION_WIDTH and (not x_TD.is_cuda or x_TD.element_size() == 2)
+    return fits and products_trusted(x_TD)
 
 
 def describe(implementation: str, x_TD: torch.Tensor, experts: int, queries: int, kernel_size: int) -> str:
@@ -130,7 +158,7 @@ def describe(implementation: str, x_TD: torch.Tensor, experts: int, queries: int
     parts = [f"{kind} ({', '.join(name for name, own in chosen.items() if own == kind)})" for kind in kinds]
     how = f"width {x_TD.shape[1]}, {str(x_TD.dtype).removeprefix('torch.')}, {x_TD.device.type}"
     if chosen["gated_expert_mix"] == "triton":
-        fused = x_TD.shape[1] <= PROJECTION_WIDTH
+        fused = projects_inside(x_TD)
         how += f", mix by {'gated_tri_proj and norm' if fused else 'cuBLAS and hier_gate_mix_norm'}"
     varied = [name for name in chosen if implementation == "auto" and tiles.varies(name, x_TD, x_TD.shape[1])]
     if varied and x_TD.device.type == "cuda":

@@ -119,6 +119,12 @@ def chosen(entry: Choice, tokens: int) -> str:
     return word
 
 
+def hammered(device: torch.device, version: str) -> bool:
+    """Whether this device's table records that the matrix products gave equal bits, run after run, under a Triton."""
+    record = current(device).get("hammer", {})
+    return bool(record.get("equal")) and record["triton"].split(".")[:2] == version.split(".")[:2]
+
+
 @cache
 def _column(widths: tuple[str, ...], width: int) -> str:
     ascending = sorted(widths, key=int)

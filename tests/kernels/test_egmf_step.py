@@ -30,7 +30,10 @@ def test_a_tiny_step_runs_every_stage(tmp_path: Path) -> None:
     assert found["red"] == []
     assert "jsonargparse" in found["stood in for"]
     stages = found["stages"]
-    assert list(stages) == ["built", *(f"{name} d=32" for name in ("agree", "repeats", "times", "waits", "profile"))]
+    assert list(stages) == [
+        "built",
+        *(f"{name} d=32" for name in ("agree", "attention", "repeats", "times", "waits", "profile")),
+    ]
     assert stages["agree d=32"]["right"]
     assert stages["agree d=32"]["gradients"] > 40
     assert stages["repeats d=32"]["moved"] == 0

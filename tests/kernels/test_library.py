@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -171,6 +172,33 @@ def test_each_operator_has_its_own_limits(monkeypatch: pytest.MonkeyPatch) -> No
     assert "triton" not in select.describe("auto", CudaTokens(), 3, 4, 7)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"compute capability 7.5; the kernels need 8.0"):
         select.describe("triton", CudaTokens(), 3, 4, 7)  # type: ignore[arg-type]
+
+
+def test_a_suspect_compilers_products_must_have_been_hammered(monkeypatch: pytest.MonkeyPatch) -> None:
+    import triton
+
+    tokens: Any = SimpleNamespace(is_cuda=True, device="cuda:0", shape=(4, 512), element_size=lambda: 2)
+    monkeypatch.setattr(tiles, "capability", lambda device: 90)
+    passed = {"hammer": {"triton": "3.6.0", "runs": 60, "equal": True}}
+    for version, table, trusted in (
+        ("3.6.0", {}, False),
+        ("3.6.1", passed, True),
+        ("3.5.0", passed, False),
+        ("3.6.0", {"hammer": {"triton": "3.6.0", "runs": 60, "equal": False}}, False),
+        ("3.3.1", {}, True),
+        ("3.7.0", {}, False),
+        ("3.7.1", {}, True),
+        ("3.9.0", {}, True),
+    ):
+        monkeypatch.setattr(triton, "__version__", version)
+        with tiles.using(table):
+            assert select.products_trusted(tokens) is trusted, version
+            assert select.projects_inside(tokens) is trusted, version
+    monkeypatch.setattr(tiles, "capability", lambda device: 80)
+    monkeypatch.setattr(triton, "__version__", "3.6.0")
+    assert select.projects_inside(tokens), "wgmma is of Hopper alone"
+    tokens.element_size = lambda: 4
+    assert not select.projects_inside(tokens), "cuBLAS multiplies fp32"
 
 
 def test_boundaries_and_segments_may_be_strided_and_are_typed() -> None:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 import egmf_kernels
@@ -46,8 +45,8 @@ class GateContext(nn.Module):
         parts = [
             mean_BMD.flatten(1),
             presence_BM,
-            F.one_hot(batch.task_B, self.tasks),
-            F.one_hot(batch.language_B, self.languages),
+            one_hot(batch.task_B, self.tasks),
+            one_hot(batch.language_B, self.languages),
         ]
         context_BD = self.context(torch.cat([p.to(mean_BMD.dtype) for p in parts], 1))
         return self.to_experts(context_BD) if self.to_experts is not None else None, self.to_modalities(context_BD)
@@ -176,7 +175,7 @@ class ExpertGuidedFusion(nn.Module):
         if self.local is not None:
             streams.append(self.local(x_TD, cu, segment_T, batch.checked))
         if self.attention is not None:
-            streams.extend(self.attention(x_TD, cu, segment_T, batch.joint_length))
+            streams.extend(self.attention(x_TD, segment_T, batch))
 
         context_BE, logits_BM = None, x_TD.new_zeros(presence_BM.shape)
         if self.gate is not None:
@@ -194,6 +193,11 @@ class ExpertGuidedFusion(nn.Module):
         with torch.no_grad():
             expert_BE = ragged_mean(alpha_TE.float(), cu[:: len(MODALITIES)])
         return Fused(pooled_BKD, {"experts": expert_BE, "modalities": beta_BM.detach().float()})
+
+
+def one_hot(number_B: torch.Tensor, count: int) -> torch.Tensor:
+    """bool ``[B, count]``. torch's own looks at the numbers, and whether they are in range, on the host."""
+    return number_B[:, None] == torch.arange(count, device=number_B.device)
 
 
 def ragged_mean(x_TD: torch.Tensor, boundaries: torch.Tensor) -> torch.Tensor:

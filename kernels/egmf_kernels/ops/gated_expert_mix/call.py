@@ -71,7 +71,7 @@ def gated_expert_mix(
     checks.parameter("norm_weight", norm_weight_D, x_TD, (width,))
     choice = select.choose("gated_expert_mix", implementation, x_TD, experts=count)
     if choice == "triton":
-        fused = mix_in_projection if width <= select.PROJECTION_WIDTH else mix_after_projection
+        fused = mix_in_projection if select.projects_inside(x_TD) else mix_after_projection
         return fused(
             x_TD, list(experts), weight_EDD, bias_ED, gate_weight_ED, rows(gate_context_BE),
             rows(modality_weight_BM), segments(cu_segments, len(x_TD), segment_T), cu_segments, modalities,

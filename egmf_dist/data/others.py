@@ -1,0 +1,58 @@
+"""Which tokens a token's sample has of other modalities, as attention over packed tokens needs to know it.
+
+Shape legend: B samples, M modalities, T packed tokens (sample-major, modality-minor), R rows of the keys.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+
+class OtherModalities(NamedTuple):
+    """For each (sample, modality) segment with tokens, its sample's tokens of all other modalities, in their order."""
+
+    row_R: torch.Tensor
+    """int64: which packed token each row is."""
+    place_TN: torch.Tensor
+    """int64 ``[T, M - 1]``: the rows that each token became; R where it became fewer."""
+    cu_segments: torch.Tensor
+    """int32 ``[B * M + 1]``: where each segment's rows begin."""
+    longest: int
+    """The most rows of a segment."""
+
+    @classmethod
+    def of(cls, lengths_BM: np.ndarray) -> OtherModalities:
+        """From the tokens of each segment."""
+        batch, modalities = lengths_BM.shape
+        end_BM = lengths_BM.reshape(-1).cumsum().reshape(batch, modalities)
+        tokens = [[np.arange(end - n, end) for end, n in zip(*pair, strict=True)]
+                  for pair in zip(end_BM, lengths_BM, strict=True)]  # fmt: skip
+        nothing = np.zeros(0, dtype=np.int64)
+        # A segment without tokens asks nothing, and needs nothing to look at.
+        rows = [
+            np.concatenate([nothing, *(tokens[b][other] for other in range(modalities) if other != m)])
+            if lengths_BM[b, m] else nothing
+            for b in range(batch) for m in range(modalities)
+        ]  # fmt: skip
+        row_R = np.concatenate([nothing, *rows]).astype(np.int64)
+        place_TN = np.full((int(lengths_BM.sum()), modalities - 1), len(row_R), dtype=np.int64)
+        # A stable sort brings a token's rows together in their order; its first is its 0th, and so on.
+        order = row_R.argsort(kind="stable")
+        first = np.searchsorted(row_R[order], row_R[order])
+        place_TN[row_R[order], np.arange(len(row_R)) - first] = order
+        counts = [len(own) for own in rows]
+        return cls(
+            torch.from_numpy(row_R),
+            torch.from_numpy(place_TN),
+            torch.from_numpy(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)),
+            max(counts, default=0),
+        )
+
+    def to(self, device: torch.device) -> OtherModalities:
+        """The same on ``device``."""
+        tensors = (self.row_R, self.place_TN, self.cu_segments)
+        row_R, place_TN, cu_segments = (t.to(device, non_blocking=True) for t in tensors)
+        return OtherModalities(row_R, place_TN, cu_segments, self.longest)

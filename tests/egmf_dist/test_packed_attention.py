@@ -1,0 +1,106 @@
+"""Attention over packed tokens against the padded reference; torch's kernel, which needs a GPU, has a stand-in."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import egmf_kernels
+from egmf_dist.build import build_egmf, read_backbone
+from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, TrainingConfig
+from egmf_dist.data.others import OtherModalities
+from egmf_dist.data.run_data import RunData
+from egmf_dist.model.fusion import packed_attention
+from egmf_dist.model.fusion.experts import AttentionExperts
+
+# All modalities; one alone; two; none at all; one token each.
+LENGTHS = np.array([[3, 5, 2], [0, 4, 0], [2, 0, 3], [0, 0, 0], [1, 1, 1]])
+
+
+def sequences(query, key, value, cu_query, cu_key, longest_query, longest_key):
+    """``varlen_attn`` as a loop; zeros where a sequence has no keys."""
+    assert max(cu_query.diff()) <= longest_query
+    assert max(cu_key.diff()) <= longest_key
+    out = []
+    for s in range(len(cu_query) - 1):
+        q = query[cu_query[s] : cu_query[s + 1]].transpose(0, 1)
+        k, v = (t[cu_key[s] : cu_key[s + 1]].transpose(0, 1) for t in (key, value))
+        out.append((F.scaled_dot_product_attention(q, k, v) if k.shape[1] else q * 0.0).transpose(0, 1))
+    return torch.cat(out)
+
+
+@pytest.mark.parametrize("lengths_BM", [LENGTHS, np.array([[0, 0, 4]]), LENGTHS[:1]], ids=["ragged", "alone", "whole"])
+def test_packed_is_padded(monkeypatch, lengths_BM):
+    """Outputs and the gradients of x and of the projection, in fp64."""
+    cu = torch.from_numpy(np.concatenate([[0], lengths_BM.reshape(-1).cumsum()]).astype(np.int32))
+    tokens = int(cu[-1])
+    batch = SimpleNamespace(
+        cu_segments=cu, joint_length=int(lengths_BM.sum(1).max()), others=OtherModalities.of(lengths_BM)
+    )
+    torch.manual_seed(0)
+    experts = AttentionExperts(ModelConfig(width=16, heads=2)).double()
+    segment_T = egmf_kernels.segment_ids(cu, tokens)
+    weights = [torch.randn(tokens, 16, dtype=torch.float64) for _ in range(2)]
+    start = torch.randn(tokens, 16, dtype=torch.float64)
+    found = []
+    for packed in (False, True):
+        monkeypatch.setattr(packed_attention, "serves", lambda tokens, width, packed=packed: packed)
+        monkeypatch.setattr(packed_attention, "varlen_attn", sequences)
+        x = start.clone().requires_grad_()
+        streams = experts(x, segment_T, batch)
+        loss = sum((w * stream).sum() for w, stream in zip(weights, streams, strict=True))
+        found.append([*streams, *torch.autograd.grad(loss, [x, *experts.parameters()])])
+    for padded, packed in zip(*found, strict=True):
+        torch.testing.assert_close(packed, padded, rtol=0, atol=1e-12)
+
+
+def test_rows_of_other_modalities():
+    others = OtherModalities.of(np.array([[2, 1, 0], [0, 0, 3]]))
+    # Text of the first sample looks at its audio, audio at its text; the second sample has nothing else.
+    assert others.row_R.tolist() == [2, 0, 1]
+    assert others.cu_segments.tolist() == [0, 1, 3, 3, 3, 3, 3]
+    assert others.place_TN.tolist() == [[1, 3], [2, 3], [0, 3], [3, 3], [3, 3], [3, 3]]
+    assert others.longest == 2
+
+
+class NoWait(TorchDispatchMode):
+    """Fails on whatever a GPU would be waited for: numbers, truths and sizes that depend on values."""
+
+    WAITS = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "unique")
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function._schema.name.removeprefix("aten::").removesuffix("_static")
+        # By a mask: its result's size is a value. (By indices it is not.)
+        masks = name == "index" and any(t is not None and t.dtype == torch.bool for t in args[1])
+        assert name not in self.WAITS, f"{name} makes the host wait"
+        assert not masks, "indexing by a mask makes the host wait"
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_training_step_waits_for_nothing(monkeypatch, random_backbone, tasks, make_samples, packed):
+    """Forward and backward of the whole model, the backbone's included."""
+    config = Config(
+        data=DataConfig(shards=["unused"]),
+        backbone=BackboneConfig(path=str(random_backbone), lora_rank=4, lora_alpha=8, lora_dropout=0.0),
+        model=ModelConfig(width=32, heads=2, pseudo_tokens=2),
+        training=TrainingConfig(precision="fp32"),
+    )
+    data = RunData(tasks, ["en", "zh"], {"audio": 6, "vision": 5}, {})
+    capabilities, collator = read_backbone(config, data)
+    model = build_egmf(config, capabilities, data).train()
+    model.masks_honoured = True
+    batch = collator(make_samples(3, [(1, 1, 1), (1, 0, 1), (0, 1, 0)]), [1.0] * 3).to(torch.device("cpu"))
+    if packed:
+        monkeypatch.setattr(packed_attention, "serves", lambda tokens, width: True)
+        monkeypatch.setattr(packed_attention, "varlen_attn", lambda query, key, value, *rest: query + 0 * key.sum())
+    with NoWait():
+        model(batch).total.backward()
+    model.masks_honoured = False
+    with pytest.raises(AssertionError, match="wait"), NoWait():
+        model(batch)
