@@ -26,7 +26,7 @@ from egmf_dist.data.batch import RaggedBatch
 from egmf_dist.data.run_data import RunData
 from egmf_dist.model.backbone import Capabilities, LayerKind
 from egmf_dist.model.egmf import EGMF
-from egmf_dist.model.fusion import packed_attention
+from egmf_dist.model.fusion import attention
 from egmf_dist.objectives.base import make_objective
 from egmf_kernels import bench
 from egmf_shards import Sample, Task
@@ -169,21 +169,27 @@ class Stages:
 
     def attention(self) -> Any:
         """The attention experts over packed tokens against padded ones: gradients of the fusion, time, memory."""
-        if not packed_attention.serves(torch.empty(1, device=DEVICE, dtype=torch.bfloat16), 8):
-            return "no kernel for packed tokens here"
-        found, fusions, serves = {}, [], packed_attention.serves
-        for name, chosen in (("packed", serves), ("padded", lambda tokens, width: False)):
-            packed_attention.serves = chosen
-            try:
+        model = self.model(self.names[0])
+        width, heads = model.config.width, model.config.heads
+        if not attention.packs(torch.empty(1, heads, width // heads, device=DEVICE, dtype=torch.bfloat16)):
+            return "no kernel for packed tokens here that agrees with the padded way"
+        ways: dict[str, Callable[[torch.Tensor], bool]] = {"packed": attention.packs, "padded": lambda heads: False}
+        found: dict[str, Any] = {}
+        gradient: dict[str, dict[str, torch.Tensor]] = {}
+        try:
+            # Gradients first: timing takes the optimiser's steps, and the language model is one for all.
+            for name, way in ways.items():
+                attention.packs = way
                 model = self.model(self.names[0])
                 self.step(model)
-                fusions.append({n: g for n, g in gradients(model).items() if n.startswith(("fusion", "encoders"))})
+                gradient[name] = {n: g for n, g in gradients(model).items() if n.startswith(("fusion", "encoders"))}
+            for name, way in ways.items():
+                attention.packs = way
                 found[name] = self._times(self.names[0])["fuse"]
-            finally:
-                packed_attention.serves = serves
-        packed, padded = fusions
-        judged = {name: g for name, g in padded.items() if g.numel() >= ENOUGH}
-        errors = {name: float((packed[name] - g).norm() / (g.norm() + 1e-30)) for name, g in judged.items()}
+        finally:
+            attention.packs = ways["packed"]
+        judged = {n: g for n, g in gradient["padded"].items() if g.numel() >= ENOUGH}
+        errors = {n: float((gradient["packed"][n] - g).norm() / (g.norm() + 1e-30)) for n, g in judged.items()}
         worst = sorted(errors.items(), key=lambda item: item[1], reverse=True)[:6]
         return {"right": worst[0][1] <= AGREE, "worst": worst, **found}
 

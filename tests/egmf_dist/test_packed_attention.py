@@ -15,7 +15,7 @@ from egmf_dist.build import build_egmf, read_backbone
 from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, TrainingConfig
 from egmf_dist.data.others import OtherModalities
 from egmf_dist.data.run_data import RunData
-from egmf_dist.model.fusion import packed_attention
+from egmf_dist.model.fusion import attention
 from egmf_dist.model.fusion.experts import AttentionExperts
 
 # All modalities; one alone; two; none at all; one token each.
@@ -49,14 +49,33 @@ def test_packed_is_padded(monkeypatch, lengths_BM):
     start = torch.randn(tokens, 16, dtype=torch.float64)
     found = []
     for packed in (False, True):
-        monkeypatch.setattr(packed_attention, "serves", lambda tokens, width, packed=packed: packed)
-        monkeypatch.setattr(packed_attention, "varlen_attn", sequences)
+        monkeypatch.setattr(attention, "packs", lambda heads, packed=packed: packed)
+        monkeypatch.setattr(attention, "varlen_attn", sequences)
         x = start.clone().requires_grad_()
         streams = experts(x, segment_T, batch)
         loss = sum((w * stream).sum() for w, stream in zip(weights, streams, strict=True))
         found.append([*streams, *torch.autograd.grad(loss, [x, *experts.parameters()])])
     for padded, packed in zip(*found, strict=True):
         torch.testing.assert_close(packed, padded, rtol=0, atol=1e-12)
+
+
+def test_a_kernel_that_disagrees_is_not_taken(monkeypatch):
+    """One that computes something else where there are no keys, or nothing at all, as on another device."""
+    asked = torch.device("cpu"), torch.bfloat16, 2, 8
+    monkeypatch.setattr(attention, "varlen_attn", sequences)
+    before = torch.random.get_rng_state()
+    assert attention.agrees.__wrapped__(*asked)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    monkeypatch.setattr(attention, "varlen_attn", lambda *arguments: 1.1 * sequences(*arguments))
+    assert not attention.agrees.__wrapped__(*asked)
+    monkeypatch.setattr(attention, "varlen_attn", lambda *arguments: sequences(*arguments) * float("nan"))
+    assert not attention.agrees.__wrapped__(*asked)
+
+    def none(*arguments):
+        raise RuntimeError("no kernel image is available")
+
+    monkeypatch.setattr(attention, "varlen_attn", none)
+    assert not attention.agrees.__wrapped__(*asked)
 
 
 def test_rows_of_other_modalities():
@@ -97,8 +116,8 @@ def test_a_training_step_waits_for_nothing(monkeypatch, random_backbone, tasks, 
     model.masks_honoured = True
     batch = collator(make_samples(3, [(1, 1, 1), (1, 0, 1), (0, 1, 0)]), [1.0] * 3).to(torch.device("cpu"))
     if packed:
-        monkeypatch.setattr(packed_attention, "serves", lambda tokens, width: True)
-        monkeypatch.setattr(packed_attention, "varlen_attn", lambda query, key, value, *rest: query + 0 * key.sum())
+        monkeypatch.setattr(attention, "packs", lambda heads: True)
+        monkeypatch.setattr(attention, "varlen_attn", lambda query, key, value, *rest: query + 0 * key.sum())
     with NoWait():
         model(batch).total.backward()
     model.masks_honoured = False

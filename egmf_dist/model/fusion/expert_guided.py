@@ -22,6 +22,7 @@ from torch import nn
 import egmf_kernels
 from egmf_dist.config import ModelConfig
 from egmf_dist.data.batch import RaggedBatch
+from egmf_dist.model.fusion.attention import packs
 from egmf_dist.model.fusion.base import Fused
 from egmf_dist.model.fusion.experts import AttentionExperts, LocalExpert
 from egmf_shards import MODALITIES
@@ -157,9 +158,13 @@ class ExpertGuidedFusion(nn.Module):
         config = self.config
         probe = torch.empty(0, config.width, device=device, dtype=self.pool.queries.dtype)
         largest = max(config.kernel_sizes) if config.local_expert else 1
-        return egmf_kernels.describe(
+        line = egmf_kernels.describe(
             config.kernels, probe, len(self.diagnostics["experts"]), config.pseudo_tokens, largest
         )
+        if self.attention is None:
+            return line
+        heads = probe.view(0, config.heads, config.width // config.heads)
+        return f"{line}; attention over {'packed tokens' if packs(heads) else 'padded sequences'}"
 
     def forward(self, x_TD: torch.Tensor, batch: RaggedBatch) -> Fused:
         """Run the experts, mix, pool.
