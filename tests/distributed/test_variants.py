@@ -68,6 +68,18 @@ def test_stages_and_precisions_follow_the_same_losses(config, reference, run_tra
     assert losses(records) == pytest.approx(reference, rel=tolerance)
 
 
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_what_is_evaluated_is_what_was_selected(config, run_training, run_ranks, tmp_path, stage):
+    """In bf16 on two ranks the best adapter has, on the split that selected it, the numbers that validation saw."""
+    bf16 = replace(config, training=replace(config.training, zero_stage=stage, precision="bf16"))
+    _, records = run_training(bf16, 2)
+    (valid,) = (r for r in records if r["kind"] == "valid")
+    found = run_ranks("training_run.py", 2, EvaluateJob(tmp_path / "run", split="valid"))["tasks"]
+    for name, task in valid["tasks"].items():
+        assert found[name]["metrics"] == pytest.approx(task["metrics"], abs=1e-6), name
+    assert losses(records)[-1] != losses(records)[0]
+
+
 def test_early_stopping_uses_the_validation_split(config, run_training):
     """A learning rate too small to change an answer: no validation beats the first, so the run ends two later."""
     training = replace(config.training, precision="fp32", learning_rate=1e-12, validate_every=1, patience=2)
