@@ -122,6 +122,7 @@ Launch = tuple[Any, tuple[Any, ...], dict[str, Any]]
 
 def launches_of(operator: str, width: int, dtype: torch.dtype, tokens: int = 4096, queries: int = 4) -> list[Launch]:
     """What an operator's forward and backward launch at a width, without launching it."""
+    from egmf_kernels.ops.common.arguments import Gate
     from egmf_kernels.ops.common.launch import watching
     from egmf_kernels.ops.gated_tri_proj import kernels as projection
     from egmf_kernels.ops.hier_gate_mix_norm import kernels as mix
@@ -141,7 +142,7 @@ def launches_of(operator: str, width: int, dtype: torch.dtype, tokens: int = 409
     cu = torch.zeros(batch * modalities + 1, dtype=torch.int32)
     segment = torch.zeros(tokens, dtype=torch.int32)
     x, streams = make(tokens, width), [make(tokens, width) for _ in range(experts)]
-    gate = (make(experts, width), make(batch, experts), make(batch, modalities))
+    gate = Gate(make(experts, width), make(batch, experts), make(batch, modalities), segment, cu, modalities)
     with watching(stop):
         if operator == "ragged_pool_gate":
             q, logits = make(queries, width), make(batch, modalities)
@@ -153,13 +154,13 @@ def launches_of(operator: str, width: int, dtype: torch.dtype, tokens: int = 409
             dwconv.backward(x, x, weights, make(3, width), make(3), segment)
         elif operator in ("mix_norm", "norm"):
             plain = operator == "norm"
-            used, (g, c, b) = ([], (None, None, None)) if plain else (streams, gate)
-            _, alpha, rstd = mix.forward(x, used, g, c, b, segment, modalities, make(width), 0.7, 1e-6)
-            mix.backward(x, x, used, g, c, b, segment, cu, modalities, make(width), alpha, rstd, 0.7)
+            used, own = ([], gate.norm_alone()) if plain else (streams, gate)
+            _, alpha, rstd = mix.forward(x, used, own, make(width), 0.7, 1e-6)
+            mix.backward(x, x, used, own, make(width), alpha, rstd, 0.7)
         else:
-            w, (g, c, b) = (make(experts, width, width), make(experts, width)), gate
-            _, alpha, w_et = projection.forward(x, streams, w[0], w[1], g, c, b, segment, modalities, 0.7)
-            projection.backward(x, x, streams, w[0], w[1], g, c, b, segment, cu, modalities, alpha, w_et, 0.7)
+            weight, bias = make(experts, width, width), make(experts, width)
+            _, alpha, weight_ET = projection.forward(x, streams, weight, bias, gate, 0.7)
+            projection.backward(x, x, streams, weight, bias, gate, alpha, weight_ET, 0.7)
     return seen
 
 

@@ -17,6 +17,7 @@ import torch
 
 from egmf_kernels import select
 from egmf_kernels.ops.common import checks
+from egmf_kernels.ops.common.arguments import Gate
 from egmf_kernels.ops.common.segments import segment_ids
 
 
@@ -44,5 +45,19 @@ def segments(cu_segments: torch.Tensor, tokens: int, segment_T: torch.Tensor | N
     return segment_T.int().contiguous()
 
 
-def rows(tensor: torch.Tensor | None) -> torch.Tensor | None:
+def gate(
+    x_TD: torch.Tensor,
+    weight_ED: torch.Tensor | None,
+    context_BE: torch.Tensor | None,
+    beta_BM: torch.Tensor | None,
+    segment_T: torch.Tensor | None,
+    cu_segments: torch.Tensor,
+    modalities: int,
+) -> Gate:
+    """The gate's arguments, checked before, as the kernels index them: whole rows, and every token's segment."""
+    numbers = segments(cu_segments, len(x_TD), segment_T)
+    return Gate(weight_ED, _rows(context_BE), _rows(beta_BM), numbers, cu_segments, modalities)
+
+
+def _rows(tensor: torch.Tensor | None) -> torch.Tensor | None:
     return None if tensor is None else tensor.contiguous()

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from egmf_kernels import select
 from egmf_kernels.ops import reference
 from egmf_kernels.ops.common import checks
-from egmf_kernels.ops.common.calling import in_torch, operators, rows, segments
+from egmf_kernels.ops.common.arguments import Gate
+from egmf_kernels.ops.common.calling import gate, in_torch, operators
 
 
 def gated_expert_mix(
@@ -72,11 +73,8 @@ def gated_expert_mix(
     choice = select.choose("gated_expert_mix", implementation, x_TD, experts=count)
     if choice == "triton":
         fused = mix_in_projection if select.projects_inside(x_TD) else mix_after_projection
-        return fused(
-            x_TD, list(experts), weight_EDD, bias_ED, gate_weight_ED, rows(gate_context_BE),
-            rows(modality_weight_BM), segments(cu_segments, len(x_TD), segment_T), cu_segments, modalities,
-            norm_weight_D, temperature, eps,
-        )  # fmt: skip
+        told = gate(x_TD, gate_weight_ED, gate_context_BE, modality_weight_BM, segment_T, cu_segments, modalities)
+        return fused(x_TD, list(experts), weight_EDD, bias_ED, told, norm_weight_D, temperature, eps)
     run = in_torch(reference.gated_expert_mix, choice)
     return run(
         x_TD, experts, weight_EDD, bias_ED, gate_weight_ED, gate_context_BE, cu_segments, modalities, norm_weight_D,
@@ -89,25 +87,15 @@ def mix_in_projection(
     experts: list[torch.Tensor],
     weight_EDD: torch.Tensor,
     bias_ED: torch.Tensor,
-    gate_ED: torch.Tensor | None,
-    context_BE: torch.Tensor | None,
-    beta_BM: torch.Tensor | None,
-    segment_T: torch.Tensor,
-    cu_segments: torch.Tensor,
-    modalities: int,
+    told: Gate,
     norm_weight_D: torch.Tensor,
     temperature: float,
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """:func:`gated_expert_mix` as gated_tri_proj and a norm; its arguments, checked."""
     registered = operators()
-    y, alpha, _ = registered.gated_tri_proj(
-        x_TD, experts, weight_EDD, bias_ED, gate_ED, context_BE, beta_BM, segment_T, cu_segments, modalities,
-        temperature,
-    )  # fmt: skip
-    out, _, _ = registered.hier_gate_mix_norm(
-        y, [], None, None, None, segment_T, cu_segments, modalities, norm_weight_D, 1.0, eps
-    )
+    y, alpha, _ = registered.gated_tri_proj(x_TD, experts, weight_EDD, bias_ED, *told, temperature)
+    out, _, _ = registered.hier_gate_mix_norm(y, [], *told.norm_alone(), norm_weight_D, 1.0, eps)
     return out, alpha.detach()
 
 
@@ -116,12 +104,7 @@ def mix_after_projection(
     experts: list[torch.Tensor],
     weight_EDD: torch.Tensor,
     bias_ED: torch.Tensor,
-    gate_ED: torch.Tensor | None,
-    context_BE: torch.Tensor | None,
-    beta_BM: torch.Tensor | None,
-    segment_T: torch.Tensor,
-    cu_segments: torch.Tensor,
-    modalities: int,
+    told: Gate,
     norm_weight_D: torch.Tensor,
     temperature: float,
     eps: float,
@@ -129,8 +112,5 @@ def mix_after_projection(
     """:func:`gated_expert_mix` as cuBLAS projections and hier_gate_mix_norm; its arguments, checked."""
     weights = zip(weight_EDD.unbind(0), bias_ED.unbind(0), strict=True)
     streams = [F.linear(a, weight, bias) for a, (weight, bias) in zip(experts, weights, strict=True)]
-    out, alpha, _ = operators().hier_gate_mix_norm(
-        x_TD, streams, gate_ED, context_BE, beta_BM, segment_T, cu_segments, modalities, norm_weight_D, temperature,
-        eps,
-    )  # fmt: skip
+    out, alpha, _ = operators().hier_gate_mix_norm(x_TD, streams, *told, norm_weight_D, temperature, eps)
     return out, alpha.detach()

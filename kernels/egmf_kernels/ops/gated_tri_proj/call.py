@@ -9,7 +9,7 @@ import torch
 from egmf_kernels import select
 from egmf_kernels.ops import reference
 from egmf_kernels.ops.common import checks
-from egmf_kernels.ops.common.calling import in_torch, operators, rows, segments
+from egmf_kernels.ops.common.calling import gate, in_torch, operators
 
 
 def gated_tri_proj(
@@ -64,11 +64,8 @@ def gated_tri_proj(
     checks.parameter("bias", bias_ED, x_TD, (count, width))
     choice = select.choose("gated_tri_proj", implementation, x_TD, experts=count)
     if choice == "triton":
-        out, alpha, _ = operators().gated_tri_proj(
-            x_TD, list(experts), weight_EDD, bias_ED, gate_weight_ED, rows(gate_context_BE),
-            rows(modality_weight_BM), segments(cu_segments, len(x_TD), segment_T), cu_segments, modalities,
-            temperature,
-        )  # fmt: skip
+        told = gate(x_TD, gate_weight_ED, gate_context_BE, modality_weight_BM, segment_T, cu_segments, modalities)
+        out, alpha, _ = operators().gated_tri_proj(x_TD, list(experts), weight_EDD, bias_ED, *told, temperature)
         return out, alpha.detach()
     run = in_torch(reference.gated_tri_proj, choice)
     return run(

@@ -22,6 +22,7 @@ import triton
 import triton.language as tl
 
 from egmf_kernels import tiles
+from egmf_kernels.ops.common.arguments import Gate
 from egmf_kernels.ops.common.blocks import column_of, put_block, row_block
 from egmf_kernels.ops.common.launch import accumulate_in, launch
 from egmf_kernels.ops.hier_gate_mix_norm.kernels import _or, gate_gradients, gate_weights, rows_of
@@ -241,11 +242,7 @@ def forward(
     experts: Sequence[torch.Tensor],
     weight_EDD: torch.Tensor,
     bias_ED: torch.Tensor,
-    gate_ED: torch.Tensor | None,
-    context_BE: torch.Tensor | None,
-    beta_BM: torch.Tensor | None,
-    segment_T: torch.Tensor,
-    modalities: int,
+    gate: Gate,
     temperature: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """``y [T, D]``, ``alpha [T, E]`` and ``w [E, T]`` (the last two in the accumulator's dtype)."""
@@ -254,14 +251,14 @@ def forward(
     acc = accumulate_in(x_TD)
     y = x_TD.new_empty(tokens, width)
     alpha, weight_ET = x_TD.new_empty(tokens, count, dtype=acc), x_TD.new_empty(count, tokens, dtype=acc)
-    gate = dict(tiles.lookup("expert_gate_forward", x_TD, width))
-    programs = min(gate.pop("programs"), triton.cdiv(tokens, gate["BT"]))
+    tile = dict(tiles.lookup("expert_gate_forward", x_TD, width))
+    programs = min(tile.pop("programs"), triton.cdiv(tokens, tile["BT"]))
     launch(
         expert_gate_forward, (programs,),
-        x_TD, _or(gate_ED, x_TD), _or(context_BE, x_TD), _or(beta_BM, x_TD), segment_T, alpha, weight_ET, tokens,
-        width, modalities, 1.0 / temperature, x_TD.stride(0),
-        E=count, EP=triton.next_power_of_2(count), GATED=gate_ED is not None, WEIGHED=beta_BM is not None,
-        BD=triton.next_power_of_2(width), ACC=tiles.triton_dtype(acc), **gate,
+        x_TD, _or(gate.weight_ED, x_TD), _or(gate.context_BE, x_TD), _or(gate.beta_BM, x_TD), gate.segment_T, alpha,
+        weight_ET, tokens, width, gate.modalities, 1.0 / temperature, x_TD.stride(0),
+        E=count, EP=triton.next_power_of_2(count), GATED=gate.gated, WEIGHED=gate.weighed,
+        BD=triton.next_power_of_2(width), ACC=tiles.triton_dtype(acc), **tile,
     )  # fmt: skip
     tile = tiles.lookup("gated_tri_proj_forward", x_TD, width)
     launch(
@@ -280,12 +277,7 @@ def backward(
     experts: Sequence[torch.Tensor],
     weight_EDD: torch.Tensor,
     bias_ED: torch.Tensor,
-    gate_ED: torch.Tensor | None,
-    context_BE: torch.Tensor | None,
-    beta_BM: torch.Tensor | None,
-    segment_T: torch.Tensor,
-    cu_segments: torch.Tensor,
-    modalities: int,
+    gate: Gate,
     alpha_TE: torch.Tensor,
     weight_ET: torch.Tensor,
     temperature: float,
@@ -300,7 +292,6 @@ def backward(
     kind = tiles.triton_dtype(acc)
     dy_TD = dy_TD.contiguous()
     strides = tuple(a.stride(0) for a in experts)
-    beta, weighed, gated = _or(beta_BM, x_TD), beta_BM is not None, gate_ED is not None
 
     tile = tiles.lookup("gated_tri_proj_backward_a", x_TD, width)
     pieces = triton.cdiv(width, tile["BN"])
@@ -328,15 +319,15 @@ def backward(
     dx = x_TD.new_empty(tokens, width)
     dz = x_TD.new_empty(tokens, count + 1, dtype=acc)
     pbias = x_TD.new_empty(programs, count, width, dtype=acc)
-    pgate = x_TD.new_empty(programs if gated else 0, count, width, dtype=acc)
+    pgate = x_TD.new_empty(programs if gate.gated else 0, count, width, dtype=acc)
     launch(
         expert_gate_backward, (programs,),
-        dy_TD, x_TD, bias_ED, _or(gate_ED, x_TD), alpha_TE, beta, segment_T, pdot, dx, dz, pgate, pbias, tokens, width,
-        pieces, 1.0 / temperature, x_TD.stride(0),
-        E=count, EP=triton.next_power_of_2(count), GATED=gated, WEIGHED=weighed,
+        dy_TD, x_TD, bias_ED, _or(gate.weight_ED, x_TD), alpha_TE, _or(gate.beta_BM, x_TD), gate.segment_T, pdot,
+        dx, dz, pgate, pbias, tokens, width, pieces, 1.0 / temperature, x_TD.stride(0),
+        E=count, EP=triton.next_power_of_2(count), GATED=gate.gated, WEIGHED=gate.weighed,
         BD=triton.next_power_of_2(width), ACC=kind, **tile,
     )  # fmt: skip
     dbias = pbias.sum(0).to(bias_ED.dtype)
-    dgate = pgate.sum(0).to(gate_ED.dtype) if gate_ED is not None else None
-    dcontext, dbeta = gate_gradients(dz, cu_segments, modalities, context_BE, beta_BM)
+    dgate = pgate.sum(0).to(gate.weight_ED.dtype) if gate.weight_ED is not None else None
+    dcontext, dbeta = gate_gradients(dz, gate)
     return dx, dexperts, dweight, dbias, dgate, dcontext, dbeta

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from egmf_kernels.ops import reference
+from egmf_kernels.ops.common.arguments import Gate
 from egmf_kernels.ops.common.launch import accumulate_in
 from egmf_kernels.ops.common.registration import (
     GATE,
@@ -34,7 +35,9 @@ def _project(
     beta: Tensor | None, segment: Tensor, cu: Tensor, modalities: int, temperature: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     if kernels_run(x):
-        return kernels.forward(x, experts, weight, bias, gate, context, beta, segment, modalities, temperature)
+        return kernels.forward(
+            x, experts, weight, bias, Gate(gate, context, beta, segment, cu, modalities), temperature
+        )
     found = reference.gated_tri_proj(x, experts, weight, bias, gate, context, cu, modalities, temperature, beta)
     return *found, _project_fake(x, experts)[2].zero_()
 
@@ -51,8 +54,9 @@ def _project_backward(
 ) -> tuple[Any, ...]:  # fmt: skip
     if kernels_run(x):
         dx, dexperts, dweight, dbias, *small = kernels.backward(
-            dy, x, experts, weight, bias, gate, context, beta, segment, cu, modalities, alpha, token_weight, temperature
-        )
+            dy, x, experts, weight, bias, Gate(gate, context, beta, segment, cu, modalities), alpha, token_weight,
+            temperature,
+        )  # fmt: skip
     else:
 
         def function(

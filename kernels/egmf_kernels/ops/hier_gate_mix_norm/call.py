@@ -9,7 +9,7 @@ import torch
 from egmf_kernels import select
 from egmf_kernels.ops import reference
 from egmf_kernels.ops.common import checks
-from egmf_kernels.ops.common.calling import in_torch, operators, rows, segments
+from egmf_kernels.ops.common.calling import gate, in_torch, operators
 
 
 def hier_gate_mix_norm(
@@ -60,10 +60,8 @@ def hier_gate_mix_norm(
     checks.parameter("norm_weight", norm_weight_D, x_TD, (x_TD.shape[1],))
     choice = select.choose("hier_gate_mix_norm", implementation, x_TD, experts=len(streams))
     if choice == "triton":
-        out, alpha, _ = operators().hier_gate_mix_norm(
-            x_TD, list(streams), gate_weight_ED, rows(gate_context_BE), rows(modality_weight_BM),
-            segments(cu_segments, len(x_TD), segment_T), cu_segments, modalities, norm_weight_D, temperature, eps,
-        )  # fmt: skip
+        told = gate(x_TD, gate_weight_ED, gate_context_BE, modality_weight_BM, segment_T, cu_segments, modalities)
+        out, alpha, _ = operators().hier_gate_mix_norm(x_TD, list(streams), *told, norm_weight_D, temperature, eps)
         return out, alpha.detach()
     run = in_torch(reference.hier_gate_mix_norm, choice)
     return run(

@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 
 from egmf_kernels import tiles
+from egmf_kernels.ops.common.arguments import Gate
 from egmf_kernels.ops.common.blocks import column_of, put_block, row_block
 from egmf_kernels.ops.common.launch import accumulate_in, launch
 
@@ -195,17 +196,12 @@ def segment_sum(values_TC: torch.Tensor, cu_segments: torch.Tensor) -> torch.Ten
     return out
 
 
-def gate_gradients(
-    dz_TE1: torch.Tensor,
-    cu_segments: torch.Tensor,
-    modalities: int,
-    context_BE: torch.Tensor | None,
-    beta_BM: torch.Tensor | None,
-) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+def gate_gradients(dz_TE1: torch.Tensor, gate: Gate) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """Fold per-token gate gradients ``[T, E + 1]`` (experts' logits, modality weight) to ``d context``, ``d beta``."""
+    context_BE, beta_BM = gate.context_BE, gate.beta_BM
     if context_BE is None and beta_BM is None:
         return None, None
-    sums = segment_sum(dz_TE1, cu_segments).view(-1, modalities, dz_TE1.shape[1])
+    sums = segment_sum(dz_TE1, gate.cu_segments).view(-1, gate.modalities, dz_TE1.shape[1])
     dcontext = sums[:, :, :-1].sum(1).to(context_BE.dtype) if context_BE is not None else None
     dbeta = sums[:, :, -1].to(beta_BM.dtype).contiguous() if beta_BM is not None else None
     return dcontext, dbeta
@@ -214,11 +210,7 @@ def gate_gradients(
 def forward(
     x_TD: torch.Tensor,
     streams: Sequence[torch.Tensor],
-    gate_ED: torch.Tensor | None,
-    context_BE: torch.Tensor | None,
-    beta_BM: torch.Tensor | None,
-    segment_T: torch.Tensor,
-    modalities: int,
+    gate: Gate,
     gamma_D: torch.Tensor,
     temperature: float,
     eps: float,
@@ -234,10 +226,10 @@ def forward(
     programs = min(tile.pop("programs"), triton.cdiv(tokens, tile["BT"]))
     launch(
         mix_norm_forward, (programs,),
-        x_TD, tuple(streams) or (x_TD,), _or(gate_ED, x_TD), _or(context_BE, x_TD), _or(beta_BM, x_TD), segment_T,
-        gamma_D, out, alpha, rstd, tokens, width, modalities, 1.0 / temperature, eps,
+        x_TD, tuple(streams) or (x_TD,), _or(gate.weight_ED, x_TD), _or(gate.context_BE, x_TD), _or(gate.beta_BM, x_TD),
+        gate.segment_T, gamma_D, out, alpha, rstd, tokens, width, gate.modalities, 1.0 / temperature, eps,
         x_TD.stride(0), tuple(s.stride(0) for s in streams) or (0,),
-        E=experts, EP=triton.next_power_of_2(max(experts, 1)), GATED=gate_ED is not None, WEIGHED=beta_BM is not None,
+        E=experts, EP=triton.next_power_of_2(max(experts, 1)), GATED=gate.gated, WEIGHED=gate.weighed,
         BD=triton.next_power_of_2(width), ACC=tiles.triton_dtype(acc), **tile,
     )  # fmt: skip
     return out, alpha, rstd
@@ -247,12 +239,7 @@ def backward(
     dout_TD: torch.Tensor,
     x_TD: torch.Tensor,
     streams: Sequence[torch.Tensor],
-    gate_ED: torch.Tensor | None,
-    context_BE: torch.Tensor | None,
-    beta_BM: torch.Tensor | None,
-    segment_T: torch.Tensor,
-    cu_segments: torch.Tensor,
-    modalities: int,
+    gate: Gate,
     gamma_D: torch.Tensor,
     alpha_TE: torch.Tensor,
     rstd_T: torch.Tensor,
@@ -269,20 +256,20 @@ def backward(
     dstreams = [x_TD.new_empty(tokens, width) for _ in streams]
     tile = dict(tiles.lookup("mix_norm_backward" if experts else "norm_backward", x_TD, width))
     programs = min(tile.pop("programs"), triton.cdiv(tokens, tile["BT"]))
-    small = experts > 0 and (gate_ED is not None or beta_BM is not None)
+    small = experts > 0 and (gate.gated or gate.weighed)
     dz = x_TD.new_empty(tokens if small else 0, experts + 1, dtype=acc)
-    pgate = x_TD.new_empty(programs if gate_ED is not None else 0, experts, width, dtype=acc)
+    pgate = x_TD.new_empty(programs if gate.gated else 0, experts, width, dtype=acc)
     pgamma = x_TD.new_empty(programs, width, dtype=acc)
     launch(
         mix_norm_backward, (programs,),
-        dout_TD, x_TD, tuple(streams) or (x_TD,), _or(gate_ED, x_TD), _or(beta_BM, x_TD), segment_T, gamma_D, alpha_TE,
-        rstd_T, dx, tuple(dstreams) or (dx,), dz, pgate, pgamma, tokens, width, 1.0 / temperature,
+        dout_TD, x_TD, tuple(streams) or (x_TD,), _or(gate.weight_ED, x_TD), _or(gate.beta_BM, x_TD), gate.segment_T,
+        gamma_D, alpha_TE, rstd_T, dx, tuple(dstreams) or (dx,), dz, pgate, pgamma, tokens, width, 1.0 / temperature,
         x_TD.stride(0), tuple(s.stride(0) for s in streams) or (0,),
-        E=experts, EP=triton.next_power_of_2(max(experts, 1)), GATED=gate_ED is not None, WEIGHED=beta_BM is not None,
+        E=experts, EP=triton.next_power_of_2(max(experts, 1)), GATED=gate.gated, WEIGHED=gate.weighed,
         BD=triton.next_power_of_2(width), ACC=tiles.triton_dtype(acc), **tile,
     )  # fmt: skip
-    dgate = pgate.sum(0).to(gate_ED.dtype) if gate_ED is not None else None
-    dcontext, dbeta = gate_gradients(dz, cu_segments, modalities, context_BE, beta_BM)
+    dgate = pgate.sum(0).to(gate.weight_ED.dtype) if gate.weight_ED is not None else None
+    dcontext, dbeta = gate_gradients(dz, gate)
     return dx, dstreams, dgate, dcontext, dbeta, pgamma.sum(0).to(gamma_D.dtype)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from egmf_kernels.ops import reference
+from egmf_kernels.ops.common.arguments import Gate
 from egmf_kernels.ops.common.gate import rms_norm
 from egmf_kernels.ops.common.launch import accumulate_in
 from egmf_kernels.ops.common.registration import (
@@ -35,7 +36,7 @@ def _mix(
     segment: Tensor, cu: Tensor, modalities: int, gamma: Tensor, temperature: float, eps: float,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     if kernels_run(x):
-        return kernels.forward(x, streams, gate, context, beta, segment, modalities, gamma, temperature, eps)
+        return kernels.forward(x, streams, Gate(gate, context, beta, segment, cu, modalities), gamma, temperature, eps)
     rstd = x.new_zeros(x.shape[0], dtype=accumulate_in(x))
     if not streams:
         return rms_norm(x, gamma, eps), x.new_empty(len(x), 0, dtype=rstd.dtype), rstd
@@ -59,7 +60,7 @@ def _mix_backward(
 ) -> tuple[Any, ...]:  # fmt: skip
     if kernels_run(x):
         dx, dstreams, dgate, dcontext, dbeta, dgamma = kernels.backward(
-            dout, x, streams, gate, context, beta, segment, cu, modalities, gamma, alpha, rstd, temperature
+            dout, x, streams, Gate(gate, context, beta, segment, cu, modalities), gamma, alpha, rstd, temperature
         )
     else:
 
