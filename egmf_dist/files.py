@@ -21,7 +21,8 @@ from egmf_dist.errors import EgmfError
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _UNFINISHED, _ASIDE, _GONE = ".tmp", ".aside", ".gone"
 # What this module's writers leave where they are killed: a folder of a step, or a file of a writer's own name.
-_LEFT = re.compile(r"\.step-\d+\.(tmp|aside|gone)|\..+\.[0-9a-f]{8}\.tmp")
+_SET_ASIDE = (_ASIDE, ".old")  # the second is the first versions' name
+_LEFT = re.compile(r"\.step-\d+\.(tmp|aside|old|gone)|\..+\.[0-9a-f]{8}\.tmp")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -111,10 +112,10 @@ def discard_unfinished(folder: Path) -> None:
     A whole folder that was moved aside, and whose successor did not get its name any more, gets its own back.
     """
     for path in folder.glob(".*"):
-        final = path.with_name(path.name[1:].removesuffix(_ASIDE))
-        if not _LEFT.fullmatch(path.name):
+        final = path.with_name(path.name[1:]).with_suffix("")
+        if not _LEFT.fullmatch(path.name) or (path.suffix == ".old" and not path.is_dir()):
             continue
-        if path.name.endswith(_ASIDE) and path.is_dir() and not final.exists():
+        if path.name.endswith(_SET_ASIDE) and path.is_dir() and not final.exists():
             os.rename(path, final)
         elif path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

@@ -56,12 +56,7 @@ def preflight(config: Config, ranks: int, run: Run, resume: str) -> str | None:
     chosen = chosen_for_validation(validation.task_numbers, config.training.validation_samples)
     said = check_definable(config.training.select_by, validation, chosen)
     read_backbone(config, run_data)
-    for registry, name in (
-        (FUSIONS, config.model.fusion),
-        (OBJECTIVES, config.training.objective),
-        (TUNINGS, config.backbone.tuning),
-    ):
-        registry.find(name)
+    check_parts(config)
     if not run.folder.is_dir():
         return said
     checkpoint = find_checkpoint(run, resume, hashes=False)
@@ -101,10 +96,18 @@ def preflight_evaluation(
     places = locate(run, given, is_folder(backbone))
     config = places.put_into(load_run_config(run.config))
     check_config(replace(config, evaluation=replace(config.evaluation, **evaluation)))
+    check_parts(config)
     check_trained(run, config, description)
     read_backbone(config, RunData.from_json(description["data"]))
     open_split(config, split)
     return places
+
+
+def check_parts(config: Config) -> None:
+    """Refuse a part that no name leads to: one of one's own may be gone, or may fail as it is imported."""
+    FUSIONS.find(config.model.fusion)
+    OBJECTIVES.find(config.training.objective)
+    TUNINGS.find(config.backbone.tuning)
 
 
 def check_batch(global_batch: int, ranks: int) -> None:

@@ -1,7 +1,7 @@
 """Parts that a setting chooses by name, the user's own among them.
 
-A name is one of ours, or ``MODULE:NAME`` of an importable module: so that every rank, on whatever host and however it
-was started, finds a user's fusion or objective without being told of it in another way than by the settings.
+A name is one of ours, or ``MODULE:NAME`` of a module that can be imported on every host, from the working folder too
+where all hosts share it: so every rank finds a user's fusion or objective by the settings, however it was started.
 """
 
 from __future__ import annotations
@@ -37,8 +37,13 @@ class Registry(Generic[T]):
         where = f"config: {self.setting} is {name!r}"
         if not module or not attribute:
             raise EgmfError(f"{where}; it must be one of {', '.join(self.known)}, or MODULE:NAME of your own")
+        if "/" in module or module.endswith(".py"):
+            raise EgmfError(f"{where}; MODULE is a module's name as `import` takes it, not a file's")
         try:
             found: Any = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            raise EgmfError(f"{where}, which cannot be imported: {' '.join(str(error).split())}") from error
+        except Exception as error:  # a module of one's own may fail in any way as it is imported
+            kind = "" if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: "
+            raise EgmfError(f"{where}, which cannot be imported: {kind}{' '.join(str(error).split())}") from error
+        if not callable(found):
+            raise EgmfError(f"{where}, which is a {type(found).__name__}; it must be a class or a function")
         return found

@@ -6,7 +6,7 @@ import contextlib
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -26,6 +26,8 @@ T = TypeVar("T")
 
 TRAINED_FILE = "trained.safetensors"
 DESCRIPTION = "adapter.json"
+_GATHERED = 2**26
+"""The most numbers that ZeRO-3 gathers on every device at once to save them: 128 MiB in bf16."""
 _MEND = "; put it back from a copy, or go on from a checkpoint of before its step: --resume STEP"
 
 
@@ -35,15 +37,34 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def gather_trained(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The trained weights, whole, on rank 0's CPU (an empty dictionary elsewhere). Every rank must call this."""
-    parameters = trained_parameters(model)
-    partitioned = [p for p in parameters.values() if hasattr(p, "ds_id")]
+    """The trained weights, whole, on rank 0's CPU (an empty dictionary elsewhere). Every rank must call this.
+
+    A few at a time: where the whole backbone is trained, no device could hold all of them at once.
+    """
     from deepspeed.runtime.zero import GatheredParameters
 
-    with GatheredParameters(partitioned, enabled=bool(partitioned)):
-        if distributed.rank() != 0:
-            return {}
-        return {name: p.detach().cpu().clone().contiguous() for name, p in parameters.items()}
+    found: dict[str, torch.Tensor] = {}
+    for group in _groups(trained_parameters(model)):
+        partitioned = [p for p in group.values() if hasattr(p, "ds_id")]
+        with GatheredParameters(partitioned, enabled=bool(partitioned)):
+            if distributed.rank() == 0:
+                found |= {name: p.detach().cpu().clone().contiguous() for name, p in group.items()}
+    return found
+
+
+def _groups(parameters: Mapping[str, nn.Parameter]) -> Iterator[dict[str, nn.Parameter]]:
+    """In order, so many as hold :data:`_GATHERED` numbers together, or one that holds more."""
+    group: dict[str, nn.Parameter] = {}
+    numbers = 0
+    for name, parameter in parameters.items():
+        size = getattr(parameter, "ds_numel", parameter.numel())
+        if group and numbers + size > _GATHERED:
+            yield group
+            group, numbers = {}, 0
+        group[name] = parameter
+        numbers += size
+    if group:
+        yield group
 
 
 def save_adapter(model: nn.Module, run: Run, step: int, description: dict[str, Any], launch: str | None = None) -> None:

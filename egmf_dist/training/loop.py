@@ -41,8 +41,8 @@ def train(config: Config, run: Run, start: Start) -> dict[str, Any]:
         while not trainer.finished:
             factor = trainer.learning_rate
             step, facts = trainer.next_step()
-            sums_2 = train_step(trainer.engine, step.batches, facts.valid, trainer.device)
-            trainer.count(step, facts, sums_2)
+            sums_3 = train_step(trainer.engine, step.batches, facts.valid, trainer.device)
+            trainer.count(step, facts, sums_3)
 
             logs, validates = trainer.due(training.log_every), trainer.due(training.validate_every)
             saves = trainer.due(training.checkpoint_every)
@@ -74,15 +74,15 @@ def train_step(engine: Engine, batches: list[RaggedBatch], valid: float, device:
         device: where they go.
 
     Returns:
-        This rank's sums of answer and auxiliary loss, float64 ``[2]``, on the device.
+        This rank's sums of answer loss, auxiliary loss and what is minimised, float64 ``[3]``, on the device.
     """
     ranks = distributed.world_size()
-    sums_2 = torch.zeros(2, dtype=torch.float64, device=device)
+    sums_3 = torch.zeros(3, dtype=torch.float64, device=device)
     engine.train()
     for batch in batches:
         sums = engine(batch.to(device))
         # Without a valid sample the gradient is zero: the weights of all its samples are.
         engine.backward(sums.total * (ranks * len(batches) / max(valid, 1.0)))
         engine.step()
-        sums_2 += torch.stack([sums.answer, sums.auxiliary])
-    return sums_2
+        sums_3 += torch.stack([sums.answer, sums.auxiliary, sums.total.detach()])
+    return sums_3

@@ -61,7 +61,7 @@ def train_record(
         "step": progress.step,
         "epoch": progress.position / epoch_samples,
         "position": progress.position,
-        "loss": answer + config.model.auxiliary_weight * auxiliary,
+        "loss": losses.total / valid,
         "loss_answer": answer,
         "loss_auxiliary": auxiliary,
         "grad_norm": losses.grad_norm,

@@ -50,7 +50,8 @@ class Losses(NamedTuple):
     """Id of this rank's first sample, to find the batch by."""
     answer: float
     auxiliary: float
-    """Sums over the valid samples."""
+    total: float
+    """Sums over the valid samples; the total is what is minimised."""
     grad_norm: float
     """Before clipping; DeepSpeed gives inf, in older versions -1, where it is not finite."""
 
@@ -108,7 +109,7 @@ class Supervision:
         """Take a step without waiting for it.
 
         Args:
-            sums: this rank's answer and auxiliary loss, float64 ``[2]``, on their device.
+            sums: this rank's answer loss, auxiliary loss and what is minimised, float64 ``[3]``, on their device.
             grad_norm: of the global batch, as DeepSpeed gives it: None where it computes none.
             first_sample: id of this rank's first sample.
         """
@@ -131,13 +132,13 @@ class Supervision:
         """
         steps, self._unread = self._unread, []
         if steps:
-            sums_S2 = torch.stack([s.sums for s in steps])
-            norm_S = torch.stack([torch.as_tensor(s.grad_norm).to(sums_S2) for s in steps])
-            distributed.sum_on_device(sums_S2)
-            for s, (answer, auxiliary, norm) in zip(
-                steps, torch.cat([sums_S2, norm_S[:, None]], 1).tolist(), strict=True
+            sums_S3 = torch.stack([s.sums for s in steps])
+            norm_S = torch.stack([torch.as_tensor(s.grad_norm).to(sums_S3) for s in steps])
+            distributed.sum_on_device(sums_S3)
+            for s, (answer, auxiliary, total, norm) in zip(
+                steps, torch.cat([sums_S3, norm_S[:, None]], 1).tolist(), strict=True
             ):
-                self._last = Losses(s.step, s.position, s.first_sample, answer, auxiliary, norm)
+                self._last = Losses(s.step, s.position, s.first_sample, answer, auxiliary, total, norm)
                 note_non_finite(self.progress, self._last, self.limit, self.records)
         assert self._last is not None
         return self._last
@@ -155,7 +156,10 @@ def note_non_finite(progress: Progress, losses: Losses, limit: int, records: Rec
     Raises:
         EgmfError: ``limit`` of them in a row.
     """
-    if all(map(math.isfinite, (losses.answer, losses.auxiliary, losses.grad_norm))) and losses.grad_norm >= 0:
+    if (
+        all(map(math.isfinite, (losses.answer, losses.auxiliary, losses.total, losses.grad_norm)))
+        and losses.grad_norm >= 0
+    ):
         progress.skipped_in_a_row = 0
         return
     progress.skipped += 1

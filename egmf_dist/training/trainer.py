@@ -100,7 +100,7 @@ class Trainer:
             group["lr"] = peak * factor
         return step, facts
 
-    def count(self, step: Step, facts: Facts, sums_2: torch.Tensor) -> None:
+    def count(self, step: Step, facts: Facts, sums_3: torch.Tensor) -> None:
         """Go on by a step that was done; its losses stay on the device until they are read."""
         progress = self.progress
         progress.step += 1
@@ -108,7 +108,7 @@ class Trainer:
         progress.prompts_cut += facts.prompts_cut
         progress.prompt_tokens_cut += facts.prompt_tokens_cut
         self.clock.add(facts.valid, facts.tokens)
-        self.supervision.add(sums_2, self.engine.get_global_grad_norm(), step.batches[0].ids[0])
+        self.supervision.add(sums_3, self.engine.get_global_grad_norm(), step.batches[0].ids[0])
 
     def log(self, losses: Losses, facts: Facts, factor: float) -> None:
         """Write the line of a step; ``factor`` was its learning rate's."""

@@ -8,6 +8,7 @@ asked for is imported, so ``egmf --help`` answers at once. Whatever goes wrong e
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -199,6 +200,10 @@ def main(argv: Sequence[str] | None = None, program: str = "egmf") -> int:
     """Parse, call the verb, and turn every failure into one line and an exit code."""
     from egmf_launcher.launch import is_silent_rank, wait_for_rank_zero_to_speak
 
+    if os.getcwd() not in sys.path:
+        # A part of one's own (MODULE:NAME) lies in the working folder as often as not. Ray has it on its workers' path;
+        # the process that launches, and ranks that others start, must find the same.
+        sys.path.append(os.getcwd())
     words = without_options(sys.argv[1:] if argv is None else argv, RANK_OPTIONS)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]

@@ -137,7 +137,7 @@ def call(function: Callable[..., Any], parsed: jsonargparse.Namespace, words: Se
             named[parameter.name] = CommandLine(words)
         elif hasattr(hint, "from_options"):
             named[parameter.name] = hint.from_options(parsed, words)
-        elif is_dataclass(hint):
+        elif spreads(hint):
             assert isinstance(hint, type)
             named[parameter.name] = hint(**values)
         elif is_typeddict(hint):
@@ -163,7 +163,7 @@ def options_of(
     """The options that one parameter makes here."""
     if hint is CommandLine or hasattr(hint, "add_options"):
         return []
-    if is_dataclass(hint):
+    if spreads(hint):
         help_of = documented(hint, says)
         hints = get_type_hints(hint)
         defaults = {f.name: REQUIRED if f.default is MISSING else f.default for f in fields(hint)}
@@ -173,6 +173,11 @@ def options_of(
         return [Option(name, type_, None, help_of(name)) for name, type_ in get_type_hints(hint).items()]
     positional = parameter.kind is parameter.POSITIONAL_ONLY
     return [Option(parameter.name, hint, parameter.default, documented(function, says)(parameter.name), positional)]
+
+
+def spreads(hint: Any) -> bool:
+    """Whether a parameter is a dataclass with an option for each field; a task is one that is read from its file."""
+    return is_dataclass(hint) and hint is not Task
 
 
 def documented(source: Any, says: Mapping[str, str]) -> Callable[[str], str]:

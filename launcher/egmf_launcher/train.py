@@ -48,7 +48,7 @@ def train(
     if run == "":
         raise EgmfError("--run is empty; give the run's folder, such as runs/NAME")
     named = demo.RUN if is_demo else Path("runs", settings.file.stem if settings.file is not None else "run")
-    return train_run(config, Path(run) if run is not None else named, resume, launch, words, is_demo)
+    return train_run(config, Path(os.path.normpath(run)) if run is not None else named, resume, launch, words, is_demo)
 
 
 def train_run(

@@ -84,10 +84,10 @@ def measure(job):
 
     engine.optimizer.step = capture
     batches = [collator(m.samples, m.weights) for m in micro]
-    sums_2 = train_step(engine, batches, len(samples), distributed.device())
-    distributed.sum_on_device(sums_2)
+    sums_3 = train_step(engine, batches, len(samples), distributed.device())
+    distributed.sum_on_device(sums_3)
     engine.destroy()
-    return {"gradients": gradients, "sums": sums_2.tolist()}
+    return {"gradients": gradients, "sums": sums_3.tolist()}
 
 
 main()

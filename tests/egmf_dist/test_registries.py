@@ -22,6 +22,8 @@ MINE = """
     from egmf_dist.model.fusion.base import Fused
     from egmf_dist.objectives.base import LossSums
 
+    BETA = 0.5
+
     class MeanFusion(torch.nn.Module):
         diagnostics = {"size": ["tokens", "norm"]}
 
@@ -91,6 +93,9 @@ def test_ones_own_fusion_is_trained_and_what_it_says_is_shown(build, make_sample
     rows = predictions(samples, collator.tasks, scores, model.diagnostics, [0] * 3)
     tokens = collator(samples, [1.0] * 3).cu_segments[::3].diff().tolist()
     assert [row["gates"]["size"]["tokens"] for row in rows] == tokens
+    for columns in ({}, {"size": ["tokens"]}):
+        with pytest.raises(EgmfError, match=r"'size' of shape \[3, 2\]; its `diagnostics` name [01] columns of it"):
+            predictions(samples, collator.tasks, scores, columns, [0] * 3)
 
 
 def test_an_objective_may_leave_the_language_model_out(build, make_samples):
@@ -117,8 +122,12 @@ def test_what_is_tuned_is_what_is_trained(build):
         ("exprts", "model.fusion is 'exprts'; it must be one of experts, or MODULE:NAME of your own"),
         ("mine:None_", "model.fusion is 'mine:None_', which cannot be imported: module 'mine' has no attribute"),
         ("nowhere:A", "model.fusion is 'nowhere:A', which cannot be imported: No module named 'nowhere'"),
+        ("./mine.py:A", "MODULE is a module's name as `import` takes it, not a file's"),
+        ("broken:A", "which cannot be imported: SyntaxError: "),
+        ("mine:BETA", "which is a float; it must be a class or a function"),
     ],
 )
-def test_a_name_of_nothing_is_said(build, name, says):
+def test_a_name_of_nothing_is_said(build, tmp_path, name, says):
+    (tmp_path / "broken.py").write_text("class A(:\n")
     with pytest.raises(EgmfError, match=says):
         FUSIONS.find(name)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 import textwrap
 from pathlib import Path
 
 import pytest
 
+from egmf_dist.errors import EgmfError
+from egmf_dist.model.fusion.base import FUSIONS
 from egmf_launcher import launch
-from egmf_launcher.cli import VERBS, Verb, main
+from egmf_launcher.cli import VERBS, Verb, main, parse
 from egmf_launcher.network import free_port
 
 MINE = """
@@ -93,3 +97,19 @@ def test_a_verb_of_ones_own_is_a_job_a_function_and_a_row(capsys: pytest.Capture
 @pytest.mark.usefixtures("counting")
 def test_what_it_returns_is_the_exit_code() -> None:
     assert main(["count", "runs/a", "--up-to", "12", "--workers", "1"]) == 1
+
+
+@pytest.mark.parametrize("name", [name for name, verb in VERBS.items() if verb.example])
+def test_every_verbs_example_is_a_command_line_of_it(name: str) -> None:
+    parse([*name.split(), *shlex.split(VERBS[name].example)])
+
+
+def test_a_part_in_the_working_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Ray's workers find it, whatever script the process was started with."""
+    (tmp_path / "part_of_mine.py").write_text("class Fusion: ...\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(tmp_path))])
+    with pytest.raises(EgmfError, match="cannot be imported"):
+        FUSIONS.find("part_of_mine:Fusion")
+    assert main(["shards", "info", "nothing-here"]) == 2
+    assert FUSIONS.find("part_of_mine:Fusion").__name__ == "Fusion"

@@ -22,7 +22,7 @@ import os
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack
 
 from egmf_shards.errors import ShardError
 from egmf_shards.format.sample import FEATURE_MODALITIES, SPLITS
@@ -57,7 +57,7 @@ def import_mmsa(
     dataset: str,
     language: str | None = None,
     modality_labels: bool = False,
-    padding: str | None = None,
+    padding: Literal["front", "end"] | None = None,
     **options: Unpack[TaskOptions],
 ) -> dict[str, Any]:
     """Write an MMSA pickle as shards of the task ``<dataset>-sentiment`` and return the manifest.
@@ -70,7 +70,7 @@ def import_mmsa(
         language: ``en`` or ``zh``; any other needs ``question``.
         modality_labels: also make samples of the tasks ``<dataset>-sentiment-{text,audio,vision}``
             (:class:`ModalityLabels`).
-        padding: where the padding of the arrays is, ``front`` or ``end``; None: the file says it by its zeros.
+        padding: where the padding of the arrays is, ``front`` or ``end``; not given: the file says it by its zeros.
         options: see :class:`TaskOptions`.
 
     Raises:

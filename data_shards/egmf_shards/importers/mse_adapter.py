@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -40,7 +40,7 @@ def import_mse_adapter(
     source: str | os.PathLike[str],
     out: str | os.PathLike[str],
     dataset: str,
-    padding: str | None = None,
+    padding: Literal["front", "end"] | None = None,
 ) -> dict[str, Any]:
     """Write MSE-Adapter's three pickles of ``meld`` or ``cherma`` as shards and return the manifest.
 
@@ -49,7 +49,7 @@ def import_mse_adapter(
             :func:`load_pickle`, so nothing of them is executed.
         out: the folder to make; it must not exist.
         dataset: ``meld`` or ``cherma``.
-        padding: where the padding of every array is, ``front`` or ``end``; None: each file says it by its zeros.
+        padding: where the padding of every array is, ``front`` or ``end``; not given: each file says it by its zeros.
 
     Raises:
         ShardError: a file is missing, no plain pickle or not of this layout, a label is outside the label space,

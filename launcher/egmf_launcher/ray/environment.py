@@ -42,7 +42,7 @@ WORKER_ENVIRONMENT: Mapping[str, str] = {
 _USER_MAY_SET = ("OMP_NUM_THREADS", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S")
 # What a Ray node on another machine takes over from this one; interface names are found out on each machine itself.
 # They stand on ssh's command line, which every user of a machine can read: nothing secret (HF_TOKEN) may be among them.
-FORWARDED_PREFIXES = ("NCCL_", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "OMP_NUM_THREADS")
+FORWARDED_PREFIXES = ("NCCL_", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "OMP_NUM_THREADS", "PYTHONPATH")
 
 
 def worker_environment(environ: Mapping[str, str]) -> dict[str, str]:
