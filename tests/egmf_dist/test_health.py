@@ -72,9 +72,8 @@ class Steps:
     def add(self, answer: float, grad_norm: float | torch.Tensor = 1.0) -> None:
         self.progress.step += 1
         self.progress.position += 32
-        self.supervision.add(
-            torch.tensor([answer, 0.0, answer], dtype=torch.float64), grad_norm, f"s-{self.progress.step}"
-        )
+        sums = torch.tensor([answer, 0.0, answer], dtype=torch.float64)
+        self.supervision.add(sums, grad_norm, f"s-{self.progress.step}")
 
 
 @pytest.fixture

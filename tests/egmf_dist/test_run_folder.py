@@ -174,7 +174,8 @@ def test_what_a_kill_left_half_done_is_cleared_up(tmp_path):
     whole = {run.checkpoint(2), run.adapter(2), run.adapters / ".pinned-1"}
     left = {
         run.checkpoints / ".step-0000004.tmp", run.checkpoints / ".step-0000002.aside",
-        run.adapters / ".step-0000001.gone", run.adapters / ".pinned-2", run.checkpoints / ".step-0000002.old", run.folder.with_name(".mine.01234567.tmp"),
+        run.adapters / ".step-0000001.gone", run.adapters / ".pinned-2", run.checkpoints / ".step-0000002.old",
+        run.folder.with_name(".mine.01234567.tmp"),
     }  # fmt: skip
     for path in whole | left:
         path.mkdir(parents=True)
