@@ -8,13 +8,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import egmf_kernels
-from egmf_dist.build import build_egmf, read_backbone
-from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, TrainingConfig
+from egmf_dist.config import ModelConfig
 from egmf_dist.data.others import OtherModalities
-from egmf_dist.data.run_data import RunData
 from egmf_dist.model.fusion import attention
 from egmf_dist.model.fusion.experts import AttentionExperts
 
@@ -85,41 +82,3 @@ def test_rows_of_other_modalities():
     assert others.cu_segments.tolist() == [0, 1, 3, 3, 3, 3, 3]
     assert others.place_TN.tolist() == [[1, 3], [2, 3], [0, 3], [3, 3], [3, 3], [3, 3]]
     assert others.longest == 2
-
-
-class NoWait(TorchDispatchMode):
-    """Fails on whatever a GPU would be waited for: numbers, truths and sizes that depend on values."""
-
-    WAITS = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "unique")
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function._schema.name.removeprefix("aten::").removesuffix("_static")
-        # By a mask: its result's size is a value. (By indices it is not.)
-        masks = name == "index" and any(t is not None and t.dtype == torch.bool for t in args[1])
-        assert name not in self.WAITS, f"{name} makes the host wait"
-        assert not masks, "indexing by a mask makes the host wait"
-        return function(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("packed", [False, True])
-def test_a_training_step_waits_for_nothing(monkeypatch, random_backbone, tasks, make_samples, packed):
-    """Forward and backward of the whole model, the backbone's included."""
-    config = Config(
-        data=DataConfig(shards=["unused"]),
-        backbone=BackboneConfig(path=str(random_backbone), lora_rank=4, lora_alpha=8, lora_dropout=0.0),
-        model=ModelConfig(width=32, heads=2, pseudo_tokens=2),
-        training=TrainingConfig(precision="fp32"),
-    )
-    data = RunData(tasks, ["en", "zh"], {"audio": 6, "vision": 5}, {})
-    capabilities, collator = read_backbone(config, data)
-    model = build_egmf(config, capabilities, data).train()
-    model.masks_honoured = True
-    batch = collator(make_samples(3, [(1, 1, 1), (1, 0, 1), (0, 1, 0)]), [1.0] * 3).to(torch.device("cpu"))
-    if packed:
-        monkeypatch.setattr(attention, "packs", lambda heads: True)
-        monkeypatch.setattr(attention, "varlen_attn", lambda query, key, value, *rest: query + 0 * key.sum())
-    with NoWait():
-        model(batch).total.backward()
-    model.masks_honoured = False
-    with pytest.raises(AssertionError, match="wait"), NoWait():
-        model(batch)
