@@ -12,7 +12,11 @@ import torch
 
 
 class OtherModalities(NamedTuple):
-    """For each (sample, modality) segment with tokens, its sample's tokens of all other modalities, in their order."""
+    """For each (sample, modality) segment with tokens, its sample's tokens of all other modalities, in their order.
+
+    A sample's only modality has its own tokens there, and is marked: no sequence of queries is without keys, which is
+    nothing that attention kernels promise a result for.
+    """
 
     row_R: torch.Tensor
     """int64: which packed token each row is."""
@@ -20,6 +24,8 @@ class OtherModalities(NamedTuple):
     """int64 ``[T, M - 1]``: the rows that each token became; R where it became fewer."""
     cu_segments: torch.Tensor
     """int32 ``[B * M + 1]``: where each segment's rows begin."""
+    alone_S: torch.Tensor
+    """bool ``[B * M]``: the segment's sample has no other modality."""
     longest: int
     """The most rows of a segment."""
 
@@ -28,16 +34,18 @@ class OtherModalities(NamedTuple):
         """From the tokens of each segment."""
         batch, modalities = lengths_BM.shape
         end_BM = lengths_BM.reshape(-1).cumsum().reshape(batch, modalities)
-        tokens = [[np.arange(end - n, end) for end, n in zip(*pair, strict=True)]
-                  for pair in zip(end_BM, lengths_BM, strict=True)]  # fmt: skip
-        nothing = np.zeros(0, dtype=np.int64)
-        # A segment without tokens asks nothing, and needs nothing to look at.
-        rows = [
-            np.concatenate([nothing, *(tokens[b][other] for other in range(modalities) if other != m)])
-            if lengths_BM[b, m] else nothing
-            for b in range(batch) for m in range(modalities)
-        ]  # fmt: skip
-        row_R = np.concatenate([nothing, *rows]).astype(np.int64)
+        alone_BM = (lengths_BM > 0) & (lengths_BM.sum(1, keepdims=True) == lengths_BM)
+        rows = []
+        for b in range(batch):
+            tokens = [np.arange(end - n, end) for end, n in zip(end_BM[b], lengths_BM[b], strict=True)]
+            for m in range(modalities):
+                seen = [tokens[other] for other in range(modalities) if other != m]
+                if alone_BM[b, m]:
+                    seen = [tokens[m]]
+                elif not lengths_BM[b, m]:  # asks nothing, and needs nothing to look at
+                    seen = []
+                rows.append(np.concatenate([np.zeros(0, dtype=np.int64), *seen]))
+        row_R = np.concatenate([np.zeros(0, dtype=np.int64), *rows]).astype(np.int64)
         place_TN = np.full((int(lengths_BM.sum()), modalities - 1), len(row_R), dtype=np.int64)
         # A stable sort brings a token's rows together in their order; its first is its 0th, and so on.
         order = row_R.argsort(kind="stable")
@@ -48,11 +56,12 @@ class OtherModalities(NamedTuple):
             torch.from_numpy(row_R),
             torch.from_numpy(place_TN),
             torch.from_numpy(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)),
+            torch.from_numpy(alone_BM.reshape(-1)),
             max(counts, default=0),
         )
 
     def to(self, device: torch.device) -> OtherModalities:
         """The same on ``device``."""
-        tensors = (self.row_R, self.place_TN, self.cu_segments)
-        row_R, place_TN, cu_segments = (t.to(device, non_blocking=True) for t in tensors)
-        return OtherModalities(row_R, place_TN, cu_segments, self.longest)
+        tensors = (self.row_R, self.place_TN, self.cu_segments, self.alone_S)
+        row_R, place_TN, cu_segments, alone_S = (t.to(device, non_blocking=True) for t in tensors)
+        return OtherModalities(row_R, place_TN, cu_segments, alone_S, self.longest)

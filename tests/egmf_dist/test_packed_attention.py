@@ -20,14 +20,15 @@ LENGTHS = np.array([[3, 5, 2], [0, 4, 0], [2, 0, 3], [0, 0, 0], [1, 1, 1]])
 
 
 def sequences(query, key, value, cu_query, cu_key, longest_query, longest_key):
-    """``varlen_attn`` as a loop; zeros where a sequence has no keys."""
+    """``varlen_attn`` as a loop; queries always have keys."""
+    assert ((cu_query.diff() == 0) | (cu_key.diff() > 0)).all()
     assert max(cu_query.diff()) <= longest_query
     assert max(cu_key.diff()) <= longest_key
     out = []
     for s in range(len(cu_query) - 1):
         q = query[cu_query[s] : cu_query[s + 1]].transpose(0, 1)
         k, v = (t[cu_key[s] : cu_key[s + 1]].transpose(0, 1) for t in (key, value))
-        out.append((F.scaled_dot_product_attention(q, k, v) if k.shape[1] else q * 0.0).transpose(0, 1))
+        out.append(F.scaled_dot_product_attention(q, k, v).transpose(0, 1))
     return torch.cat(out)
 
 
@@ -78,7 +79,8 @@ def test_a_kernel_that_disagrees_is_not_taken(monkeypatch):
 def test_rows_of_other_modalities():
     others = OtherModalities.of(np.array([[2, 1, 0], [0, 0, 3]]))
     # Text of the first sample looks at its audio, audio at its text; the second sample has nothing else.
-    assert others.row_R.tolist() == [2, 0, 1]
-    assert others.cu_segments.tolist() == [0, 1, 3, 3, 3, 3, 3]
-    assert others.place_TN.tolist() == [[1, 3], [2, 3], [0, 3], [3, 3], [3, 3], [3, 3]]
-    assert others.longest == 2
+    assert others.row_R.tolist() == [2, 0, 1, 3, 4, 5]
+    assert others.cu_segments.tolist() == [0, 1, 3, 3, 3, 3, 6]
+    assert others.place_TN.tolist() == [[1, 6], [2, 6], [0, 6], [3, 6], [4, 6], [5, 6]]
+    assert others.alone_S.tolist() == [False] * 5 + [True]
+    assert others.longest == 3

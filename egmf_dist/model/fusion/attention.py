@@ -1,7 +1,7 @@
 """Both attention experts' attention, over padded joint sequences (the reference) and over packed tokens.
 
 The packed way is torch's variable-length kernel, which needs a GPU and 16 bits. It is taken only where it was seen, on
-this very device, to give what the reference gives: sequences without keys are nothing that its documentation promises.
+this very device, to give what the reference gives.
 
 Shape legend: B samples, M modalities, T packed tokens, J longest joint sequence, R rows of keys, H heads, C channels of
 a head. ``heads`` are ``[T, kinds, 3, H, C]``: for each expert queries, keys and values.
@@ -47,7 +47,7 @@ class Joint(Protocol):
 
 def attend(heads: torch.Tensor, kinds: Sequence[str], segment_T: torch.Tensor, batch: Joint) -> list[torch.Tensor]:
     """``[T, H, C]`` for each expert: semantic tokens see other modalities' alone, global ones the whole sample."""
-    return (packed if packs(heads) else padded)(heads, kinds, segment_T, batch)
+    return (packed if len(heads) and packs(heads) else padded)(heads, kinds, segment_T, batch)
 
 
 def packs(heads: torch.Tensor) -> bool:
@@ -118,17 +118,13 @@ def packed(heads: torch.Tensor, kinds: Sequence[str], segment_T: torch.Tensor, b
         cu_query = cu_key = batch.cu_segments[:: len(MODALITIES)].contiguous()
         longest = batch.joint_length
         if kind == "semantic":
-            if not len(others.row_R):  # nobody has another modality
-                streams.append(query * 0.0)
-                continue
             key_value = KeyRows.apply(key_value, others.row_R, others.place_TN)
             cu_query, cu_key, longest = batch.cu_segments, others.cu_segments, others.longest
         key, value = key_value.unbind(1)
         out = varlen_attn(query, key, value, cu_query, cu_key, batch.joint_length, longest)
         assert isinstance(out, torch.Tensor)
         if kind == "semantic":
-            blind_T = (others.cu_segments.diff() == 0)[segment_T.long()]
-            out = out.masked_fill(blind_T[:, None, None], 0.0)
+            out = out.masked_fill(others.alone_S[segment_T.long()][:, None, None], 0.0)
         streams.append(out)
     return streams
 

@@ -164,7 +164,8 @@ class ExpertGuidedFusion(nn.Module):
         if self.attention is None:
             return line
         heads = probe.view(0, config.heads, config.width // config.heads)
-        return f"{line}; attention over {'packed tokens' if packs(heads) else 'padded sequences'}"
+        packed = config.kernels != "reference" and packs(heads)
+        return f"{line}; attention over {'packed tokens' if packed else 'padded sequences'}"
 
     def forward(self, x_TD: torch.Tensor, batch: RaggedBatch) -> Fused:
         """Run the experts, mix, pool.

@@ -13,7 +13,7 @@ from torch import nn
 import egmf_kernels
 from egmf_dist.config import ModelConfig
 from egmf_dist.data.batch import RaggedBatch
-from egmf_dist.model.fusion.attention import attend
+from egmf_dist.model.fusion.attention import attend, padded
 
 
 class LocalExpert(nn.Module):
@@ -55,11 +55,12 @@ class AttentionExperts(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.kinds = [k for k, on in (("semantic", config.semantic_expert), ("global", config.global_expert)) if on]
-        self.heads = config.heads
+        self.heads, self.kernels = config.heads, config.kernels
         self.qkv = nn.Linear(config.width, 3 * config.width * len(self.kinds))
 
     def forward(self, x_TD: torch.Tensor, segment_T: torch.Tensor, batch: RaggedBatch) -> list[torch.Tensor]:
         """One ``[T, D]`` stream per enabled expert, semantic before global."""
         tokens, width = x_TD.shape
         heads = self.qkv(x_TD).view(tokens, len(self.kinds), 3, self.heads, width // self.heads)
-        return [stream.reshape(tokens, width) for stream in attend(heads, self.kinds, segment_T, batch)]
+        way = padded if self.kernels == "reference" else attend
+        return [stream.reshape(tokens, width) for stream in way(heads, self.kinds, segment_T, batch)]
