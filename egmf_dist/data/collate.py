@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from egmf_dist.config import DataConfig
 from egmf_dist.data.answers import AnswerTree
 from egmf_dist.data.batch import RaggedBatch
-from egmf_dist.data.others import OtherModalities
+from egmf_dist.data.others import OtherModalities, boundaries
 from egmf_dist.data.prompt_ids import Limits, PromptEncoder
 from egmf_dist.data.prompts import answer_index, answer_mark, prompt_pieces, render_answer
 from egmf_dist.data.standardise import Standardisation
@@ -153,7 +153,7 @@ class Collator:
             audio=torch.from_numpy(np.concatenate(features["audio"])),
             vision=torch.from_numpy(np.concatenate(features["vision"])),
             order_T=torch.from_numpy(order),
-            cu_segments=torch.from_numpy(np.concatenate([[0], lengths_BM.reshape(-1).cumsum()]).astype(np.int32)),
+            cu_segments=boundaries(lengths_BM.flat),
             position_T=torch.from_numpy(position),
             joint_length=int(lengths_BM.sum(1).max()),
             others=OtherModalities.of(lengths_BM),

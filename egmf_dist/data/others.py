@@ -5,10 +5,16 @@ Shape legend: B samples, M modalities, T packed tokens (sample-major, modality-m
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 import torch
+
+
+def boundaries(lengths: Iterable[int]) -> torch.Tensor:
+    """int32 ``[segments + 1]``: where segments of these lengths begin, and where the last ends."""
+    return torch.from_numpy(np.concatenate([[0], np.cumsum(list(lengths))]).astype(np.int32))
 
 
 class OtherModalities(NamedTuple):
@@ -55,7 +61,7 @@ class OtherModalities(NamedTuple):
         return cls(
             torch.from_numpy(row_R),
             torch.from_numpy(place_TN),
-            torch.from_numpy(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)),
+            boundaries(counts),
             torch.from_numpy(alone_BM.reshape(-1)),
             max(counts, default=0),
         )

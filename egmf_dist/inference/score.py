@@ -94,10 +94,11 @@ def predictions(
     probability_BC = scores.log_p_BC.double().softmax(-1).cpu().numpy()
     diagnostics = {name: value.double().cpu().numpy() for name, value in scores.diagnostics.items()}
     for name, value in diagnostics.items():
-        if value.shape[1:] != (len(columns.get(name, ())),):
+        named = len(columns.get(name, ()))
+        if value.shape[1:] != (named,):
             raise EgmfError(
                 f"config: model.fusion gives the diagnostic {name!r} of shape {list(value.shape)}; its `diagnostics` "
-                f"name {len(columns.get(name, ()))} columns of it, and it must be [samples, columns]"
+                f"name {named} columns of it, and it must be [samples, columns]"
             )
     rows = []
     for b, sample in enumerate(samples):

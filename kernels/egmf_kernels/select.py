@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Literal, cast
 
 import torch
@@ -131,9 +132,14 @@ def products_trusted(x_TD: torch.Tensor) -> bool:
         return True
     import triton
 
-    version = tuple(int("".join(filter(str.isdigit, part)) or 0) for part in triton.__version__.split(".")[:3])
+    return not _suspect(triton.__version__) or tiles.hammered(x_TD.device, triton.__version__)
+
+
+@cache
+def _suspect(version: str) -> bool:
+    """Whether a Triton is of :data:`SUSPECT_TRITON`; cached, because every call of the mix asks."""
     first, fixed = SUSPECT_TRITON
-    return not first <= version < fixed or tiles.hammered(x_TD.device, triton.__version__)
+    return first <= tuple(int("".join(filter(str.isdigit, part)) or 0) for part in version.split(".")[:3]) < fixed
 
 
 def projects_inside(x_TD: torch.Tensor) -> bool:

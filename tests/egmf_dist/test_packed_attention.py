@@ -58,7 +58,7 @@ def test_packed_is_padded(monkeypatch, lengths_BM):
 
 
 def test_a_kernel_that_disagrees_is_not_taken(monkeypatch):
-    """One that computes something else where there are no keys, or nothing at all, as on another device."""
+    """One that computes something else, or no numbers, or nothing at all as on another device."""
     asked = torch.device("cpu"), torch.bfloat16, 2, 8
     monkeypatch.setattr(attention, "varlen_attn", sequences)
     before = torch.random.get_rng_state()

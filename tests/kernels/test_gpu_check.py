@@ -57,7 +57,7 @@ def test_a_rehearsal_runs_everything_and_times_nothing(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert done.stdout.strip().endswith("all correct")
     summary = json.loads((out / "summary.json").read_text())
-    assert (summary["kind"], summary["label"], summary["commit"]) == ("rehearsal", measure.REHEARSAL, "abc")
+    assert (summary["kind"], summary["label"], summary["commit"]) == ("rehearsal", measure_case.UNTIMED, "abc")
     assert summary["correct"]
     assert summary["complete"]
     assert not summary["left_out"]

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 import egmf_kernels
-from egmf_dist.data.others import OtherModalities
+from egmf_dist.data.others import OtherModalities, boundaries
 from egmf_shards import MODALITIES
 
 try:  # torch 2.10 and newer
@@ -45,11 +45,6 @@ class Joint(Protocol):
     def others(self) -> OtherModalities: ...
 
 
-def attend(heads: torch.Tensor, kinds: Sequence[str], segment_T: torch.Tensor, batch: Joint) -> list[torch.Tensor]:
-    """``[T, H, C]`` for each expert: semantic tokens see other modalities' alone, global ones the whole sample."""
-    return (packed if len(heads) and packs(heads) else padded)(heads, kinds, segment_T, batch)
-
-
 def packs(heads: torch.Tensor) -> bool:
     """Whether such heads are attended packed."""
     count, width = heads.shape[-2:]
@@ -63,7 +58,7 @@ def agrees(device: torch.device, dtype: torch.dtype, count: int, width: int) -> 
 
     Outputs and the gradient of queries, keys and values; looked at once a process. Leaves torch's random state alone.
     """
-    cu = torch.from_numpy(np.concatenate([[0], _PROBE.reshape(-1).cumsum()]).astype(np.int32)).to(device)
+    cu = boundaries(_PROBE.flat).to(device)
     others = OtherModalities.of(_PROBE).to(device)
     batch: Any = SimpleNamespace(cu_segments=cu, joint_length=int(_PROBE.sum(1).max()), others=others)
     tokens, kinds = int(_PROBE.sum()), ("semantic", "global")

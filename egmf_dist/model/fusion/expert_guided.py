@@ -22,7 +22,6 @@ from torch import nn
 import egmf_kernels
 from egmf_dist.config import ModelConfig
 from egmf_dist.data.batch import RaggedBatch
-from egmf_dist.model.fusion.attention import packs
 from egmf_dist.model.fusion.base import Fused
 from egmf_dist.model.fusion.experts import AttentionExperts, LocalExpert
 from egmf_shards import MODALITIES
@@ -164,8 +163,7 @@ class ExpertGuidedFusion(nn.Module):
         if self.attention is None:
             return line
         heads = probe.view(0, config.heads, config.width // config.heads)
-        packed = config.kernels != "reference" and packs(heads)
-        return f"{line}; attention over {'packed tokens' if packed else 'padded sequences'}"
+        return f"{line}; attention over {'packed tokens' if self.attention.packs(heads) else 'padded sequences'}"
 
     def forward(self, x_TD: torch.Tensor, batch: RaggedBatch) -> Fused:
         """Run the experts, mix, pool.

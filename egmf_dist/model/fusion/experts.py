@@ -13,7 +13,7 @@ from torch import nn
 import egmf_kernels
 from egmf_dist.config import ModelConfig
 from egmf_dist.data.batch import RaggedBatch
-from egmf_dist.model.fusion.attention import attend, padded
+from egmf_dist.model.fusion import attention
 
 
 class LocalExpert(nn.Module):
@@ -62,5 +62,9 @@ class AttentionExperts(nn.Module):
         """One ``[T, D]`` stream per enabled expert, semantic before global."""
         tokens, width = x_TD.shape
         heads = self.qkv(x_TD).view(tokens, len(self.kinds), 3, self.heads, width // self.heads)
-        way = padded if self.kernels == "reference" else attend
+        way = attention.packed if tokens and self.packs(heads) else attention.padded
         return [stream.reshape(tokens, width) for stream in way(heads, self.kinds, segment_T, batch)]
+
+    def packs(self, heads: torch.Tensor) -> bool:
+        """Whether heads ``[..., H, C]`` like these are attended over packed tokens; the reference pads."""
+        return self.kernels != "reference" and attention.packs(heads)

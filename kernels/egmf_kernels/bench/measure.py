@@ -37,7 +37,6 @@ from egmf_kernels.bench.measure_time import Rates, measure_rates
 from egmf_kernels.bench.static_roofline import measured_share
 from egmf_kernels.tools import tune
 
-REHEARSAL = UNTIMED
 LLM_TOKENS = 160
 """Tokens of one sample that the language model reads, for the step share."""
 STREAM = 64 << 20
@@ -226,8 +225,7 @@ def measure_all(out: Path, options: Options, say: Say = print) -> dict[str, Any]
     record = Record(out, say, _header(todo, table, options.commit))
     timed = [] if options.tiny else todo.cases()
     tasks = [Task(case, todo.device, todo.rehearse) for case in timed if case.operator in options.operators]
-    cores = len(os.sched_getaffinity(0))
-    cases = Cases(tasks if todo.workers else [], max(1, cores), record.hear)
+    cases = Cases(tasks if todo.workers else [], len(os.sched_getaffinity(0)), record.hear)
     try:
         share = 1.0 if options.tiny else 0.5
         _gate(record, todo, table=None, seconds=share * options.seconds, options=options, beside=cases.poll)
@@ -264,7 +262,7 @@ def _header(todo: Plan, table: dict[str, Any], commit: str) -> dict[str, Any]:
     device = "interpreter" if todo.rehearse else torch.cuda.get_device_name()
     return {
         "kind": "rehearsal" if todo.rehearse else "measured",
-        "label": REHEARSAL if todo.rehearse else f"measured on {device}",
+        "label": UNTIMED if todo.rehearse else f"measured on {device}",
         "device": device,
         **told,
         "commit": commit or told["commit"],

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from egmf_kernels.ops.common.bytes import INDEX, Direction, Sizes, Term, blocks, of_kernel
-from egmf_kernels.ops.ragged_pool_gate.chunks import MIX_COLUMNS, Chunking, boundaries_asked, chunking, chunks_of
+from egmf_kernels.ops.ragged_pool_gate.chunks import (
+    MIX_COLUMNS,
+    Chunking,
+    boundaries_asked,
+    chunking,
+    chunks_of,
+    power_of_2,
+)
 
 
 def _cut(s: Sizes, direction: Direction) -> tuple[Chunking, int]:
@@ -25,7 +32,7 @@ def terms(s: Sizes, direction: Direction) -> list[Term]:
     cut, chunks = _cut(s, direction)
     if direction == "forward":
         part, peak = chunks * queries * acc, chunks * s.queries * acc
-        columns = blocks(s.width, min(MIX_COLUMNS, 1 << (s.width - 1).bit_length()))
+        columns = blocks(s.width, min(MIX_COLUMNS, power_of_2(s.width)))
         programs = columns * s.queries
         # The gate's softmax looks at both boundaries of each segment once, the mix at both again.
         boundaries = INDEX * programs * 4 * s.segments

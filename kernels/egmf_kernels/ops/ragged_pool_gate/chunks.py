@@ -36,7 +36,7 @@ def chunking(tile: Mapping[str, int], tokens: int, width: int, segments: int, qu
         segments: B * M.
         queries: K. More than 4 keep twice the sums, so a thread has half as many columns of a row.
     """
-    whole, steps = _power_of_2(width), tile["STEPS"]
+    whole, steps = power_of_2(width), tile["STEPS"]
     piece, held = min(tile["BP"], whole), tile["ROWS"] * tile["BP"]
     if queries > 4:
         steps = max(1, steps // 2)
@@ -48,7 +48,7 @@ def chunking(tile: Mapping[str, int], tokens: int, width: int, segments: int, qu
     rows = held // piece
     if not rows:  # one row already had all threads
         rows, told = 1, told | ({"num_warps": 2 * told["num_warps"]} if "num_warps" in told else {})
-    chunk = min(tile["CHUNK"], max(_power_of_2(-(-tokens // tile["fill"])), rows * steps))
+    chunk = min(tile["CHUNK"], max(power_of_2(-(-tokens // tile["fill"])), rows * steps))
     compiled = told | {"ROWS": rows, "STEPS": steps, "PIECES": whole // piece, "BP": piece}
     return Chunking(chunk, tokens // chunk + segments, compiled)
 
@@ -71,5 +71,6 @@ def boundaries_asked(lengths: Sequence[int], cut: Chunking) -> int:
     return asked
 
 
-def _power_of_2(number: int) -> int:
+def power_of_2(number: int) -> int:
+    """The smallest that is not less; triton has it too, and counting bytes needs no triton."""
     return 1 << max(number - 1, 0).bit_length()
