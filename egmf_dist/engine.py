@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from egmf_dist import distributed
 from egmf_dist.config import Config
 
 
@@ -108,10 +109,20 @@ def initialise(model: nn.Module, optimizer: torch.optim.Optimizer, settings: dic
     import deepspeed
 
     quiet()
+    place_buffers(model, distributed.device())
     engine: Any
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
     register_lists(engine.module)
     return engine
+
+
+def place_buffers(model: nn.Module, device: torch.device) -> None:
+    """Put a model's buffers on the device.
+
+    DeepSpeed takes the whole model there, but not one that was loaded partitioned: of that it moves the parameters.
+    """
+    for buffer in model.buffers():
+        buffer.data = buffer.data.to(device)
 
 
 def register_lists(model: nn.Module) -> None:
@@ -145,6 +156,7 @@ def initialise_for_scoring(config: Config, model: nn.Module, settings: dict[str,
     import deepspeed
 
     quiet()
+    place_buffers(model, distributed.device())
     engine, *_ = deepspeed.initialize(model=model, config=settings)
     module: nn.Module = engine.module.eval()
     return module
