@@ -121,8 +121,9 @@ def place_buffers(model: nn.Module, device: torch.device) -> None:
 
     DeepSpeed takes the whole model there, but not one that was loaded partitioned: of that it moves the parameters.
     """
-    for buffer in model.buffers():
-        buffer.data = buffer.data.to(device)
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
 
 
 def register_lists(model: nn.Module) -> None:
