@@ -90,15 +90,16 @@ def preflight_evaluation(
             those of the run.
         ShardError: a folder of shards is damaged, or has no such split.
     """
-    check_modalities(remove)
     _, description = describe_best(run)
+    run_data = RunData.from_json(description["data"])
+    check_modalities(remove, run_data)
     backbone = description.get("identity", description).get("backbone", {})
     places = locate(run, given, is_folder(backbone))
     config = places.put_into(load_run_config(run.config))
     check_config(replace(config, evaluation=replace(config.evaluation, **evaluation)))
     check_parts(config)
     check_trained(run, config, description)
-    read_backbone(config, RunData.from_json(description["data"]))
+    read_backbone(config, run_data)
     open_split(config, split)
     return places
 

@@ -64,10 +64,16 @@ def make_samples():
         out = []
         for i in range(count):
             has = presence[i] if presence is not None else (1, 1, 1)
+            features = {}
             language = "en" if i % 2 == 0 else "zh"
             words = ["i", "am", "glad", "no", "wait"] if language == "en" else ["我", "很", "高兴", "不", "等"]
             text = (" " if language == "en" else "").join(rng.choice(words, size=rng.integers(2, 6)))
             emotion = (i // 2) % 2 == 0
+            label = EMOTION.labels[int(rng.integers(3))] if emotion else None
+            value = None if emotion else float(rng.choice(SENTIMENT.values))
+            for stream, there, longest, dim in (("audio", has[1], 9, 6), ("vision", has[2], 7, 5)):
+                if there:
+                    features[stream] = rng.normal(size=(int(rng.integers(1, longest)), dim)).astype(np.float32)
             out.append(
                 Sample(
                     id=f"s-{i}",
@@ -77,14 +83,13 @@ def make_samples():
                     dataset="toy",
                     split="train",
                     modalities=tuple(m for m, h in zip(("text", "audio", "vision"), has, strict=True) if h),
-                    label=EMOTION.labels[int(rng.integers(3))] if emotion else None,
-                    value=None if emotion else float(rng.choice(SENTIMENT.values)),
+                    label=label,
+                    value=value,
                     speaker="A",
                     dialogue="d",
                     turn=1,
                     context=(Turn("B", "wait"),),
-                    audio=rng.normal(size=(int(rng.integers(1, 9)), 6)).astype(np.float32) if has[1] else None,
-                    vision=rng.normal(size=(int(rng.integers(1, 7)), 5)).astype(np.float32) if has[2] else None,
+                    features=features,
                 )
             )
         return out

@@ -9,7 +9,8 @@ the sub-packages; ``docs/architecture.md`` lists them and has the glossary.
 from egmf_shards.check.info import describe, print_info
 from egmf_shards.check.verify import print_report, verify
 from egmf_shards.errors import ShardError
-from egmf_shards.format.sample import FEATURE_MODALITIES, MAX_CONTEXT_TURNS, MODALITIES, SPLITS, Sample, Turn
+from egmf_shards.format.manifest import FeatureStream
+from egmf_shards.format.sample import LABELLED_SPLITS, MAX_CONTEXT_TURNS, SPLITS, TEXT, UNLABELLED, Sample, Turn
 from egmf_shards.format.task import CLASSIFICATION, CONVENTIONS, REGRESSION, Task
 from egmf_shards.importers import (
     import_cherma,
@@ -26,7 +27,7 @@ from egmf_shards.order.order import Order, Slot
 from egmf_shards.order.partition import IndexBatch, partition, sequential
 from egmf_shards.order.permutation import Permutation
 from egmf_shards.order.stream import BadSlot, MicroBatch, Stream, StreamOptions
-from egmf_shards.read.packed import BadSample, Packed
+from egmf_shards.read.packed import BadSample, FeatureInput, Packed
 from egmf_shards.read.reader import ShardSet
 from egmf_shards.storage.base import StorageOptions
 from egmf_shards.synthetic.generate import synthesize
@@ -35,13 +36,16 @@ from egmf_shards.write.writer import ShardWriter
 __all__ = [
     "CLASSIFICATION",
     "CONVENTIONS",
-    "FEATURE_MODALITIES",
+    "LABELLED_SPLITS",
     "MAX_CONTEXT_TURNS",
-    "MODALITIES",
     "REGRESSION",
     "SPLITS",
+    "TEXT",
+    "UNLABELLED",
     "BadSample",
     "BadSlot",
+    "FeatureInput",
+    "FeatureStream",
     "IndexBatch",
     "MicroBatch",
     "Mixture",

@@ -70,8 +70,10 @@ def generate(size: Size, count: int, seed: int = 0) -> Iterator[Sample]:
             dialogue=f"dialogue-{i // 10:05d}",
             turn=len(context),
             context=context,
-            audio=_features(rng, size.audio_frames, size.audio_dim),
-            vision=_features(rng, size.vision_frames, size.vision_dim),
+            features={
+                "audio": _features(rng, size.audio_frames, size.audio_dim),
+                "vision": _features(rng, size.vision_frames, size.vision_dim),
+            },
         )
 
 
@@ -96,9 +98,7 @@ def write(size: Size, count: int, folder: Path, samples_per_shard: int) -> float
     with ShardWriter(folder / "shards", DATASET, [TASK], samples_per_shard=samples_per_shard) as writer:
         for sample in generate(size, count):
             writer.write(sample)
-            assert sample.audio is not None
-            assert sample.vision is not None
-            crc = zlib.crc32(sample.vision.tobytes(), zlib.crc32(sample.audio.tobytes()))
+            crc = zlib.crc32(sample.features["vision"].tobytes(), zlib.crc32(sample.features["audio"].tobytes()))
             truth[sample.id] = {"crc": crc, "facts": sample.to_json()}
     (folder / "truth.json").write_text(json.dumps(truth), encoding="utf-8")
     return float(load_index(folder / "shards").member_size.sum()) / count

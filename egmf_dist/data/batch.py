@@ -1,7 +1,7 @@
 """One micro-batch: packed modality tokens, the LLM's prompt and answer columns, targets and weights.
 
-Shape legend: B samples, M = 3 modalities (text, audio, vision), T packed tokens of all modalities, L prompt columns,
-A answer columns, C legal answers.
+Shape legend: B samples, M modalities (text and the run's feature streams), T packed tokens of all modalities, L prompt
+columns, A answer columns, C legal answers.
 
 Invariants: modalities are packed without padding, sample-major and modality-minor; a batch's structure (which tensors
 exist, their dtypes) never depends on its samples; a filler sample has weight 0 and is otherwise an ordinary sample.
@@ -38,12 +38,12 @@ class RaggedBatch(NamedTuple):
     """float32: the regression target; 0 for a classification."""
     text_ids: torch.Tensor
     """int64 ``[Tt]``: backbone token ids of the utterances, packed."""
-    audio: torch.Tensor
-    """float32 ``[Ta, audio dim]``, packed."""
-    vision: torch.Tensor
-    """float32 ``[Tv, vision dim]``, packed."""
+    features: tuple[torch.Tensor, ...]
+    """Of each of the run's feature inputs float32 ``[frames, dim]``, packed."""
+    modalities: int
+    """M."""
     order_T: torch.Tensor
-    """int64 ``[T]``: rows of ``cat(text, audio, vision)`` in sample-major order."""
+    """int64 ``[T]``: rows of ``cat(text, *features)`` in sample-major order."""
     cu_segments: torch.Tensor
     """int32 ``[B * M + 1]``: where each (sample, modality) segment begins."""
     position_T: torch.Tensor
@@ -77,6 +77,7 @@ class RaggedBatch(NamedTuple):
         if not self.checked:
             egmf_kernels.boundary_values(self.cu_segments, self.order_T.numel())
         moved["checked"] = True
+        moved["features"] = tuple(features.to(device, non_blocking=True) for features in self.features)
         moved["others"] = self.others.to(device)
         if self.answers is not None:
             moved["answers"] = self.answers.to(device)

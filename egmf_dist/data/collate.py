@@ -6,6 +6,7 @@ A pure function of samples and settings; it can be sent to another process.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,8 +19,9 @@ from egmf_dist.data.others import OtherModalities, boundaries
 from egmf_dist.data.prompt_ids import Limits, PromptEncoder
 from egmf_dist.data.prompts import answer_index, answer_mark, prompt_pieces, render_answer
 from egmf_dist.data.standardise import Standardisation
+from egmf_dist.data.streams import Streams, inputs_of, modalities_of
 from egmf_dist.errors import EgmfError
-from egmf_shards import FEATURE_MODALITIES, REGRESSION, Sample, Task
+from egmf_shards import REGRESSION, FeatureInput, Sample, Task
 
 MIN_ROOM = 8
 """A prompt must have room for its question and this many more tokens."""
@@ -32,10 +34,10 @@ class Collator:
         tokenizer: the backbone's.
         tasks: the run's tasks by name; their order numbers them.
         languages: the run's languages; their order numbers them.
-        dims: feature width of ``audio`` and ``vision``; 0 where the run has none.
+        streams: the run's feature streams and their widths.
         config: what enters the prompt and how long sequences may be.
         limits: the backbone's.
-        standardisations: for each feature modality how it is standardised; none where it is missing.
+        standardisations: by the key of each feature input how it is standardised; none where it is missing.
 
     Attributes:
         answers: per task and language every legal answer's token ids, in order.
@@ -49,7 +51,7 @@ class Collator:
         tokenizer: PreTrainedTokenizerBase,
         tasks: Mapping[str, Task],
         languages: Sequence[str],
-        dims: Mapping[str, int],
+        streams: Streams,
         config: DataConfig,
         limits: Limits,
         standardisations: Mapping[str, Standardisation] | None = None,
@@ -57,7 +59,10 @@ class Collator:
         self.tokenizer = tokenizer
         self.tasks = dict(tasks)
         self.languages = list(languages)
-        self.dims = dict(dims)
+        self.streams = {name: tuple(widths) for name, widths in streams.items()}
+        self.inputs, modalities = inputs_of(streams), modalities_of(streams)
+        self._modality_of = [0, *(modalities.index(own.stream) for own in self.inputs)]
+        self._modalities = len(modalities)
         self.config = config
         self.limits = limits
         self.standardisations = dict(standardisations or {})
@@ -99,40 +104,48 @@ class Collator:
         """The most tokens of a prompt."""
         return self._encoder.limit
 
-    def _features(self, samples: Sequence[Sample], modality: str) -> list[np.ndarray]:
-        dim = self.dims.get(modality, 0)
-        out = []
+    def _features(self, samples: Sequence[Sample], own: FeatureInput) -> list[np.ndarray]:
+        known, out = self.standardisations.get(own.key), []
         for sample in samples:
-            frames = getattr(sample, modality)
-            if frames is None:
-                frames = np.zeros((0, dim), np.float32)
-            elif frames.shape[1] != dim:
-                raise EgmfError(f"sample {sample.id}: {modality} is {frames.shape[1]} wide; this run's is {dim}")
+            frames = sample.features.get(own.stream)
+            if frames is None or frames.shape[1] != own.dim:
+                frames = np.zeros((0, own.dim), np.float32)
             frames = average_down(frames, self.config.max_frames)
-            known = self.standardisations.get(modality)
             out.append(frames if known is None else known.apply(frames))
         return out
+
+    def _check(self, sample: Sample) -> None:
+        if sample.task not in self.tasks or (sample.task, sample.language) not in self.answers:
+            raise EgmfError(
+                f"sample {sample.id}: task {sample.task!r} in {sample.language!r} is not one of this run's tasks"
+            )
+        for stream, frames in sample.features.items():
+            widths = self.streams.get(stream, ())
+            if frames.shape[1] not in widths:
+                wanted = " or ".join(map(str, widths)) or "none"
+                raise EgmfError(f"sample {sample.id}: {stream} is {frames.shape[1]} wide; this run's is {wanted}")
 
     def __call__(self, samples: Sequence[Sample], weights: Sequence[float]) -> RaggedBatch:
         """Pack ``samples``.
 
         Raises:
-            EgmfError: a sample's task, language or feature width is not the run's; names the sample.
+            EgmfError: a sample's task, language, stream or feature width is not the run's, or it has no target; names
+                the sample.
         """
         for sample in samples:
-            if sample.task not in self.tasks or (sample.task, sample.language) not in self.answers:
-                raise EgmfError(
-                    f"sample {sample.id}: task {sample.task!r} in {sample.language!r} is not one of this run's tasks"
-                )
+            self._check(sample)
         tasks = [self.tasks[s.task] for s in samples]
         right = [answer_index(s, t) for s, t in zip(samples, tasks, strict=True)]
 
         text = self._encoder.texts([s.text for s in samples])
-        features = {m: self._features(samples, m) for m in FEATURE_MODALITIES}
-        lengths_BM = np.array(
-            [[len(text[b]), *(len(features[m][b]) for m in FEATURE_MODALITIES)] for b in range(len(samples))]
-        )
-        order, position = sample_major(lengths_BM)
+        features = [self._features(samples, own) for own in self.inputs]
+        inputs: list[list[Any]] = [text, *features]
+        lengths_BI = np.array([[len(rows[b]) for rows in inputs] for b in range(len(samples))])
+        # A sample has each stream in one width at most, and the widths of a stream are neighbours.
+        order, position = sample_major(lengths_BI)
+        lengths_BM = np.zeros((len(samples), self._modalities), lengths_BI.dtype)
+        for modality, lengths_B in zip(self._modality_of, lengths_BI.T, strict=True):
+            lengths_BM[:, modality] += lengths_B
 
         prompts = self._encoder.prompts(
             [prompt_pieces(s, t, self.config.context_turns) for s, t in zip(samples, tasks, strict=True)]
@@ -150,8 +163,8 @@ class Collator:
                 [float(s.value or 0.0) if t.kind == REGRESSION else 0.0 for s, t in zip(samples, tasks, strict=True)]
             ),
             text_ids=torch.tensor([i for ids in text for i in ids], dtype=torch.long),
-            audio=torch.from_numpy(np.concatenate(features["audio"])),
-            vision=torch.from_numpy(np.concatenate(features["vision"])),
+            features=tuple(torch.from_numpy(np.concatenate(rows)) for rows in features),
+            modalities=self._modalities,
             order_T=torch.from_numpy(order),
             cu_segments=boundaries(lengths_BM.flat),
             position_T=torch.from_numpy(position),
@@ -174,20 +187,20 @@ def average_down(frames: np.ndarray, limit: int) -> np.ndarray:
     return (np.add.reduceat(frames, starts, axis=0) / counts[:, None]).astype(np.float32)
 
 
-def sample_major(lengths_BM: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How modality-major tokens become sample-major.
+def sample_major(lengths_BI: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How input-major tokens (all of the text, all of the first feature input, ...) become sample-major.
 
     Args:
-        lengths_BM: tokens of each (sample, modality) segment.
+        lengths_BI: tokens of each (sample, input) segment.
 
     Returns:
-        Rows of the modality-major concatenation in sample-major order, and each token's place in its segment; both
+        Rows of the input-major concatenation in sample-major order, and each token's place in its segment; both
         int64 ``[T]``.
     """
-    modality_start = np.concatenate([[0], lengths_BM.sum(0).cumsum()[:-1]])
-    start_BM = modality_start + lengths_BM.cumsum(0) - lengths_BM
-    rows = [np.arange(s, s + n) for s, n in zip(start_BM.reshape(-1), lengths_BM.reshape(-1), strict=True)]
-    places = [np.arange(n) for n in lengths_BM.reshape(-1)]
+    input_start = np.concatenate([[0], lengths_BI.sum(0).cumsum()[:-1]])
+    start_BI = input_start + lengths_BI.cumsum(0) - lengths_BI
+    rows = [np.arange(s, s + n) for s, n in zip(start_BI.reshape(-1), lengths_BI.reshape(-1), strict=True)]
+    places = [np.arange(n) for n in lengths_BI.reshape(-1)]
     return np.concatenate(rows).astype(np.int64), np.concatenate(places).astype(np.int64)
 
 

@@ -27,7 +27,7 @@ class OtherModalities(NamedTuple):
     row_R: torch.Tensor
     """int64: which packed token each row is."""
     place_TN: torch.Tensor
-    """int64 ``[T, M - 1]``: the rows that each token became; R where it became fewer."""
+    """int64 ``[T, max(M - 1, 1)]``: the rows that each token became; R where it became fewer."""
     cu_segments: torch.Tensor
     """int32 ``[B * M + 1]``: where each segment's rows begin."""
     alone_S: torch.Tensor
@@ -52,7 +52,7 @@ class OtherModalities(NamedTuple):
                     seen = []
                 rows.append(np.concatenate([np.zeros(0, dtype=np.int64), *seen]))
         row_R = np.concatenate([np.zeros(0, dtype=np.int64), *rows]).astype(np.int64)
-        place_TN = np.full((int(lengths_BM.sum()), modalities - 1), len(row_R), dtype=np.int64)
+        place_TN = np.full((int(lengths_BM.sum()), max(modalities - 1, 1)), len(row_R), dtype=np.int64)
         # A stable sort brings a token's rows together in their order; its first is its 0th, and so on.
         order = row_R.argsort(kind="stable")
         first = np.searchsorted(row_R[order], row_R[order])

@@ -1,4 +1,4 @@
-"""What a run reads: its tasks, languages and feature widths, and the shards of each split."""
+"""What a run reads: its tasks, languages and feature streams, and the shards of each split."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from egmf_dist.config import Config, DataConfig
 from egmf_dist.data.collate import Collator
 from egmf_dist.data.prompt_ids import Limits
 from egmf_dist.data.standardise import Standardisation, standardisations
+from egmf_dist.data.streams import Streams, inputs_of, modalities_of
 from egmf_dist.errors import EgmfError
 from egmf_shards import ShardSet, StorageOptions, Stream, StreamOptions, Task
 
@@ -22,9 +23,14 @@ class RunData:
 
     tasks: Mapping[str, Task]
     languages: Sequence[str]
-    dims: Mapping[str, int]
+    streams: Streams
     standardisations: Mapping[str, Standardisation]
-    """By feature modality; empty where features are taken as they are."""
+    """By the key of a feature input; empty where features are taken as they are."""
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """In their order: text, then the feature streams by name."""
+        return modalities_of(self.streams)
 
     @classmethod
     def of(cls, shards: ShardSet, config: DataConfig) -> RunData:
@@ -33,8 +39,9 @@ class RunData:
         Raises:
             EgmfError: features are to be standardised and a folder has no statistics.
         """
-        known = standardisations(shards.manifests, shards.folders, shards.dims) if config.standardise else {}
-        return cls(dict(shards.tasks), list(shards.languages), dict(shards.dims), known)
+        inputs = inputs_of(shards.streams)
+        known = standardisations(shards.manifests, shards.folders, inputs) if config.standardise else {}
+        return cls(dict(shards.tasks), list(shards.languages), dict(shards.streams), known)
 
     def keeping(self, known: Mapping[str, Any] | None) -> tuple[RunData, str | None]:
         """The same data, standardised as the run's earlier steps were, and a sentence where the folders say otherwise.
@@ -42,7 +49,7 @@ class RunData:
         A manifest's statistics are no part of its data's identity: they may have been made anew, with more digits.
 
         Args:
-            known: by modality what :meth:`statistics` gives; None for a run without earlier steps.
+            known: by feature input what :meth:`statistics` gives; None for a run without earlier steps.
         """
         if known is None or known == self.statistics():
             return self, None
@@ -56,10 +63,10 @@ class RunData:
         Raises:
             EgmfError: two legal answers tokenise alike, or a question does not fit.
         """
-        return Collator(tokenizer, self.tasks, self.languages, self.dims, config, limits, self.standardisations)
+        return Collator(tokenizer, self.tasks, self.languages, self.streams, config, limits, self.standardisations)
 
     def statistics(self) -> dict[str, Any]:
-        """By modality by what statistics features are standardised, JSON-able."""
+        """By feature input by what statistics features are standardised, JSON-able."""
         return {name: s.to_json() for name, s in self.standardisations.items()}
 
     def to_json(self) -> dict[str, Any]:
@@ -67,7 +74,7 @@ class RunData:
         return {
             "tasks": [task.to_json() for task in self.tasks.values()],
             "languages": list(self.languages),
-            "dims": dict(self.dims),
+            "streams": {name: list(widths) for name, widths in self.streams.items()},
             "standardisations": self.statistics(),
         }
 
@@ -77,7 +84,7 @@ class RunData:
         tasks = [Task.from_json(t, "adapter.json") for t in data["tasks"]]
         # An adapter of before has no statistics: it was trained on features as they are.
         known = {name: Standardisation.from_json(s) for name, s in data.get("standardisations", {}).items()}
-        return cls({t.name: t for t in tasks}, data["languages"], data["dims"], known)
+        return cls({t.name: t for t in tasks}, data["languages"], data["streams"], known)
 
 
 def open_split(config: Config, split: str) -> ShardSet:
@@ -86,7 +93,7 @@ def open_split(config: Config, split: str) -> ShardSet:
     A missing shard is tolerated in the training split alone, by ``data.bad_samples``: scoring is always strict.
 
     Raises:
-        EgmfError: no folder is configured.
+        EgmfError: no folder is configured, or a sample has no target.
         ShardError: a folder is missing, damaged, or has no such split.
     """
     if not config.data.shards:
@@ -94,7 +101,14 @@ def open_split(config: Config, split: str) -> ShardSet:
     data = config.data
     storage = StorageOptions(cache_dir=data.cache_dir, cache_bytes=int(data.cache_gib * 2**30), retries=data.retries)
     tolerate = split == "train" and data.bad_samples != "strict"
-    return ShardSet.open(data.shards, split, storage=storage, tolerate=tolerate)
+    shards = ShardSet.open(data.shards, split, storage=storage, tolerate=tolerate)
+    unlabelled = shards.without_target
+    if len(unlabelled):
+        raise EgmfError(
+            f"data.shards: {len(unlabelled)} of the {len(shards)} samples of the split {split!r} have no target, the "
+            f"first is {shards.key(int(unlabelled[0]))!r}; training and evaluation need one of every sample"
+        )
+    return shards
 
 
 def open_stream(config: Config, shards: ShardSet, rank: int, world: int) -> Stream:

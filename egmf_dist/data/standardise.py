@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from egmf_dist.errors import EgmfError
+from egmf_shards import FeatureInput
 
 CLAMP = 10.0
 """Values further than this many deviations from the mean are moved to that distance."""
@@ -21,7 +22,7 @@ CLAMP = 10.0
 
 @dataclass(frozen=True, eq=False)
 class Standardisation:
-    """One modality's; constant dimensions become 0."""
+    """One feature input's; constant dimensions become 0."""
 
     mean: np.ndarray
     """float64 ``[dim]``."""
@@ -48,7 +49,7 @@ class Standardisation:
         """Over several folders, each weighted by its frames; of two parts' frames as of one whole.
 
         Args:
-            statistics: manifests' entries of one modality: ``frames``, and per dimension ``mean``, ``std``, ``min`` and
+            statistics: manifests' entries of one stream: ``frames``, and per dimension ``mean``, ``std``, ``min`` and
                 ``max``.
         """
         frames = np.array([s["frames"] for s in statistics], np.float64)[:, None]
@@ -62,32 +63,34 @@ class Standardisation:
 
 
 def standardisations(
-    manifests: Sequence[Mapping[str, Any]], folders: Sequence[str], dims: Mapping[str, int]
+    manifests: Sequence[Mapping[str, Any]], folders: Sequence[str], inputs: Sequence[FeatureInput]
 ) -> dict[str, Standardisation]:
-    """For each feature modality that a run has.
+    """For each feature input that a run has, by its key.
 
     Args:
         manifests: of the run's folders.
         folders: their names, for messages.
-        dims: feature widths; 0 for none.
+        inputs: the run's; folders that hold a stream in the same width are pooled.
 
     Raises:
-        EgmfError: a folder has the modality and no statistics of its training split.
+        EgmfError: a folder has the stream and no statistics of its training split.
     """
     out = {}
-    for modality in (name for name, dim in dims.items() if dim):
+    for own in inputs:
         known = []
         for manifest, folder in zip(manifests, folders, strict=True):
-            entry = manifest.get("statistics", {}).get(modality)
+            if manifest["streams"].get(own.stream, {}).get("dim") != own.dim:
+                continue
+            entry = manifest.get("statistics", {}).get(own.stream)
             if entry is not None and entry["frames"]:
                 known.append(entry)
-            elif manifest["dims"].get(modality, 0) and has_training_frames(manifest, modality):
+            elif has_training_frames(manifest, own.stream):
                 raise EgmfError(
-                    f"{folder}: its manifest has no statistics of {modality}, by which features are standardised; make "
-                    "them with: egmf shards index --force DIR, or train with data.standardise false"
+                    f"{folder}: its manifest has no statistics of {own.stream}, by which features are standardised; "
+                    "make them with: egmf shards index --force DIR, or train with data.standardise false"
                 )
         if known:
-            out[modality] = Standardisation.pooled(known)
+            out[own.key] = Standardisation.pooled(known)
     return out
 
 

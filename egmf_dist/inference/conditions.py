@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from egmf_dist.metrics.by_task import HEADLINE
-from egmf_shards import MODALITIES
+from egmf_shards import TEXT
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,11 @@ def conditions(evaluation: Mapping[str, Any]) -> dict[str, tuple[str, list[Condi
     Args:
         evaluation: what ``evaluation/SPLIT.json`` holds.
     """
-    gone = set(evaluation.get("without", ()))
-    scorings = [(gone, evaluation), *((gone | {m}, part) for m, part in (evaluation.get("removed") or {}).items())]
+    gone, removed = set(evaluation.get("without", ())), evaluation.get("removed") or {}
+    scorings = [(gone, evaluation), *((gone | {m}, part) for m, part in removed.items())]
+    # An evaluation of before does not say which modalities its run had; the names are in what it took away.
+    others = sorted((gone | removed.keys()) - {TEXT})
+    modalities = evaluation.get("modalities", [TEXT, *others])
     out = {}
     for name, task in evaluation["tasks"].items():
         metric = HEADLINE[task["kind"]]
@@ -42,9 +45,9 @@ def conditions(evaluation: Mapping[str, Any]) -> dict[str, tuple[str, list[Condi
             result = scored["tasks"].get(name)
             rows.append(
                 Condition(
-                    label=f"without {'+'.join(m for m in MODALITIES if m in absent)}" if absent else "all",
+                    label=f"without {'+'.join(m for m in modalities if m in absent)}" if absent else "all",
                     measured=result["metrics"].get(metric) if result else None,
-                    ceiling=ceilings.get("+".join(m for m in MODALITIES if m not in absent)),
+                    ceiling=ceilings.get("+".join(m for m in modalities if m not in absent)),
                 )
             )
         out[name] = (metric, rows)

@@ -23,7 +23,7 @@ from egmf_dist.model.identity import backbone_identity
 from egmf_dist.run.folder import Run
 from egmf_dist.run.identity import Identity, check_identity
 from egmf_dist.run.places import Places
-from egmf_shards import MODALITIES, ShardSet
+from egmf_shards import TEXT, ShardSet
 
 
 def evaluate(
@@ -53,13 +53,13 @@ def evaluate(
         EgmfError: nothing is trained yet, a modality does not exist, or data or backbone are not those of the run.
         ShardError: the split is missing or damaged.
     """
-    check_modalities(remove)
     with best_adapter(run) as adapter:
         description = adapter.description
         saved = description["config"]
         saved = saved | {"evaluation": saved.get("evaluation", {}) | evaluation}
         config = places.put_into(config_from_dict(saved))
         run_data = RunData.from_json(description["data"])
+        check_modalities(remove, run_data)
         check_trained(run, config, description)
         shards = open_split(config, split)
         capabilities, collator = read_backbone(config, run_data)
@@ -105,6 +105,7 @@ def evaluate(
             "split": split,
             "samples": len(rows),
             "scoring": scorer.way,
+            "modalities": list(run_data.modalities),
             "prompts_cut": sum("prompt_tokens_cut" in row for row in rows),
         }
         if remove:
@@ -149,20 +150,21 @@ def check_trained(run: Run, config: Config, description: Mapping[str, Any]) -> N
     return check_identity(then, found, f"run {run}", ("data", "backbone"), "")
 
 
-def check_modalities(remove: Sequence[str]) -> None:
+def check_modalities(remove: Sequence[str], run_data: RunData) -> None:
     """Refuse to take away what no sample has.
 
     Raises:
         EgmfError: names the modality, and those there are.
     """
-    odd = [m for m in remove if m not in MODALITIES]
+    odd = [m for m in remove if m not in run_data.modalities]
     if odd:
-        raise EgmfError(f"evaluate: modality {odd[0]!r} does not exist; remove any of {', '.join(MODALITIES)}")
+        known = ", ".join(run_data.modalities)
+        raise EgmfError(f"evaluate: modality {odd[0]!r} does not exist; remove any of {known}")
 
 
 def present_modalities(run_data: RunData) -> list[str]:
     """Text, and the feature modalities the run has."""
-    return [m for m in MODALITIES if m == "text" or run_data.dims.get(m, 0)]
+    return [m for m in run_data.modalities if m == TEXT or run_data.streams[m]]
 
 
 def construction_ceilings(shards: ShardSet) -> dict[str, Any]:

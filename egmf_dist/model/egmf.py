@@ -77,8 +77,9 @@ class EGMF(nn.Module):
             learned = config.text_stream == "learned"
             text_dim = config.width if learned else capabilities.width
             self.text_embedding = nn.Embedding(capabilities.vocabulary, config.width) if learned else None
-            self.encoders = Encoders(config, data.dims.get("audio", 0), data.dims.get("vision", 0), text_dim)
-            self.fusion: Any = FUSIONS.find(config.fusion)(config, len(data.tasks), len(data.languages))
+            self.encoders = Encoders(config, data.streams, text_dim)
+            fusion = FUSIONS.find(config.fusion)
+            self.fusion: Any = fusion(config, data.modalities, len(data.tasks), len(data.languages))
             self.diagnostics = self.fusion.diagnostics
             self.pseudo_tokens = PseudoTokens(config, capabilities.width, embedding_rms)
         self.masks_honoured = False

@@ -1,7 +1,7 @@
-"""Text, audio and vision to packed tokens of one width.
+"""Text and feature streams to packed tokens of one width.
 
-Shape legend: T packed tokens, D width, H the backbone's width. A modality that no shard of the run has gets no encoder;
-one that a sample lacks is a segment of zero length through the same encoder.
+Shape legend: T packed tokens, D width, H the backbone's width. A stream that no sample of the run has gets no encoder,
+one in several widths one for each; what a sample lacks is a segment of zero length through the same encoder.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import nn
 
 from egmf_dist.config import ModelConfig
 from egmf_dist.data.batch import RaggedBatch
-from egmf_shards import MODALITIES
+from egmf_dist.data.streams import Streams, inputs_of, modalities_of
 
 
 def sinusoids(position_T: torch.Tensor, width: int) -> torch.Tensor:
@@ -28,19 +28,19 @@ class Encoders(nn.Module):
 
     Args:
         config: widths and switches.
-        audio_dim: width of the audio features; 0 for none.
-        vision_dim: width of the vision features; 0 for none.
+        streams: the run's feature streams and their widths.
         text_dim: width of the text rows (the backbone's, or D for a learned embedding).
     """
 
-    def __init__(self, config: ModelConfig, audio_dim: int, vision_dim: int, text_dim: int) -> None:
+    def __init__(self, config: ModelConfig, streams: Streams, text_dim: int) -> None:
         super().__init__()
         width = config.width
         self.width = width
         self.text = nn.Linear(text_dim, width)
-        self.audio = nn.Linear(audio_dim, width) if audio_dim else None
-        self.vision = nn.Linear(vision_dim, width) if vision_dim else None
-        self.modality = nn.Embedding(len(MODALITIES), width)
+        inputs, modalities = inputs_of(streams), modalities_of(streams)
+        self.features = nn.ModuleDict({own.key: nn.Linear(own.dim, width) for own in inputs})
+        self._modality_of = [0, *(modalities.index(own.stream) for own in inputs)]
+        self.modality = nn.Embedding(len(modalities), width)
         self.place = nn.Linear(width, width, bias=False)
         nn.init.normal_(self.place.weight, std=0.2 / math.sqrt(width))
         self.dropout = nn.Dropout(config.dropout)
@@ -56,10 +56,10 @@ class Encoders(nn.Module):
         # A backbone's embeddings are small and differ in scale from model to model; features are the user's.
         normed = nn.functional.rms_norm(text_TH.float(), text_TH.shape[-1:], eps=1e-6).to(dtype)
         rows = [self.text(normed)]
-        for encoder, features in ((self.audio, batch.audio), (self.vision, batch.vision)):
-            rows.append(rows[0].new_zeros(0, self.width) if encoder is None else encoder(features.to(dtype)))
+        for encoder, features in zip(self.features.values(), batch.features, strict=True):
+            rows.append(encoder(features.to(dtype)))
         # By modality and not by token: numbers of the CPU that index on a GPU would make it wait.
-        kind_MD = self.modality(torch.arange(len(rows), device=text_TH.device))
-        packed_TD = torch.cat([own + kind for own, kind in zip(rows, kind_MD.unbind(0), strict=True)])
+        kinds = self.modality(torch.arange(batch.modalities, device=text_TH.device)).unbind(0)
+        packed_TD = torch.cat([own + kinds[m] for own, m in zip(rows, self._modality_of, strict=True)])
         packed_TD = packed_TD[batch.order_T] + self.place(sinusoids(batch.position_T, self.width).to(dtype))
         return self.dropout(packed_TD)

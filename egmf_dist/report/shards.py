@@ -16,10 +16,10 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from egmf_dist.errors import EgmfError
 from egmf_dist.report.style import COLOURS, FIRST_CJK, FONT, GREY, families, new_figure, plain, save, tidy
-from egmf_shards import CLASSIFICATION, MODALITIES, Task, describe
-from egmf_shards.check.info import LENGTHS, present_lengths, target_values
-from egmf_shards.format.index import load_index
-from egmf_shards.format.manifest import read_manifest, tasks_of
+from egmf_shards import CLASSIFICATION, TEXT, Task, describe
+from egmf_shards.check.info import TEXT_LENGTH, present_lengths, target_values
+from egmf_shards.format.index import frames_column, load_index
+from egmf_shards.format.manifest import dims_of, read_manifest, tasks_of
 from egmf_shards.storage.opening import open_storage
 
 COLUMNS = 3
@@ -51,7 +51,8 @@ def write_shards_picture(folder: str | os.PathLike[str], path: str | os.PathLike
     storage = open_storage(folder)
     manifest, index = read_manifest(storage), load_index(storage)
     splits = list(manifest["splits"])
-    lengths = {column: {split: present_lengths(index, split, column) for split in splits} for column in LENGTHS}
+    columns = (TEXT_LENGTH, *map(frames_column, dims_of(manifest)))
+    lengths = {column: {split: present_lengths(index, split, column) for split in splits} for column in columns}
     figure = shards_figure(describe(storage), tasks_of(manifest, storage), lengths, target_values(storage))
     try:
         # A folder of its own, so that nothing is left behind where the last step fails.
@@ -247,17 +248,17 @@ class _Missing:
     """Share of each split's samples that lack a modality."""
 
     def __init__(self, info: dict[str, Any]) -> None:
-        self.splits = info["splits"]
+        self.splits, self.modalities = info["splits"], (TEXT, *info["streams"])
 
     def __call__(self, axes: Axes) -> None:
         palette, width, top = colours(self.splits), 0.8 / len(self.splits), 0.0
         for i, (split, data) in enumerate(self.splits.items()):
-            shares = [data["missing"][m] / max(data["samples"], 1) for m in MODALITIES]
-            places = np.arange(len(MODALITIES)) + (i - (len(self.splits) - 1) / 2) * width
+            shares = [data["missing"][m] / max(data["samples"], 1) for m in self.modalities]
+            places = np.arange(len(self.modalities)) + (i - (len(self.splits) - 1) / 2) * width
             bars = axes.bar(places, shares, width * 0.94, color=palette[split])
             axes.bar_label(bars, [_percent(x) for x in shares], fontsize=FONT - 4, padding=1)
             top = max(top, *shares)
-        axes.set_xticks(range(len(MODALITIES)), MODALITIES)
+        axes.set_xticks(range(len(self.modalities)), self.modalities)
         axes.set_ylim(0, 1.12 * top if top else 1)
         in_percent(axes.yaxis)
         tidy(axes, "missing modalities", "", "share of the split's samples")

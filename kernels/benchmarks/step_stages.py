@@ -317,7 +317,7 @@ def backbone(size: str) -> tuple[Any, Qwen2Config]:
 
 def run_data() -> RunData:
     """One task in one language."""
-    return RunData({TASK.name: TASK}, ["en"], DIMS, {})
+    return RunData({TASK.name: TASK}, ["en"], {name: [dim] for name, dim in DIMS.items()}, {})
 
 
 def batch(size: int, kind: str, vocabulary: int) -> RaggedBatch:
@@ -333,7 +333,7 @@ def batch(size: int, kind: str, vocabulary: int) -> RaggedBatch:
     def sample(number: int) -> Sample:
         text, audio, vision = (int(draw.integers(1, 2 * mean + 1)) for mean in LENGTHS[kind])
         frames = {"audio": audio if number else 0, "vision": vision}
-        features: dict[str, Any] = {
+        features = {
             name: draw.standard_normal((count, DIMS[name])).astype(np.float32)
             for name, count in frames.items()
             if count
@@ -347,7 +347,7 @@ def batch(size: int, kind: str, vocabulary: int) -> RaggedBatch:
             split="train",
             modalities=("text", *features),
             label=TASK.labels[int(draw.integers(3))],
-            **features,
+            features=features,
         )
 
     return collator([sample(number) for number in range(size)], [1.0] * size).to(DEVICE)

@@ -58,7 +58,10 @@ _CSD = {
     name: f"the file of {name} in the folder; left out, the one whose name fits"
     for name in ("labels", "words", "audio", "vision")
 }
-_JSONL = {"task": "YAML file of the task: see configs/tasks/example.yaml"}
+_JSONL = {
+    "task": "YAML file of the task: see configs/tasks/example.yaml",
+    "features": "folders of other feature streams by name, such as {eda: DIR}",
+}
 _IN = "egmf_shards.importers"
 VERBS = {
     "demo": Verb(
@@ -68,7 +71,7 @@ VERBS = {
     "shards synth": Verb(
         "egmf_shards.synthetic.generate:synthesize",
         "generate bilingual clips",
-        "--out data/synthetic --seed 0 --samples 4000",
+        "--out data/synthetic --seed 0 --samples 4000 --streams audio,vision,eda",
     ),
     "shards import meld": Verb(
         f"{_IN}.meld:import_meld", "MELD's official CSV files", "--source DIR_OF_CSV --out data/meld", _FEATURES

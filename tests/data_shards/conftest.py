@@ -28,7 +28,10 @@ Refusal = Callable[[Callable[[], object], str], None]
 
 @pytest.fixture
 def sample() -> SampleMaker:
-    """``sample(i, **changes)``: sample number ``i``; every third lacks audio, every fifth is a regression."""
+    """``sample(i, **changes)``: sample number ``i``; every third lacks audio, every fifth is a regression.
+
+    Features change by the name of their stream, ``audio=None``, or all together as ``features``.
+    """
 
     def make(i: int, **changes: object) -> Sample:
         rng = np.random.default_rng(i)
@@ -48,10 +51,11 @@ def sample() -> SampleMaker:
             dialogue=f"d{i // 4}",
             turn=i % 4,
             context=tuple(Turn("Ben", f"turn {k}") for k in range(i % 4)),
-            audio=audio,
-            vision=rng.normal(size=(2, 3)).astype(np.float32),
         )
-        return replace(base, **changes)
+        arrays = {"audio": audio, "vision": rng.normal(size=(2, 3)).astype(np.float32)}
+        arrays = changes.pop("features", {name: changes.pop(name, array) for name, array in arrays.items()})
+        features = {name: array for name, array in arrays.items() if array is not None}
+        return replace(base, features=features, **changes)
 
     return make
 
@@ -90,12 +94,9 @@ def refused() -> Refusal:
 
 def same(a: Sample, b: Sample) -> bool:
     """Equal in every field, arrays to the bit."""
-    if a.to_json() != b.to_json():
+    if a.to_json() != b.to_json() or a.features.keys() != b.features.keys():
         return False
-    for x, y in ((a.audio, b.audio), (a.vision, b.vision)):
-        if (x is None) != (y is None) or (x is not None and y is not None and not np.array_equal(x, y)):
-            return False
-    return True
+    return all(np.array_equal(array, b.features[name]) for name, array in a.features.items())
 
 
 @pytest.fixture

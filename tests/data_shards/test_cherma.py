@@ -48,8 +48,8 @@ def test_entries_become_samples(cherma, tmp_path):
     samples = {s.id: s for s in train}
     whole, half = samples["cherma-train-train_000"], samples["cherma-train-train_003"]
     assert (whole.modalities, whole.text, whole.language, whole.label) == (("audio", "vision"), "", "zh", "anger")
-    assert (whole.audio == np.load(cherma / "audio" / "train" / "train_000.npy")).all()
-    assert (whole.vision == np.load(cherma / "visual" / "train" / "train_000.mp4.npy")).all()
+    assert (whole.features["audio"] == np.load(cherma / "audio" / "train" / "train_000.npy")).all()
+    assert (whole.features["vision"] == np.load(cherma / "visual" / "train" / "train_000.mp4.npy")).all()
     assert half.modalities == ("audio",)
     assert manifest["source"]["features"]["vision"]["clips_without_file"] == 1
     assert [file["file"] for file in manifest["source"]["files"]] == ["train.json", "valid.json", "test.json"]
@@ -121,8 +121,8 @@ def test_labels_of_one_modality_alone(cherma, tmp_path):
     for i in range(8):
         whole, heard = samples[f"cherma-train-train_{i:03d}"], samples[f"cherma-train-train_{i:03d}-audio"]
         assert (heard.modalities, heard.label, heard.task) == (("audio",), keys[(i + 1) % 7], "cherma-emotion-audio")
-        assert (heard.audio == whole.audio).all()
-        assert heard.vision is None
+        assert (heard.features["audio"] == whole.features["audio"]).all()
+        assert "vision" not in heard.features
         seen = samples.get(f"cherma-train-train_{i:03d}-vision")
         assert (seen is None) == (i == 3)
         assert seen is None or (seen.label, seen.modalities) == (keys[(i + 2) % 7], ("vision",))

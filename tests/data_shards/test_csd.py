@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from egmf_shards import Sample, ShardError, ShardSet
+from egmf_shards.format.manifest import dims_of
 from egmf_shards.importers.csd import import_csd, overlapping
 
 h5py = pytest.importorskip("h5py", reason="h5py is not installed; it is the extra 'csd'")
@@ -99,12 +100,14 @@ def test_segments_become_samples(tmp_path):
                 assert sample.text == " ".join(word for word in spoken if word != "sp")
                 for role in ("audio", "vision"):
                     features, intervals = data[role][video]
-                    np.testing.assert_array_equal(getattr(sample, role), features[overlap(intervals, start, end)])
+                    np.testing.assert_array_equal(sample.features[role], features[overlap(intervals, start, end)])
     assert "word7" in samples["mosei-b_c-1"].text and "word7" in samples["mosei-b_c-2"].text, "segments overlap"  # noqa: PT018
     assert manifest["tasks"][0]["step"] == pytest.approx(1 / 3)
     assert [file["file"] for file in manifest["source"]["files"]] == [*(n for n, _ in NAMES.values()), "split.json"]
-    assert manifest["source"]["features"]["audio"]["frames_kept"] == sum(len(s.audio) for s in samples.values())
-    assert manifest["dims"] == {"audio": 74, "vision": 35}
+    assert manifest["source"]["features"]["audio"]["frames_kept"] == sum(
+        len(s.features["audio"]) for s in samples.values()
+    )
+    assert dims_of(manifest) == {"audio": 74, "vision": 35}
 
 
 def test_files_that_the_sdk_aligned_give_the_same_samples(tmp_path):
@@ -124,7 +127,7 @@ def test_files_that_the_sdk_aligned_give_the_same_samples(tmp_path):
     assert whole.keys() == cut.keys()
     for key, sample in whole.items():
         assert sample.to_json() == cut[key].to_json()
-        np.testing.assert_array_equal(sample.audio, cut[key].audio)
+        np.testing.assert_array_equal(sample.features["audio"], cut[key].features["audio"])
 
 
 def test_what_is_left_out_and_repaired_is_counted(tmp_path):
@@ -166,7 +169,7 @@ def test_only_labels_and_words(tmp_path):
     data = sequences()
     split = write_all(tmp_path / "in", {role: data[role] for role in ("labels", "words")})
     manifest = import_csd(tmp_path / "in", tmp_path / "out", "mosei", split)
-    assert manifest["dims"] == {"audio": 0, "vision": 0}
+    assert dims_of(manifest) == {"audio": 0, "vision": 0}
     assert manifest["source"]["features"] == {}
 
 
@@ -179,7 +182,7 @@ def test_files_by_name(tmp_path):
     ):
         import_csd(tmp_path / "in", tmp_path / "out", "mosei", split)
     manifest = import_csd(tmp_path / "in", tmp_path / "out", "mosei", split, vision="CMU_MOSEI_VisualOpenFace2.csd")
-    assert manifest["dims"]["vision"] == 74
+    assert dims_of(manifest)["vision"] == 74
     with pytest.raises(ShardError, match=r"x\.csd: there is no such \.csd file for the audio"):
         import_csd(tmp_path / "in", tmp_path / "x", "mosei", split, vision="x", audio="x.csd")
 

@@ -24,6 +24,7 @@ from egmf_shards import (
     import_mmsa,
     import_mse_adapter,
 )
+from egmf_shards.format.manifest import dims_of
 from egmf_shards.format.task import Task
 from egmf_shards.importers.repairs import without_axes_of_1
 
@@ -123,7 +124,7 @@ def test_zeros_are_an_absent_modality_and_counted(importer, tmp_path):
     manifest = importer(tmp_path, [np.zeros((4, 3), np.float32), np.full((4, 3), np.nan, np.float32), clip(2)])
     samples = samples_of(tmp_path / "out")
     assert ["audio" in sample.modalities for sample in samples] == [False, False, True]
-    np.testing.assert_array_equal(samples[2].audio, clip(2))
+    np.testing.assert_array_equal(samples[2].features["audio"], clip(2))
     report = manifest["source"]["features"]["audio"]
     assert (report["clips_of_zeros"], report["frames_kept"]) == (2, 4)
     assert (report["clips_with_non_finite_set_to_0"], report["numbers_not_finite_set_to_0"]) == (1, 12)
@@ -131,7 +132,7 @@ def test_zeros_are_an_absent_modality_and_counted(importer, tmp_path):
 
 @pytest.mark.parametrize("importer", IMPORTERS)
 def test_no_clip_at_all_is_said(importer, tmp_path, capsys):
-    assert importer(tmp_path, [np.zeros((4, 3))] * 3)["dims"]["audio"] == 0
+    assert dims_of(importer(tmp_path, [np.zeros((4, 3))] * 3))["audio"] == 0
     assert "audio: not one clip has it" in capsys.readouterr().err.splitlines()
 
 
@@ -141,11 +142,11 @@ def test_axes_of_1_are_taken_off_and_counted(importer, shape, tmp_path):
     manifest = importer(tmp_path, [clip(n).reshape(shape) for n in range(3)])
     samples = samples_of(tmp_path / "out")
     for n, sample in enumerate(samples):
-        np.testing.assert_array_equal(sample.audio, clip(n))
+        np.testing.assert_array_equal(sample.features["audio"], clip(n))
     counts = manifest["source"]["features"]["audio"]
     name = "sequences" if importer is of_csd else "clips"
     assert counts[f"{name}_with_axes_of_1_taken_off"] == 3
-    assert manifest["dims"]["audio"] == 3
+    assert dims_of(manifest)["audio"] == 3
 
 
 @pytest.mark.parametrize(

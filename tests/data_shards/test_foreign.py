@@ -189,7 +189,10 @@ def test_labels_lengths_and_ids_in_any_container(form, tmp_path):
     import_mmsa(tmp_path / "p.pkl", tmp_path / "out", "sims")
     samples = list(ShardSet.open([tmp_path / "out"], "train"))
     assert [s.value for s in samples] == pytest.approx([-1.0, 0.4])
-    assert [(s.id, s.text, len(s.audio)) for s in samples] == [("sims-train-1", "x", 3), ("sims-train-2", "y", 3)]
+    assert [(s.id, s.text, len(s.features["audio"])) for s in samples] == [
+        ("sims-train-1", "x", 3),
+        ("sims-train-2", "y", 3),
+    ]
 
 
 @pytest.mark.parametrize("label", ["much", None, [1.0, 2.0], np.ones(2), True, np.array("x")])

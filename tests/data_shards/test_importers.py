@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from egmf_shards import Sample, ShardError, ShardSet, import_label_csv, import_meld
+from egmf_shards.format.manifest import dims_of
 from egmf_shards.importers.table import clean_text
 
 MELD_HEADER = "Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID,Season,Episode,StartTime,EndTime"
@@ -78,10 +79,10 @@ def test_meld_features_and_their_rules(meld, tmp_path, capsys):
     np.save(audio / "train" / "dia3_utt4.npy", np.array([[65504, 65505, -1e6]]))
     manifest = import_meld(meld, tmp_path / "out", audio=audio)
     samples = by_id(tmp_path / "out")
-    assert np.array_equal(samples["meld-train-dia0-utt0"].audio, frames.astype(np.float32))
-    assert np.array_equal(samples["meld-dev-dia0-utt0"].audio, vector[None])
-    assert samples["meld-test-dia0-utt0"].audio.tolist() == [[1.0, 0.0, 0.0]]
-    assert samples["meld-train-dia3-utt4"].audio.tolist() == [[65504, 65505, -1e6]]
+    assert np.array_equal(samples["meld-train-dia0-utt0"].features["audio"], frames.astype(np.float32))
+    assert np.array_equal(samples["meld-dev-dia0-utt0"].features["audio"], vector[None])
+    assert samples["meld-test-dia0-utt0"].features["audio"].tolist() == [[1.0, 0.0, 0.0]]
+    assert samples["meld-train-dia3-utt4"].features["audio"].tolist() == [[65504, 65505, -1e6]]
     for absent in ("dia0-utt2", "dia3-utt0", "dia3-utt1", "dia3-utt2", "dia3-utt3", "dia3-utt9"):
         assert samples[f"meld-train-{absent}"].modalities == ("text",)
     assert manifest["source"]["features"] == {
@@ -103,7 +104,7 @@ def test_meld_features_and_their_rules(meld, tmp_path, capsys):
     assert manifest["source"]["importer_version"] == 2
     assert manifest["source"]["files"][0] == {"file": "train_sent_emo.csv", "bytes": len(content), "sha256": digest}
     assert [file["file"] for file in manifest["source"]["files"][1:]] == ["dev_sent_emo.csv", "test_sent_emo.csv"]
-    assert manifest["dims"] == {"audio": 3, "vision": 0}
+    assert dims_of(manifest) == {"audio": 3, "vision": 0}
     assert manifest["splits"]["train"]["missing"]["audio"] == 15
     assert "audio: clips found 9, clips without file 10" in capsys.readouterr().err
 
@@ -209,7 +210,7 @@ def test_label_csv_features(sims, tmp_path, pattern):
     np.save(file, np.arange(6.0).reshape(3, 2))
     manifest = import_label_csv(sims, tmp_path / "out", "simsv2", "zh", vision=vision)
     samples = by_id(tmp_path / "out")
-    assert samples["simsv2-video_0001-0004"].vision.tolist() == [[0, 1], [2, 3], [4, 5]]
+    assert samples["simsv2-video_0001-0004"].features["vision"].tolist() == [[0, 1], [2, 3], [4, 5]]
     assert manifest["source"]["features"]["vision"]["clips_without_file"] == 2
 
 
@@ -225,7 +226,7 @@ def test_a_hostile_feature_file_counts_as_lacking(sims, tmp_path, text):
     np.save(tmp_path / "vision" / "video_0001_0001.npy", np.ones((2, 3)))
     manifest = import_label_csv(sims, tmp_path / "out", "simsv2", "zh", vision=tmp_path / "vision")
     assert manifest["source"]["features"]["vision"]["clips_unreadable"] == 1
-    assert by_id(tmp_path / "out")["simsv2-video_0001-0004"].vision is None
+    assert "vision" not in by_id(tmp_path / "out")["simsv2-video_0001-0004"].features
 
 
 def test_a_table_cannot_reach_out_of_the_feature_folder(tmp_path):

@@ -9,7 +9,6 @@ import os
 import re
 import tarfile
 import zlib
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,8 @@ import egmf_shards
 from egmf_shards import ShardError, ShardSet, Stream
 from egmf_shards.check.verify import verify
 from egmf_shards.format.index import load_index
-from egmf_shards.format.manifest import read_manifest
+from egmf_shards.format.index_checks import COLUMN_TYPES
+from egmf_shards.format.manifest import dims_of, read_manifest
 from egmf_shards.format.rules import FIELDS
 from egmf_shards.importers.foreign_tars import index_foreign
 
@@ -93,7 +93,7 @@ def test_indexed_tars_are_read_like_our_own(tmp_path):
     assert set(after) - set(before) == {"index.npz", "manifest.json"}
     assert read_manifest(out) == manifest
     assert manifest["dataset"] == "foreign"
-    assert manifest["dims"] == DIMS
+    assert dims_of(manifest) == DIMS
     assert {s: d["samples"] for s, d in manifest["splits"].items()} == {"train": 12, "valid": 6, "test": 6}
     assert {s["name"]: s["sha256"] for s in manifest["shards"]} == {
         n: d for n, d in before.items() if n != "tasks.json"
@@ -108,7 +108,7 @@ def test_indexed_tars_are_read_like_our_own(tmp_path):
         theirs = written[one.id]
         assert (one.text, one.label, one.value) == tuple(theirs["json"].get(k) for k in ("text", "label", "value"))
         for modality in DIMS:
-            array = getattr(one, modality)
+            array = one.features.get(modality)
             assert (array is None) == (f"{modality}.npy" not in theirs)
             assert array is None or np.array_equal(array, theirs[f"{modality}.npy"])
     assert ShardSet.open([out], "valid")[0].context[0].speaker == "Ann"
@@ -234,9 +234,11 @@ def test_the_specification_names_everything_the_code_has(tmp_path):
     out = foreign(tmp_path / "foreign", [record(i) for i in range(4)])
     manifest = index_foreign(out)
     index = load_index(out)
-    for field in fields(index):
-        kind = getattr(index, field.name).dtype
-        assert f"\n| `{field.name}` | {'str' if kind.kind == 'U' else kind.name} |" in text
+    with np.load(out / "index.npz") as written:
+        assert len(written.files) == len(COLUMN_TYPES) + 2 + len(index.frames)
+        for name in written.files:
+            kind, column = written[name].dtype, "STREAM_frames" if name.endswith("_frames") else name
+            assert f"\n| `{column}` | {'str' if kind.kind == 'U' else kind.name} |" in text
     for name in (*manifest, *manifest["splits"]["train"]):
         assert f"\n| `{name}` |" in text
     for name in FIELDS:
@@ -388,5 +390,5 @@ def test_tars_of_plain_tarfile_in_gnu_form_with_long_names(tmp_path):
             tar.addfile(info, io.BytesIO(members[name]))
     (out / "tasks.json").write_text(json.dumps(TASKS), encoding="utf-8")
     index_foreign(out)
-    assert np.array_equal(ShardSet.open([out], "train")[0].audio, one["audio.npy"])
+    assert np.array_equal(ShardSet.open([out], "train")[0].features["audio"], one["audio.npy"])
     assert verify(out).ok

@@ -71,9 +71,19 @@ WRONG_MANIFESTS: list[tuple[dict[str, Any], str]] = [
     *(({"tasks": tasks}, "tasks must be a list") for tasks in (5, None, [], {}, [5])),
     ({"tasks": [MOOD, MOOD]}, "tasks has two of one name"),
     *(({"tasks": [task]}, "task") for task, _ in WRONG_TASKS[:4]),
-    *(({"schema": schema}, "schema is .*; this version reads 1") for schema in (True, 1.0, None, [1])),
-    *(({"dims": dims}, "malformed .dims is ") for dims in ([], "x", None, {"smell": 5})),
-    *(({"dims": {"audio": dim}}, "malformed .dims is audio ") for dim in ("x", -3, 10**12, 4.0, True, None, [4])),
+    *(({"schema": schema}, "schema is .*; this version reads 1 and 2") for schema in (True, 1.0, None, [1])),
+    *(({"streams": streams}, "malformed .streams is ") for streams in ([], "x", None)),
+    *(
+        ({"streams": {name: {"dim": 5}}}, "a feature stream is called ")
+        for name in ("text", "Audio", "", "a.b", "x" * 40)
+    ),
+    *(
+        ({"streams": {"audio": stream}}, "malformed .streams.audio: dim is ")
+        for stream in (5, [], *({"dim": dim} for dim in ("x", -3, 10**12, 4.0, True, None, [4])))
+    ),
+    *(({"streams": {"audio": {"dim": 4, "rate": r}}}, "streams.audio: rate is ") for r in (0, -1, "4", True)),
+    ({"streams": {"audio": {"dim": 4, "made_by": 5}}}, "streams.audio: made_by is 5"),
+    ({"streams": {f"s{i}": {"dim": 1} for i in range(16)}}, "16 streams; at most 15"),
     *(({"languages": languages}, "malformed .languages") for languages in (5, [5], None, "en")),
     *(({"splits": splits}, "malformed .splits") for splits in ([], 5, {"dev": {}}, {"train": 5}, {"train": {}})),
     (split_of(samples=-1), "malformed .splits.train"),

@@ -40,12 +40,12 @@ def test_lengths_are_those_of_samples_that_have_the_modality(folder, sample):
     out = folder()
     samples = [s for s in map(sample, range(30)) if s.split == "train"]
     found = present_lengths(load_index(out), "train", "audio_frames").tolist()
-    assert sorted(found) == sorted(len(s.audio) for s in samples if s.audio is not None)
+    assert sorted(found) == sorted(len(s.features["audio"]) for s in samples if "audio" in s.features)
     assert len(found) < len(samples)
     info = describe(out)
     assert info["splits"]["train"]["lengths"]["audio_frames"][2] == int(np.median(found))
     assert info["features"]["audio"]["frames"] == sum(
-        len(s.audio) for s in map(sample, range(30)) if s.audio is not None
+        len(s.features["audio"]) for s in map(sample, range(30)) if "audio" in s.features
     )
 
 
@@ -107,7 +107,7 @@ def test_statistics_name_constant_dimensions_and_those_beyond_fp16(folder, sampl
         audio = np.random.default_rng(i).normal(size=(4, 5)).astype(np.float32)
         audio[:, 1], audio[:, 3] = 0.1, 0.0
         audio[0, 4] = -65505
-        return replace(base, audio=audio, vision=np.full((2, 3), 65504, np.float32))
+        return replace(base, features={"audio": audio, "vision": np.full((2, 3), 65504, np.float32)})
 
     info = describe(folder(samples=map(make, range(6))))
     audio, vision = info["features"]["audio"]["train"], info["features"]["vision"]["train"]
@@ -141,7 +141,7 @@ def test_names_that_look_like_markup(folder, sample):
 def test_a_folder_without_features(folder, sample):
     plain = sample(0, modalities=("text",), audio=None, vision=None)
     text = printed(folder(samples=[plain]))
-    assert "audio none, vision none" in text
+    assert "feature streams: none" in text
     assert "frames stored" not in text
 
 

@@ -51,8 +51,8 @@ def test_every_field_arrives(tmp_path):
     a, b, c = samples["a"], samples["b"], samples["c"]
     assert (a.speaker, a.dialogue, a.turn, a.label, a.task, a.dataset) == ("Ann", "d", 3, "good", "mood", "mine")
     assert [(t.speaker, t.text) for t in a.context] == [("Bob", "hi there")]
-    assert a.audio.shape == (4, 5)
-    assert (b.audio == 2).all()
+    assert a.features["audio"].shape == (4, 5)
+    assert (b.features["audio"] == 2).all()
     assert (b.language, b.label, b.modalities) == ("zh", "bad", ("text", "audio"))
     assert (c.text, c.modalities) == ("", ())
     assert manifest["source"]["features"]["audio"]["clips_found"] == 2

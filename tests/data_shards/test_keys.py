@@ -13,10 +13,11 @@ import pytest
 
 from egmf_shards import Sample, ShardError, ShardSet, import_cherma, import_jsonl, import_label_csv, import_mmsa
 from egmf_shards.check.verify import verify
-from egmf_shards.format.rules import KEY, MODALITIES
+from egmf_shards.format.rules import KEY
 from egmf_shards.format.task import Task
 from egmf_shards.importers.cherma import LABELS
 from egmf_shards.importers.keys import clip_name, escaped, name, unescaped
+from egmf_shards.importers.streams import MODALITIES
 
 PAIRS = [
     (("访谈", "1"), ("会议", "1")),
@@ -150,7 +151,7 @@ def test_clips_of_cherma_by_their_names(tmp_path):
     import_cherma(tmp_path, tmp_path / "out", modality_labels=True)
     samples = [s for s in ShardSet.open([tmp_path / "out"], "train") if s.task == "cherma-emotion"]
     assert [s.source_id for s in samples] == ["访谈", "会议", "a.b", "", "x-audio", ""]
-    assert [int(s.audio[0, 0]) for s in samples] == [1, 2, 3, 4, 5, 6]
+    assert [int(s.features["audio"][0, 0]) for s in samples] == [1, 2, 3, 4, 5, 6]
     assert {s.id for s in samples} >= {"cherma-train-a_b", "cherma-train-x-_u61_udio", "cherma-train-x"}
 
 
@@ -173,5 +174,5 @@ def test_an_id_of_any_length_is_no_file_and_no_crash(tmp_path):
     task = Task(name="t", kind="regression", questions={"zh": "?"}, low=-1, high=1, step=0.2)
     import_jsonl(tmp_path / "d.jsonl", tmp_path / "out", "d", task, tmp_path / "audio")
     samples = list(ShardSet.open([tmp_path / "out"], "train"))
-    assert [s.audio is not None for s in samples] == [True, False, False, False, False]
+    assert ["audio" in s.features for s in samples] == [True, False, False, False, False]
     assert [s.source_id for s in samples] == ["", "", "b\0c", "../../a", "/a"]

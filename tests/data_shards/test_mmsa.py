@@ -42,7 +42,7 @@ def check_samples(samples: dict[str, Sample], data: dict[str, Any], dataset: str
             assert sample.turn == row % 2
             for modality in ("audio", "vision"):
                 length = lengths[split][modality][row]
-                np.testing.assert_array_equal(getattr(sample, modality), part[modality][row, :length])
+                np.testing.assert_array_equal(sample.features[modality], part[modality][row, :length])
 
 
 @pytest.mark.parametrize("dataset", list(LAYOUTS))
@@ -92,13 +92,13 @@ def test_mmsa_repairs_and_counts(tmp_path):
     first, second = samples["mosei-train_vid-0-0"], samples["mosei-train_vid-0-1"]
     third, fourth = samples["mosei-train_vid-1-2"], samples["mosei-train_vid-1-3"]
     assert first.modalities == ("text", "audio")
-    assert first.audio.shape == (3, 74)
-    assert (first.audio[1, 7], first.audio.sum()) == (0, 3 * 74 - 1)
+    assert first.features["audio"].shape == (3, 74)
+    assert (first.features["audio"][1, 7], first.features["audio"].sum()) == (0, 3 * 74 - 1)
     assert second.modalities == ("text", "vision")  # its audio was NaN throughout
-    assert second.vision[:, 30].tolist() == [70_000, -1e6]  # float32 keeps them
-    assert (third.vision.shape, third.vision[1, 1]) == ((4, 35), 0)
+    assert second.features["vision"][:, 30].tolist() == [70_000, -1e6]  # float32 keeps them
+    assert (third.features["vision"].shape, third.features["vision"][1, 1]) == ((4, 35), 0)
     assert fourth.modalities == ("text", "audio")
-    assert fourth.audio.shape == (500, 74)
+    assert fourth.features["audio"].shape == (500, 74)
     assert samples["mosei-valid_vid-0-0"].modalities == ("audio", "vision")
     audio, vision = manifest["source"]["features"]["audio"], manifest["source"]["features"]["vision"]
     assert audio["numbers_not_finite_set_to_0"] == 1 + 5 * 74
@@ -150,8 +150,8 @@ def test_train_mix_of_simsv2(tmp_path):
     manifest = import_mmsa(write(tmp_path / "both.pkl", data), tmp_path / "both", "simsv2")
     assert manifest["source"]["train_mix"] == {
         "labelled": 4,
-        "unlabelled_left_out": 3,
-        "used": False,
+        "unlabelled": 3,
+        "used": "unlabelled",
         "why": "its labelled rows repeat the train split",
     }
     beside = by_id(tmp_path / "both")
@@ -159,12 +159,12 @@ def test_train_mix_of_simsv2(tmp_path):
 
     train = data.pop("train")
     manifest = import_mmsa(write(tmp_path / "mix.pkl", data), tmp_path / "mix", "simsv2")
-    assert manifest["source"]["train_mix"]["used"] is True
+    assert manifest["source"]["train_mix"]["used"] == "all"
     alone = by_id(tmp_path / "mix")
     assert alone.keys() == beside.keys()
     for key, sample in alone.items():
         assert ("text" in sample.modalities) == (sample.split != "train")
-        np.testing.assert_array_equal(sample.audio, beside[key].audio)
+        np.testing.assert_array_equal(sample.features["audio"], beside[key].features["audio"])
 
     data["train"] = mmsa_split("simsv2", "train", 3)
     with pytest.raises(ShardError, match=r"1 labelled clips are not in train, the first is 'train_vid-1\$_\$3'"):
@@ -233,8 +233,9 @@ def test_labels_of_one_modality_alone(tmp_path):
                 )  # fmt: skip
                 assert sample.text == (plain[key].text if modality == "text" else "")
                 for other in ("audio", "vision"):
-                    expected = getattr(plain[key], other) if other == modality else None
-                    np.testing.assert_array_equal(getattr(sample, other), expected)
+                    assert (other in sample.features) is (other == modality)
+                    if other == modality:
+                        np.testing.assert_array_equal(sample.features[other], plain[key].features[other])
     assert samples.keys() == plain.keys()
     assert {s: d["utterances"] for s, d in manifest["splits"].items()} == COUNTS
     assert manifest["splits"]["train"]["missing"]["text"] == 8

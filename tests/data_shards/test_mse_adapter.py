@@ -59,8 +59,8 @@ def test_mse_adapter(dataset, protocol, tmp_path):
         for number, row in enumerate(rows):
             sample, features = samples[f"{dataset}-{split}-{number:05d}"], row["features"]
             assert (sample.text, sample.label, sample.split) == (f"{split} line {number}", expected[number], split)
-            np.testing.assert_array_equal(sample.audio, features["audio"][: features["audio_len"]])
-            np.testing.assert_array_equal(sample.vision, features["video"][: features["video_len"]])
+            np.testing.assert_array_equal(sample.features["audio"], features["audio"][: features["audio_len"]])
+            np.testing.assert_array_equal(sample.features["vision"], features["video"][: features["video_len"]])
     assert manifest["languages"] == ["en" if dataset == "meld" else "zh"]
     assert [file["file"] for file in manifest["source"]["files"]] == [f"{dataset}_{s}.pkl" for s in files]
     frames = sum(int(row["features"]["video_len"]) for rows in files.values() for row in rows)

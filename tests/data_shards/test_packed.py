@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from egmf_shards import ShardError, ShardSet
+from egmf_shards import FeatureInput, ShardError, ShardSet
 from egmf_shards.format import codec
 from egmf_shards.format.index import load_index, save_index
 
@@ -94,14 +94,14 @@ def test_other_float_types_are_read_as_float32(good, sample):
     buffer = io.BytesIO()
     np.save(buffer, numbers)
     replace_member(good, "toy-1.vision.npy", buffer.getvalue())
-    read = ShardSet.open([good], "train")[1].vision
+    read = ShardSet.open([good], "train")[1].features["vision"]
     assert read.dtype == np.float32
     assert np.array_equal(read, numbers)
 
 
 def test_lengths_that_the_bytes_cannot_hold_are_refused_before_memory_is_asked_for(good):
     index = load_index(good)
-    index.vision_frames[2] = 2**31 - 1
+    index.frames["vision"][2] = 2**31 - 1
     save_index(good, index)
     manifest = json.loads((good / "manifest.json").read_text(encoding="utf-8"))
     (good / "manifest.json").write_text(json.dumps(manifest | {"index": index.content_hash}), encoding="utf-8")
@@ -111,7 +111,7 @@ def test_lengths_that_the_bytes_cannot_hold_are_refused_before_memory_is_asked_f
 
 def test_a_bad_sample_hides_no_other_and_leaves_no_gap(good, sample, equal):
     """Sample 0 has a flipped bit, sample 3 a number that is not finite, in one batch."""
-    array = sample(3).vision.copy()
+    array = sample(3).features["vision"].copy()
     array[0, 0] = np.nan
     replace_member(good, "toy-3.vision.npy", codec.encode_array(array))
     index = load_index(good)
@@ -124,18 +124,19 @@ def test_a_bad_sample_hides_no_other_and_leaves_no_gap(good, sample, equal):
     assert "not finite" in packed.bad[1].reason
     whole = [sample(i, split="train") for i in (1, 2, 4, 5)]
     for modality in ("audio", "vision"):
-        arrays = [getattr(s, modality) for s in whole if getattr(s, modality) is not None]
-        assert np.array_equal(getattr(packed, modality), np.concatenate(arrays))
-        assert getattr(packed, f"{modality}_frames")[[0, 3]].tolist() == [0, 0]
-        assert int(getattr(packed, f"{modality}_frames").sum()) == len(getattr(packed, modality))
+        arrays = [s.features[modality] for s in whole if modality in s.features]
+        width = FeatureInput(modality, arrays[0].shape[1])
+        assert np.array_equal(packed.features[width], np.concatenate(arrays))
+        assert packed.frames[width][[0, 3]].tolist() == [0, 0]
+        assert int(packed.frames[width].sum()) == len(packed.features[width])
         for one in packed.samples:
-            own = getattr(one, modality)
-            assert own is None or np.shares_memory(own, getattr(packed, modality))
+            own = one.features.get(modality)
+            assert own is None or np.shares_memory(own, packed.features[width])
 
 
 def test_what_was_sound_once_is_still_checksummed_and_what_was_bad_stays_bad(good, sample):
     """Later reads of a sample leave out what its bytes have settled, and nothing else."""
-    array = sample(3).vision.copy()
+    array = sample(3).features["vision"].copy()
     array[0, 0] = np.inf
     replace_member(good, "toy-3.vision.npy", codec.encode_array(array))
     edit(good, sample, language="xx")

@@ -70,7 +70,7 @@ def test_real_frames_are_kept_whichever_side_is_padded(importer, side, given, tm
     arrays = [padded(row, length, side) for row, length in enumerate(LENGTHS)]
     manifest = importer(tmp_path, arrays, list(LENGTHS), padding=side if given else None)
     for row, sample in enumerate(samples_of(tmp_path / "out")):
-        np.testing.assert_array_equal(sample.audio, clip(row, LENGTHS[row]))
+        np.testing.assert_array_equal(sample.features["audio"], clip(row, LENGTHS[row]))
     report, sides = manifest["source"]["features"]["audio"], manifest["source"]["padding"]["audio"]
     clips = 3 if importer is mmsa else 6
     assert report["clips_found"] == clips
@@ -93,9 +93,11 @@ def test_without_lengths_the_majority_says_it(side, tmp_path):
     arrays = [padded(0, 2, side), padded(1, 5, side), padded(2, 7, other)]
     manifest = mmsa(tmp_path, arrays, None)
     first, second, third = samples_of(tmp_path / "out")
-    np.testing.assert_array_equal(first.audio, clip(0, 2))
-    np.testing.assert_array_equal(second.audio, clip(1, 5))
-    np.testing.assert_array_equal(third.audio, arrays[2])  # its zeros are a frame in which nothing was found
+    np.testing.assert_array_equal(first.features["audio"], clip(0, 2))
+    np.testing.assert_array_equal(second.features["audio"], clip(1, 5))
+    np.testing.assert_array_equal(
+        third.features["audio"], arrays[2]
+    )  # its zeros are a frame in which nothing was found
     assert manifest["source"]["padding"]["audio"] == {
         "p.pkl": f"{side} (by the zeros of 2 clips; 1 have theirs on the other)"
     }
@@ -122,9 +124,9 @@ def test_a_side_that_is_given_decides_and_what_is_cut_is_counted(tmp_path):
     full = [clip(row, TOTAL) for row in range(3)]
     manifest = mmsa(tmp_path, full, [8, 5, 0], padding="front")
     first, second, third = samples_of(tmp_path / "out")
-    np.testing.assert_array_equal(first.audio, full[0])
-    np.testing.assert_array_equal(second.audio, full[1][3:])
-    assert third.audio is None
+    np.testing.assert_array_equal(first.features["audio"], full[0])
+    np.testing.assert_array_equal(second.features["audio"], full[1][3:])
+    assert "audio" not in third.features
     report = manifest["source"]["features"]["audio"]
     assert report["clips_with_frames_outside_their_length_cut"] == 2
     assert (report["clips_without_frames"], report["clips_of_zeros"]) == (1, 0)
@@ -135,7 +137,7 @@ def test_a_side_that_is_given_decides_and_what_is_cut_is_counted(tmp_path):
 def test_one_length_that_is_too_short_is_counted_where_others_say_the_side(tmp_path):
     arrays = [padded(0, 2, "end"), padded(1, 5, "end"), padded(2, 8, "end")]
     manifest = mmsa(tmp_path, arrays, [2, 5, 4])
-    assert len(samples_of(tmp_path / "out")[2].audio) == 4
+    assert len(samples_of(tmp_path / "out")[2].features["audio"]) == 4
     assert manifest["source"]["features"]["audio"]["clips_with_frames_outside_their_length_cut"] == 1
 
 
@@ -143,7 +145,7 @@ def test_frames_of_zeros_inside_a_length_stay(tmp_path):
     array = padded(0, 5, "end")
     array[3:5] = 0  # no face in the last two frames
     manifest = mmsa(tmp_path, [array, padded(1, 2, "end"), padded(2, 8, "end")], [5, 2, 8])
-    np.testing.assert_array_equal(samples_of(tmp_path / "out")[0].audio, array[:5])
+    np.testing.assert_array_equal(samples_of(tmp_path / "out")[0].features["audio"], array[:5])
     assert manifest["source"]["features"]["audio"]["clips_with_zeros_at_an_end_kept"] == 1
 
 
@@ -183,4 +185,4 @@ def test_the_commands_take_the_side(tmp_path, capsys):
         assert main([*arguments, "--out", str(tmp_path / "none")]) == 2
         assert "--padding front or --padding end" in capsys.readouterr().err
         assert main([*arguments, "--out", str(tmp_path / f"o{n}"), "--padding", "front"]) == 0
-        np.testing.assert_array_equal(samples_of(tmp_path / f"o{n}")[1].audio, arrays[1][3:])
+        np.testing.assert_array_equal(samples_of(tmp_path / f"o{n}")[1].features["audio"], arrays[1][3:])

@@ -17,7 +17,7 @@ from egmf_shards.check.verify import verify
 from egmf_shards.format import codec
 from egmf_shards.format.index import load_index, save_index
 from egmf_shards.format.index_build import build_index
-from egmf_shards.format.rules import OPTIONAL, first_bad_key
+from egmf_shards.format.rules import OPTIONAL, SPLITS, first_bad_key
 from egmf_shards.importers.foreign_tars import index_foreign
 
 SCORE = Task(name="score", kind="regression", questions={"en": "?"}, convention="mosei", low=-1.2, high=1.2, step=0.4)
@@ -34,6 +34,8 @@ TAKEN = {
     "float32 of the highest": {"value": float(np.float32(1.2))},
     "float32 of the lowest": {"value": float(np.float32(-1.2))},
     "a whole number": {"value": 1},
+    "no target": {"value": None},
+    "unlabelled": {"value": None, "split": "unlabelled"},
     "no label": {"label": None},
     "a label": {"task": "mood", "value": None, "label": "bad"},
     "no text": {"text": " ", "modalities": []},
@@ -46,7 +48,6 @@ REFUSED = {
     "below the range": {"value": -NEXT},
     "a truth value": {"value": True},
     "text": {"value": "0.5"},
-    "no target": {"value": None},
     "two targets": {"label": "good"},
     "a label for a number": {"value": None, "label": "good"},
     "a number for a label": {"task": "mood"},
@@ -61,7 +62,9 @@ REFUSED = {
     "a modality that is not there": {"modalities": ["text", "audio"]},
     "a modality twice": {"modalities": ["text", "text"]},
     "a modality of no name": {"modalities": ["text", 1]},
-    "an unknown modality": {"modalities": ["text", "smell"]},
+    "a modality without an array": {"modalities": ["text", "smell"]},
+    "a modality called as none is": {"modalities": ["text", "Smell"]},
+    "a target of the unlabelled": {"split": "unlabelled"},
     "13 turns": {"context": [["", ""]] * 13},
     "a turn of one": {"context": [["Ann"]]},
     "a turn before 0": {"turn": -1},
@@ -94,6 +97,8 @@ def behind_its_back(folder: Path, fields: dict[str, Any]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(codec, "decode", lambda members, where: made(GOOD))
         index = build_index(folder, [path.name])
+    index.target[0] = any(fields.get(name) is not None for name in ("label", "value"))
+    index.split[0] = SPLITS.index(fields["split"]) if fields["split"] in SPLITS else 0
     save_index(folder, index)
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     shards = [{"name": path.name, "size": path.stat().st_size, "samples": 1}]
@@ -117,7 +122,8 @@ def test_writer_index_verify_and_reader_agree(changes, sound, tmp_path):
     fields = GOOD | changes
     folder, tasks = tmp_path / "d", tmp_path / "tasks.json"
     behind_its_back(folder, fields)
-    assert takes(lambda: ShardSet.open([folder], "train").read([0])) is sound
+    split = fields["split"] if fields["split"] in SPLITS else "train"
+    assert takes(lambda: ShardSet.open([folder], split).read([0])) is sound
     report = verify(folder)
     if sound:  # counts and lengths moved, and the manifest's are those of another sample
         assert not {"schema", "features"} & set(report.counts), list(map(str, report.problems))

@@ -28,6 +28,8 @@ class Numbers:
     def read(self, indices: list[int], tolerate: bool) -> SimpleNamespace:
         return SimpleNamespace(samples=list(indices), bad=[])
 
+    columns = ("text_chars", "audio_frames", "vision_frames")
+
     def column(self, name: str) -> np.ndarray:
         salt = {"text_chars": 1, "audio_frames": 2, "vision_frames": 3}[name]
         return np.array([(i * 7919 * salt) % 97 for i in range(self.count)], dtype=np.int32)

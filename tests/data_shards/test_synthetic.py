@@ -12,9 +12,10 @@ from scipy.optimize import minimize
 from sklearn.metrics import f1_score
 
 from egmf_shards import Sample, ShardError, ShardSet, synthesize
+from egmf_shards.format.manifest import dims_of
 from egmf_shards.synthetic import ceilings as ce
 from egmf_shards.synthetic import construction as c
-from egmf_shards.synthetic.generate import _draw, dialogue_lengths, split_sizes
+from egmf_shards.synthetic.generate import Settings, _draw, dialogue_lengths, split_sizes
 
 ALL = (True, True, True)
 
@@ -36,13 +37,13 @@ def drawn() -> dict[str, np.ndarray]:
     """60,000 utterances as the generator draws them: mood, emotion, bits, levels, presence."""
     rng = np.random.default_rng(0)
     moods = rng.integers(0, 2, size=60_000)
-    rows = [_draw(rng, int(mood), 0.03, 0.01) for mood in moods]
+    rows = [_draw(rng, int(mood), Settings(c.STANDARD, 0.03, 0.01)) for mood in moods]
     return {
         "mood": moods,
         "emotion": np.array([r.emotion for r in rows]),
         "bits": np.array([r.bits for r in rows]),
         "levels": np.array([r.levels for r in rows]),
-        "present": np.array([[m in r.modalities for m in c.CUES] for r in rows]),
+        "present": np.array([[m in r.modalities for m in c.STANDARD.names] for r in rows]),
     }
 
 
@@ -60,7 +61,7 @@ def test_utterances_and_their_two_samples(demo, samples):
     manifest = json.loads((demo / "manifest.json").read_text(encoding="utf-8"))
     counts = {split: (data["samples"], data["utterances"]) for split, data in manifest["splits"].items()}
     assert counts == {"train": (2400, 1200), "valid": (300, 150), "test": (300, 150)}
-    assert manifest["dims"] == {"audio": 16, "vision": 12}
+    assert dims_of(manifest) == {"audio": 16, "vision": 12}
     assert manifest["languages"] == ["en", "zh"]
     assert [s.id for s in samples[:3]] == ["demo-000000-emotion", "demo-000000-sentiment", "demo-000001-emotion"]
     for one, other in zip(samples[::2], samples[1::2], strict=True):
@@ -69,7 +70,7 @@ def test_utterances_and_their_two_samples(demo, samples):
         assert {k: a[k] for k in shared} == {k: b[k] for k in shared}
         assert (one.task, other.task) == ("emotion", "sentiment")
         for modality in ("audio", "vision"):
-            assert np.array_equal(getattr(one, modality), getattr(other, modality))
+            assert np.array_equal(one.features.get(modality), other.features.get(modality))
         assert -3 <= other.value <= 3
         assert other.value * 2 == round(other.value * 2)
 
@@ -138,20 +139,20 @@ def test_the_cues_can_be_read(samples):
     for s in full:
         cues = [
             words_of(s),
-            burst_of(s.audio, c.AUDIO_BURST, c.AUDIO_DIRECTIONS),
-            burst_of(s.vision, c.VISION_BURST, c.VISION_DIRECTIONS),
+            burst_of(s.features["audio"], c.AUDIO_BURST, c.AUDIO_DIRECTIONS),
+            burst_of(s.features["vision"], c.VISION_BURST, c.VISION_DIRECTIONS),
         ]
         bits, levels = np.array(cues).T
         right += float(c.sentiment(bits, levels)) == s.value
     assert right / len(full) > 0.99
-    lengths = [len(s.audio) for s in full], [len(s.vision) for s in full]
+    lengths = [len(s.features["audio"]) for s in full], [len(s.features["vision"]) for s in full]
     assert (min(lengths[0]), max(lengths[0]), min(lengths[1]), max(lengths[1])) == (20, 59, 10, 29)
 
 
 def test_missing_modalities(samples):
-    rates = [np.mean([m not in s.modalities for s in samples[::2]]) for m in c.CUES]
+    rates = [np.mean([m not in s.modalities for s in samples[::2]]) for m in c.STANDARD.names]
     assert all(abs(rate - 0.03) < 0.018 for rate in rates)
-    patterns = c.missing_patterns(0.4)
+    patterns = c.STANDARD.missing_patterns(0.4)
     assert abs(sum(p for _, p in patterns) - 1) < 1e-12
     assert (False, False, False) not in dict(patterns)
 
@@ -179,7 +180,7 @@ def cells(drawn: dict[str, np.ndarray], kept: tuple[bool, ...]) -> np.ndarray:
     return 27 * drawn["mood"] + states @ (3 ** np.arange(3))
 
 
-@pytest.mark.parametrize("kept", ce.SUBSETS)
+@pytest.mark.parametrize("kept", ce.subsets())
 def test_the_enumeration_against_drawn_utterances(drawn, kept):
     """The joint table of what is seen and the emotion, and a rule's weighted F1, agree with 60,000 draws."""
     n = len(drawn["mood"])

@@ -215,12 +215,12 @@ def test_an_index_of_other_shards(good, folder, sample):
 
 def test_an_index_that_lies_about_a_sample(good):
     index = load_index(good)
-    index.audio_frames[0] += 1
+    index.frames["audio"][0] += 1
     save_index(good, index)
     manifest = json.loads((good / "manifest.json").read_text(encoding="utf-8"))
     (good / "manifest.json").write_text(json.dumps(manifest | {"index": index.content_hash}), encoding="utf-8")
     key = str(index.key[0])
-    claimed = int(index.audio_frames[0])
+    claimed = int(index.frames["audio"][0])
     what = f"audio_frames is {claimed - 1}; the index says {claimed}"
     assert [(p.key, p.what) for p in verify(good).problems] == [(key, what)]
 

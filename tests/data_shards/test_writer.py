@@ -11,6 +11,7 @@ import pytest
 
 from egmf_shards import ShardError, ShardSet, ShardWriter, Task, Turn, describe
 from egmf_shards.check.verify import verify
+from egmf_shards.format.manifest import FeatureStream, dims_of
 from egmf_shards.importers.foreign_tars import index_foreign
 
 
@@ -41,8 +42,8 @@ def test_same_input_same_bytes(folder):
 
 def test_manifest_counts(folder):
     manifest = json.loads((folder() / "manifest.json").read_text(encoding="utf-8"))
-    assert manifest["schema"] == 1
-    assert manifest["dims"] == {"audio": 4, "vision": 3}
+    assert manifest["schema"] == 2
+    assert dims_of(manifest) == {"audio": 4, "vision": 3}
     assert manifest["splits"]["train"]["samples"] == 18
     assert manifest["splits"]["train"]["labels"] == {"mood": {"good": 9, "bad": 9}}
     assert manifest["splits"]["train"]["missing"] == {"text": 0, "audio": 6, "vision": 0}
@@ -62,7 +63,7 @@ def test_statistics_are_of_every_frame_of_the_training_split_alone(tmp_path, fol
     out = folder(samples=samples)
     written = json.loads((out / "manifest.json").read_text(encoding="utf-8"))["statistics"]
     for modality in ("audio", "vision"):
-        x = np.concatenate([getattr(s, modality) for s in samples if s.split == "train"]).astype(np.float64)
+        x = np.concatenate([s.features[modality] for s in samples if s.split == "train"]).astype(np.float64)
         assert written[modality]["frames"] == len(x)
         np.testing.assert_allclose(written[modality]["mean"], x.mean(axis=0), rtol=1e-8)
         std = np.where(x.min(axis=0) == x.max(axis=0), 0, x.std(axis=0))
@@ -92,7 +93,7 @@ def test_two_tasks_of_one_utterance_count_once(folder, sample):
 
 BAD = {
     "label": ({"label": "great"}, "label 'great' is not in the label space of task 'mood': good, bad"),
-    "no label": ({"label": None}, "label None"),
+    "a target of the unlabelled": ({"split": "unlabelled"}, "is of samples without a target; this one has one"),
     "value beside label": ({"value": 0.5}, "exclude each other"),
     "value": ({"task": "score", "label": None, "value": 1.5}, r"value 1.5 is outside the range \[-1, 1\]"),
     "nan value": ({"task": "score", "label": None, "value": float("nan")}, "value nan is outside"),
@@ -100,12 +101,13 @@ BAD = {
     "empty key": ({"id": ""}, "may hold only letters"),
     "non-ASCII key": ({"id": "toy-é"}, "may hold only letters"),
     "dataset": ({"dataset": "other"}, "this folder holds 'toy'"),
-    "split": ({"split": "dev"}, "one of train, valid, test"),
+    "split": ({"split": "dev"}, "one of train, valid, test, unlabelled"),
     "task": ({"task": "joy"}, "not among this folder's: mood, score"),
     "language": ({"language": "fr"}, "knows en, zh"),
     "context": ({"context": tuple(Turn("A", "x") for _ in range(13))}, "at most 12"),
     "turn": ({"turn": -1}, "count from 0"),
-    "unknown modality": ({"modalities": ("text", "audio", "vision", "smell")}, "modalities are"),
+    "a modality without array": ({"modalities": ("text", "audio", "vision", "smell")}, "smell is declared present"),
+    "a modality of no name": ({"modalities": ("text", "audio", "vision", "Smell")}, "stream is called 'Smell'"),
     "modality twice": ({"modalities": ("text", "text", "audio", "vision")}, "at most once"),
     "undeclared array": ({"modalities": ("text", "vision")}, "audio is declared absent but there is an array"),
     "declared without array": ({"audio": None}, "audio is declared present but there is no array"),
@@ -164,8 +166,8 @@ def test_bad_arguments(tmp_path, folder):
     task = Task(name="t", kind="regression", questions={"en": "?"}, low=0, high=1, step=0.5)
     with pytest.raises(ShardError, match="each name once"):
         ShardWriter(tmp_path / "x", "toy", [task, task])
-    with pytest.raises(ShardError, match="only audio, vision have a width"):
-        ShardWriter(tmp_path / "x", "toy", [task], dims={"text": 3})
+    with pytest.raises(ShardError, match="a feature stream is called 'text'"):
+        ShardWriter(tmp_path / "x", "toy", [task], streams={"text": 3})
     with pytest.raises(ShardError, match="samples_per_shard is 0"):
         ShardWriter(tmp_path / "x", "toy", [task], samples_per_shard=0)
     (tmp_path / "file").write_text("")
@@ -173,8 +175,15 @@ def test_bad_arguments(tmp_path, folder):
         folder("file/toy")
 
 
-def test_given_dims_are_kept_and_held(folder, sample):
+def test_given_streams_are_kept_and_held(folder, sample):
     text_only = sample(0, modalities=("text",), audio=None, vision=None)
-    assert describe(folder("wide", [text_only], dims={"audio": 9}))["dims"] == {"audio": 9, "vision": 0}
+    eda = FeatureStream(1, rate=4.0, made_by="a wristband")
+    known = {"audio": 9, "vision": 0, "eda": eda}
+    found = describe(folder("wide", [text_only], streams=known))["streams"]
+    assert found == {
+        "audio": {"dim": 9},
+        "eda": {"dim": 1, "rate": 4.0, "made_by": "a wristband"},
+        "vision": {"dim": 0},
+    }
     with pytest.raises(ShardError, match="audio has width 4; it is 9 in this folder"):
-        folder("held", [sample(0)], dims={"audio": 9})
+        folder("held", [sample(0)], streams={"audio": 9})

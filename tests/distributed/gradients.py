@@ -61,7 +61,7 @@ def measure(job):
     # Small parameters stay whole by default; partition every one, or nothing is tested.
     settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     settings["gradient_clipping"] = 0.0
-    data = RunData(tasks, ["en", "zh"], job["dims"], {})
+    data = RunData(tasks, ["en", "zh"], job["streams"], {})
     capabilities, collator = read_backbone(config, data)
     with partitioned_loading(config, settings):
         model = build_egmf(config, capabilities, data)

@@ -29,7 +29,7 @@ def job(random_backbone, tasks):
             "config": config,
             "samples": samples,
             "tasks": tasks,
-            "dims": {"audio": 6, "vision": 5},
+            "streams": {"audio": [6], "vision": [5]},
             "branch": branch,
         }
 

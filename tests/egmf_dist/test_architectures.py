@@ -23,7 +23,7 @@ from egmf_dist.inference.scorer import SequenceScorer, TreeScorer, choose_scorer
 from egmf_dist.model.backbone import load_tokenizer, read_capabilities
 from egmf_shards import Turn
 
-DIMS = {"audio": 6, "vision": 5}
+STREAMS = {"audio": [6], "vision": [5]}
 MIXED = ["sliding_attention", "full_attention"]
 SMALL = {
     "hidden_size": 32,
@@ -138,7 +138,7 @@ def load(families, tasks):
                 model=ModelConfig(width=32, heads=2),
                 training=TrainingConfig(precision="fp32"),
             )
-            data_of_run = RunData(tasks, ["en", "zh"], DIMS, {})
+            data_of_run = RunData(tasks, ["en", "zh"], STREAMS, {})
             capabilities, collator = read_backbone(config, data_of_run)
             model = build_egmf(config, capabilities, data_of_run)
             for parameter_name, parameter in model.named_parameters():
@@ -339,7 +339,7 @@ def test_a_prompt_past_the_longest_position_loses_its_oldest_turns_then_its_begi
     model, collator, capabilities = load(name, max_text_tokens=128, context_turns=12)
     if name != "gpt2":  # no table of positions: past the trained length it would go on silently
         capabilities = replace(capabilities, longest=256)
-        collator = Collator(collator.tokenizer, tasks, ["en", "zh"], DIMS, collator.config, capabilities.limits(4))
+        collator = Collator(collator.tokenizer, tasks, ["en", "zh"], STREAMS, collator.config, capabilities.limits(4))
     longest_answer = max(len(ids) for answers in collator.answers.values() for ids in answers)
     assert collator.prompt_limit == 256 - len(capabilities.start) - 4 - longest_answer
     sample = make_samples(1)[0]
@@ -359,7 +359,7 @@ def test_a_question_that_does_not_fit_is_refused(load, tasks):
     _, collator, capabilities = load("gpt2")
     limits = replace(capabilities, longest=24).limits(4)
     with pytest.raises(EgmfError, match=r"its question takes \d+ tokens, the backbone's longest position leaves"):
-        Collator(collator.tokenizer, tasks, ["en", "zh"], DIMS, collator.config, limits)
+        Collator(collator.tokenizer, tasks, ["en", "zh"], STREAMS, collator.config, limits)
 
 
 def test_train_resume_evaluate(families, tmp_path, run_ranks):
@@ -421,7 +421,7 @@ class TestMemory:
             model=ModelConfig(width=32, heads=2),
             training=TrainingConfig(precision="fp32"),
         )
-        data = RunData({"sentiment": numbers}, ["en", "zh"], DIMS, {})
+        data = RunData({"sentiment": numbers}, ["en", "zh"], STREAMS, {})
         capabilities, collator = read_backbone(config, data)
         model = build_egmf(config, capabilities, data).eval()
         scorer = SequenceScorer(collator, capabilities, batch_size=64)

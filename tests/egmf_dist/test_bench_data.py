@@ -46,7 +46,7 @@ def read(name: str, written: Path, folder: Path, **options: Any) -> dict[str, An
 
 def test_sizes_are_what_they_are_called() -> None:
     for size, wanted in ((samples.SMALL, 27_000), (samples.LARGE, 300_000)):
-        lengths = [s.audio.nbytes + s.vision.nbytes for s in samples.generate(size, 300)]
+        lengths = [s.features["audio"].nbytes + s.features["vision"].nbytes for s in samples.generate(size, 300)]
         assert abs(np.mean(lengths) / wanted - 1) < 0.06
         assert min(lengths) < 0.7 * wanted < 1.3 * wanted < max(lengths)
 

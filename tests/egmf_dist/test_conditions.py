@@ -17,6 +17,9 @@ CEILINGS = {
 }
 
 
+MODALITIES = {"modalities": ["text", "audio", "vision"]}
+
+
 def scored(value: float | None) -> dict[str, Any]:
     return {
         "tasks": {"emotion": {"kind": "classification", "n": 4, "metrics": {"accuracy": 0.0, "weighted_f1": value}}}
@@ -24,7 +27,9 @@ def scored(value: float | None) -> dict[str, Any]:
 
 
 def test_the_ceiling_is_that_of_what_was_left():
-    evaluation = scored(0.9) | {"ceilings": CEILINGS, "removed": {"text": scored(0.5), "audio": scored(None)}}
+    evaluation = (
+        scored(0.9) | MODALITIES | {"ceilings": CEILINGS, "removed": {"text": scored(0.5), "audio": scored(None)}}
+    )
     assert conditions(evaluation) == {
         "emotion": (
             "weighted_f1",
@@ -34,7 +39,9 @@ def test_the_ceiling_is_that_of_what_was_left():
 
 
 def test_what_was_removed_from_the_start_stays_removed():
-    evaluation = scored(0.5) | {"ceilings": CEILINGS, "without": ["vision"], "removed": {"audio": scored(0.3)}}
+    evaluation = (
+        scored(0.5) | MODALITIES | {"ceilings": CEILINGS, "without": ["vision"], "removed": {"audio": scored(0.3)}}
+    )
     _, rows = conditions(evaluation)["emotion"]
     assert rows == [Condition("without vision", 0.5, 0.55), Condition("without audio+vision", 0.3, None)]
 

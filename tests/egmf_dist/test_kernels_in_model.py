@@ -18,7 +18,7 @@ from egmf_dist.data.run_data import RunData
 from egmf_dist.errors import EgmfError
 from egmf_kernels.ops.common.launch import watching
 
-DIMS = {"audio": 6, "vision": 5}
+STREAMS = {"audio": [6], "vision": [5]}
 ALWAYS = {
     "ms_dwconv_forward",
     "ms_dwconv_backward",
@@ -48,7 +48,7 @@ def build(random_backbone, tasks):
             model=replace(ModelConfig(width=32, heads=2, pseudo_tokens=2), **settings),
             training=TrainingConfig(precision="fp32"),
         )
-        data = RunData(tasks, ["en", "zh"], DIMS, {})
+        data = RunData(tasks, ["en", "zh"], STREAMS, {})
         capabilities, collator = read_backbone(config, data)
         return build_egmf(config, capabilities, data), collator
 

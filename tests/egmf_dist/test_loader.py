@@ -38,6 +38,8 @@ class Numbers:
             raise ShardError(bad[0].reason)
         return SimpleNamespace(samples=list(indices), bad=bad)
 
+    columns = ("text_chars", "audio_frames", "vision_frames")
+
     def column(self, name: str) -> np.ndarray:
         salt = {"text_chars": 1, "audio_frames": 2, "vision_frames": 3}[name]
         return np.array([(i * 7919 * salt) % 97 for i in range(len(self))], dtype=np.int32)

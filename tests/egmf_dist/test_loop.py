@@ -17,7 +17,7 @@ from egmf_dist.training import loop, trainer
 class Anything:
     """Shards, stream, run data and model at once."""
 
-    index_hash, faults, tasks, languages, dims, micro_batches = "d", (), {}, (), {}, 1
+    index_hash, faults, tasks, languages, streams, micro_batches = "d", (), {}, (), {}, 1
     task_numbers = (0,)
 
     def __len__(self) -> int:

@@ -14,7 +14,7 @@ from egmf_dist.data.prompts import render_answer, render_prompt
 from egmf_dist.data.run_data import RunData
 from egmf_dist.inference.scorer import TreeScorer
 
-DIMS = {"audio": 6, "vision": 5}
+STREAMS = {"audio": [6], "vision": [5]}
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def build(random_backbone, tasks):
             model=replace(ModelConfig(width=32, heads=2), **settings),
             training=TrainingConfig(precision="fp32"),
         )
-        data = RunData(tasks, ["en", "zh"], DIMS, {})
+        data = RunData(tasks, ["en", "zh"], STREAMS, {})
         capabilities, collator = read_backbone(config, data)
         model = build_egmf(config, capabilities, data)
         # A fresh adapter changes nothing (B is zero); give it weights so that tests see it.
@@ -116,7 +116,8 @@ def test_an_absent_modality_changes_nothing_through_its_padding(build, make_samp
     """The loss of a sample without audio does not depend on how long its neighbour's audio is."""
     model, collator = build()
     short, long = make_samples(2, [(1, 0, 1), (1, 1, 1)], seed=3)
-    longer = type(long)(**(long.__dict__ | {"audio": np.repeat(long.audio, 40, axis=0) + 5}))
+    audio = np.repeat(long.features["audio"], 40, axis=0) + 5
+    longer = replace(long, features={**long.features, "audio": audio})
     for neighbour in (long, longer):
         both = model(collator([short, neighbour], [1.0, 0.0])).total
         torch.testing.assert_close(both, model(collator([short], [1.0])).total, rtol=1e-5, atol=1e-5)
@@ -188,9 +189,10 @@ def test_an_overlong_clip_is_averaged_down(build, make_samples):
     _, collator = build()
     sample = make_samples(1)[0]
     frames = np.arange(10_000, dtype=np.float32)[:, None].repeat(6, 1)
-    batch = collator([type(sample)(**(sample.__dict__ | {"audio": frames}))], [1.0])
-    assert batch.audio.shape == (1024, 6)
-    assert abs(float(batch.audio.mean()) - frames.mean()) < 8.0
+    batch = collator([replace(sample, features={**sample.features, "audio": frames})], [1.0])
+    audio = batch.features[[own.stream for own in collator.inputs].index("audio")]
+    assert audio.shape == (1024, 6)
+    assert abs(float(audio.mean()) - frames.mean()) < 8.0
 
 
 def test_a_special_token_in_an_utterance_is_plain_text(build, make_samples):

@@ -37,9 +37,8 @@ def test_packed_is_padded(monkeypatch, lengths_BM):
     """Outputs and the gradients of x and of the projection, in fp64."""
     cu = torch.from_numpy(np.concatenate([[0], lengths_BM.reshape(-1).cumsum()]).astype(np.int32))
     tokens = int(cu[-1])
-    batch = SimpleNamespace(
-        cu_segments=cu, joint_length=int(lengths_BM.sum(1).max()), others=OtherModalities.of(lengths_BM)
-    )
+    longest, others = int(lengths_BM.sum(1).max()), OtherModalities.of(lengths_BM)
+    batch = SimpleNamespace(cu_segments=cu, modalities=lengths_BM.shape[1], joint_length=longest, others=others)
     torch.manual_seed(0)
     experts = AttentionExperts(ModelConfig(width=16, heads=2)).double()
     segment_T = egmf_kernels.segment_ids(cu, tokens)

@@ -27,7 +27,7 @@ MINE = """
     class MeanFusion(torch.nn.Module):
         diagnostics = {"size": ["tokens", "norm"]}
 
-        def __init__(self, config, tasks, languages):
+        def __init__(self, config, modalities, tasks, languages):
             super().__init__()
             self.spread = torch.nn.Linear(config.width, config.pseudo_tokens * config.width)
             self.shape = config.pseudo_tokens, config.width
@@ -74,7 +74,7 @@ def build(random_backbone, tasks, tmp_path, monkeypatch):
             model=replace(ModelConfig(width=32, heads=2, pseudo_tokens=2), **(model or {})),
             training=replace(TrainingConfig(precision="fp32"), **(training or {})),
         )
-        data = RunData(tasks, ["en", "zh"], {"audio": 6, "vision": 5}, {})
+        data = RunData(tasks, ["en", "zh"], {"audio": [6], "vision": [5]}, {})
         capabilities, collator = read_backbone(config, data)
         return build_egmf(config, capabilities, data).eval(), collator
 

@@ -13,7 +13,7 @@ from egmf_dist.errors import EgmfError
 from egmf_dist.report import shards, style
 from egmf_dist.report.shards import shards_figure, write_shards_picture
 from egmf_shards import Sample, ShardError, ShardWriter, Task, describe
-from egmf_shards.check.info import LENGTHS, present_lengths, target_values
+from egmf_shards.check.info import present_lengths, target_values
 from egmf_shards.format.index import load_index
 from egmf_shards.format.manifest import read_manifest, tasks_of
 
@@ -42,7 +42,7 @@ def sample(i: int) -> Sample:
         modalities=("text",) if audio is None else ("text", "audio"),
         label=task.labels[rng.integers(3)] if task.kind == "classification" else None,
         value=None if task.kind == "classification" else float(rng.uniform(task.low, task.high)),
-        audio=audio,
+        features={} if audio is None else {"audio": audio},
     )
 
 
@@ -56,7 +56,7 @@ def folder(tmp_path: Path) -> Path:
 
 def figure_of(folder: Path) -> Figure:
     manifest, index = read_manifest(folder), load_index(folder)
-    lengths = {c: {s: present_lengths(index, s, c) for s in manifest["splits"]} for c in LENGTHS}
+    lengths = {c: {s: present_lengths(index, s, c) for s in manifest["splits"]} for c in ("text_chars", "audio_frames")}
     return shards_figure(describe(folder), tasks_of(manifest, folder), lengths, target_values(folder))
 
 
@@ -77,7 +77,7 @@ def test_every_number_in_the_picture_is_the_folders(folder):
     assert (drawn["mood"].yaxis_inverted(), drawn["mood"].xaxis_inverted()) == (True, False), "the first is on top"
     missing = [bar.get_height() for bar in drawn["missing modalities"].containers[0]]
     train = splits["train"]
-    assert missing == pytest.approx([train["missing"][m] / train["samples"] for m in ("text", "audio", "vision")])
+    assert missing == pytest.approx([train["missing"][m] / train["samples"] for m in ("text", "audio")])
     scores = [s.value for s in map(sample, range(200)) if s.task == "score" and s.split == "train"]
     steps = next(p for p in drawn["score"].patches if isinstance(p, StepPatch)).get_data()
     assert steps.edges.tolist() == [-1.25, -0.75, -0.25, 0.25, 0.75, 1.25]

@@ -53,7 +53,8 @@ def write_toy_shards(tasks):
     def write(folder, samples, factors=1.0):
         with ShardWriter(folder, "toy", list(tasks.values())) as writer:
             for sample in samples:
-                writer.write(replace(sample, audio=sample.audio * np.asarray(factors, np.float32)))
+                audio = sample.features["audio"] * np.asarray(factors, np.float32)
+                writer.write(replace(sample, features={**sample.features, "audio": audio}))
         return str(folder)
 
     return write
@@ -108,7 +109,7 @@ def test_a_resumed_run_keeps_the_statistics_of_its_first_steps(make_samples, tmp
     known = json.loads(json.dumps(data.to_json()))["standardisations"]
     assert data.keeping(None) == (data, None)
     assert data.keeping(known)[1] is None
-    known["audio"]["mean"][0] += 1.0
+    known["audio_6"]["mean"][0] += 1.0
     kept, said = data.keeping(known)
     assert "it keeps its own" in said
-    assert kept.standardisations["audio"].mean[0] == data.standardisations["audio"].mean[0] + 1.0
+    assert kept.standardisations["audio_6"].mean[0] == data.standardisations["audio_6"].mean[0] + 1.0

@@ -53,7 +53,7 @@ def model_and_collator(random_backbone, tasks):
         model=ModelConfig(width=32, heads=2, pseudo_tokens=2),
         training=TrainingConfig(precision="fp32"),
     )
-    data = RunData(tasks, ["en", "zh"], {"audio": 6, "vision": 5}, {})
+    data = RunData(tasks, ["en", "zh"], {"audio": [6], "vision": [5]}, {})
     capabilities, collator = read_backbone(config, data)
     model = build_egmf(config, capabilities, data).train()
     model.masks_honoured = True

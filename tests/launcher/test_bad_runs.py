@@ -42,10 +42,10 @@ def prepared(
     synthesize(folder / "good", samples=60)
     mood = replace(tasks["emotion"], name="mood")
     samples = [replace(s, task="mood") for s in make_samples(8) if s.task == "emotion"]
-    with ShardWriter(folder / "trainonly", "toy", [mood], dims={"audio": 6, "vision": 5}) as writer:
+    with ShardWriter(folder / "trainonly", "toy", [mood], streams={"audio": 6, "vision": 5}) as writer:
         for sample in samples:
             writer.write(sample)
-    with ShardWriter(folder / "narrow", "toy", [mood], dims={"audio": 6, "vision": 5}) as writer:
+    with ShardWriter(folder / "narrow", "toy", [mood], streams={"audio": 6, "vision": 5}) as writer:
         for sample in samples:
             writer.write(sample)
             writer.write(replace(sample, id=f"{sample.id}-valid", split="valid"))

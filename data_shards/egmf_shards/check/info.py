@@ -18,18 +18,18 @@ from rich.table import Table
 from egmf_shards.accelerated import crc32
 from egmf_shards.errors import ShardError
 from egmf_shards.format import codec
-from egmf_shards.format.index import Index, load_index
-from egmf_shards.format.manifest import read_manifest
+from egmf_shards.format.index import Index, frames_column, load_index
+from egmf_shards.format.manifest import dims_of, read_manifest
 from egmf_shards.format.rules import FP16_MAX
-from egmf_shards.format.sample import FEATURE_MODALITIES, MODALITIES, SPLITS
+from egmf_shards.format.sample import SPLITS, TEXT
 from egmf_shards.format.task import CLASSIFICATION, REGRESSION
 from egmf_shards.progress import progress
 from egmf_shards.storage.base import Storage
 from egmf_shards.storage.opening import open_storage
 
 PERCENTILES = (5, 25, 50, 75, 95, 100)
-LENGTHS = ("text_chars", "audio_frames", "vision_frames")
-"""The index's columns of lengths, in the order of the modalities."""
+TEXT_LENGTH = "text_chars"
+"""The index's column of the length of texts; a stream's is ``STREAM_frames``."""
 
 
 def describe(folder: str | os.PathLike[str] | Storage) -> dict[str, Any]:
@@ -41,30 +41,35 @@ def describe(folder: str | os.PathLike[str] | Storage) -> dict[str, Any]:
     """
     storage = open_storage(folder)
     manifest, index = read_manifest(storage), load_index(storage)
+    dims = dims_of(manifest)
     return {
         "folder": storage.location,
         "dataset": manifest["dataset"],
         "languages": manifest["languages"],
-        "dims": manifest["dims"],
+        "streams": {name: manifest["streams"][name] for name in dims},
         "tasks": {task["name"]: task["kind"] for task in manifest["tasks"]},
         "shards": len(manifest["shards"]),
         "bytes": sum(shard["size"] for shard in manifest["shards"]),
         "index": index.content_hash,
-        "splits": {split: data | {"lengths": _lengths(index, split)} for split, data in manifest["splits"].items()},
-        "features": {m: _features(manifest, index, m) for m in FEATURE_MODALITIES if manifest["dims"].get(m)},
+        "splits": {s: data | {"lengths": _lengths(index, s, list(dims))} for s, data in manifest["splits"].items()},
+        "features": {name: _features(manifest, index, name) for name, dim in dims.items() if dim},
         "source": manifest["source"],
         "ceilings": manifest.get("ceilings"),
     }
 
 
 def present_lengths(index: Index, split: str, column: str) -> np.ndarray:
-    """int32: the lengths (a column of :data:`LENGTHS`) of the split's samples that have the modality."""
-    lengths = getattr(index, column)[index.split == SPLITS.index(split)]
+    """int32: the lengths (a column of the index) of the split's samples that have the modality."""
+    columns = {TEXT_LENGTH: index.text_chars} | {frames_column(m): frames for m, frames in index.frames.items()}
+    if column not in columns:
+        return np.zeros(0, np.int32)
+    lengths = columns[column][index.split == SPLITS.index(split)]
     return lengths[lengths > 0]
 
 
-def _lengths(index: Index, split: str) -> dict[str, list[int] | None]:
-    found = {column: present_lengths(index, split, column) for column in LENGTHS}
+def _lengths(index: Index, split: str, streams: list[str]) -> dict[str, list[int] | None]:
+    columns = (TEXT_LENGTH, *map(frames_column, streams))
+    found = {column: present_lengths(index, split, column) for column in columns}
     return {c: [int(x) for x in np.percentile(n, PERCENTILES)] if len(n) else None for c, n in found.items()}
 
 
@@ -73,8 +78,8 @@ def _features(manifest: dict[str, Any], index: Index, modality: str) -> dict[str
     kept, removed = counts.pop("frames_kept", 0), counts.pop("padding_frames_removed", None)
     statistics = manifest.get("statistics", {}).get(modality)
     return {
-        "width": manifest["dims"][modality],
-        "frames": int(getattr(index, f"{modality}_frames").sum(dtype=np.int64)),
+        "width": manifest["streams"][modality]["dim"],
+        "frames": int(index.frames[modality].sum(dtype=np.int64)) if modality in index.frames else 0,
         "padding": None if removed is None else {"stored": kept, "padded": kept + removed},
         "counts": counts,
         "train": None if statistics is None else _summary(statistics),
@@ -117,10 +122,10 @@ def target_values(folder: str | os.PathLike[str] | Storage) -> dict[str, dict[st
     names = [task["name"] for task in manifest["tasks"] if task["kind"] == REGRESSION]
     found: dict[str, dict[str, list[float]]] = {name: {split: [] for split in SPLITS} for name in names}
     numbers = [number for number, name in enumerate(index.task_names.tolist()) if name in found]
-    rows = np.flatnonzero(np.isin(index.task, numbers)).tolist()
+    rows = np.flatnonzero(np.isin(index.task, numbers) & (index.target > 0)).tolist()
     for row in progress(rows, "reading targets"):
         key, kinds = str(index.key[row]), index.member_kind[index.first_member[row] : index.first_member[row + 1]]
-        member = int(index.first_member[row]) + int(np.flatnonzero(kinds == codec.MEMBERS.index(codec.JSON_MEMBER))[0])
+        member = int(index.first_member[row]) + int(np.flatnonzero(kinds == index.kinds.index(codec.JSON_MEMBER))[0])
         shard = str(index.shard_names[index.member_shard[member]])
         data = storage.view(shard, int(index.member_offset[member]), int(index.member_size[member]))
         where = f"{storage.where(shard)}, sample {key!r}"
@@ -140,10 +145,10 @@ def print_info(folder: str | os.PathLike[str] | Storage, console: Console | None
     """Print :func:`describe` as tables on standard output (or ``console``)."""
     info = describe(folder)
     console = console or Console()
-    widths = ", ".join(f"{m} {info['dims'].get(m) or 'none'}" for m in FEATURE_MODALITIES)
+    widths = ", ".join(f"{name} {_stream(stream)}" for name, stream in info["streams"].items())
     console.print(f"[bold]{escape(info['dataset'])}[/] in {escape(info['folder'])}", highlight=False)
     console.print(
-        f"languages {escape(', '.join(info['languages']))}; feature width: {widths}; "
+        f"languages {escape(', '.join(info['languages']))}; feature streams: {escape(widths) or 'none'}; "
         f"{info['shards']} shards, {info['bytes'] / 1e6:.1f} MB",
         highlight=False,
     )
@@ -177,12 +182,21 @@ def _origin(source: Any) -> str:
     return f"made by: {source['importer']}" + (f" from {', '.join(names)}" if names else "")
 
 
+def _stream(stream: dict[str, Any]) -> str:
+    """``74 wide at 100 Hz, by covarep``."""
+    if not stream["dim"]:
+        return "none"
+    rate, made_by = stream.get("rate"), stream.get("made_by")
+    return f"{stream['dim']}" + (f" at {rate:g} Hz" if rate else "") + (f" by {made_by}" if made_by else "")
+
+
 def _split_table(info: dict[str, Any]) -> Table:
     table = Table("split", title="Samples, and how many lack a modality")
-    for column in ("samples", "utterances", *(f"no {m}" for m in MODALITIES)):
+    modalities = (TEXT, *info["streams"])
+    for column in ("samples", "utterances", *(f"no {m}" for m in modalities)):
         table.add_column(column, justify="right")
     for split, data in info["splits"].items():
-        missing = (_share(data["missing"][m], data["samples"]) for m in MODALITIES)
+        missing = (_share(data["missing"][m], data["samples"]) for m in modalities)
         table.add_row(split, str(data["samples"]), str(data["utterances"]), *missing)
     return table
 
@@ -195,7 +209,7 @@ def _length_table(info: dict[str, Any]) -> Table:
     table = Table("length", "split", title="Lengths where present: percentiles")
     for percent in PERCENTILES:
         table.add_column("largest" if percent == 100 else f"{percent} %", justify="right")
-    for column in LENGTHS:
+    for column in (TEXT_LENGTH, *map(frames_column, info["streams"])):
         for split, data in info["splits"].items():
             if data["lengths"][column]:
                 table.add_row(column.replace("_", " "), split, *map(str, data["lengths"][column]))

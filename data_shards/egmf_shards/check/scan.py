@@ -19,9 +19,9 @@ from egmf_shards.accelerated import crc32
 from egmf_shards.errors import ShardError
 from egmf_shards.foreign_files import HEAD, foreign_kind
 from egmf_shards.format import codec, rules
-from egmf_shards.format.index import Index
+from egmf_shards.format.index import Index, frames_column
 from egmf_shards.format.index_checks import SHARD_NAME
-from egmf_shards.format.sample import FEATURE_MODALITIES, SPLITS, Sample
+from egmf_shards.format.sample import SPLITS, Sample
 from egmf_shards.format.tar_walk import Member, walk_tar
 from egmf_shards.write.writer import ShardWriter
 
@@ -144,9 +144,8 @@ class Scan:
             if member.name.startswith("/") or ".." in member.name.split("/"):
                 self.report.add("unsafe name", name, "", member.name, "leads out of the folder where it is unpacked")
                 continue
-            if rules.key_fault(key) or kind not in codec.MEMBERS:
-                wanted = ", ".join(f"<key>.{kind}" for kind in codec.MEMBERS)
-                what = f"is none of {wanted} (a key: letters, digits, '-' and '_')"
+            if rules.key_fault(key) or (kind != codec.JSON_MEMBER and codec.stream_of(kind) is None):
+                what = "is none of <key>.json, <key>.<stream>.npy (a key: letters, digits, '-' and '_')"
                 self.report.add("unknown member", name, "", member.name, what)
                 continue
             parts = samples.setdefault(key, {})
@@ -218,11 +217,9 @@ class Scan:
             faults = rules.json_faults(data)
             for fault in faults:
                 self.report.add("schema", name, key, kind, fault)
-            for modality in FEATURE_MODALITIES:
-                if f"{modality}.npy" in parts:
-                    kind = f"{modality}.npy"
-                    with np.errstate(over="ignore"):
-                        arrays[modality] = codec.decode_array(parts[kind][1], "")
+            for kind in sorted(parts.keys() - {codec.JSON_MEMBER}):
+                with np.errstate(over="ignore"):
+                    arrays[kind.removesuffix(".npy")] = codec.decode_array(parts[kind][1], "")
             if faults:
                 return None
             kind = codec.JSON_MEMBER
@@ -237,34 +234,33 @@ class Scan:
         return sample
 
     def _features(self, name: str, sample: Sample) -> None:
-        for modality in FEATURE_MODALITIES:
-            array, kind = getattr(sample, modality), f"{modality}.npy"
-            if array is None:
-                continue
+        for stream, array in sample.features.items():
+            kind = codec.array_member(stream)
             broken = array.size - int(np.isfinite(array).sum())
             if broken:
                 what = f"{broken} of {array.size} numbers are not finite in float32"
                 self.report.add("not finite", name, sample.id, kind, what)
-            recorded = self._recorded_width(modality)
-            width, where = self._dims.setdefault(
-                modality, recorded or (array.shape[1], f"{name}, sample {sample.id!r}")
-            )
+            recorded = self._recorded_width(stream)
+            width, where = self._dims.setdefault(stream, recorded or (array.shape[1], f"{name}, sample {sample.id!r}"))
             fault = rules.width_fault(array.shape[1], width, where)
             if fault:
                 self.report.add("width", name, sample.id, kind, fault)
 
-    def _recorded_width(self, modality: str) -> tuple[int, str] | None:
-        return (self._ledger.dims[modality], "the manifest") if self._ledger and modality in self._ledger.dims else None
+    def _recorded_width(self, stream: str) -> tuple[int, str] | None:
+        known = self._ledger.streams.get(stream) if self._ledger else None
+        return None if known is None else (known.dim, "the manifest")
 
     def _columns(self, name: str, key: str, row: int, sample: Sample, index: Index) -> None:
         split = SPLITS.index(sample.split) if sample.split in SPLITS else None
         found: dict[str, Any] = {
             "split": split,
             "text_chars": len(sample.text),
-            "audio_frames": 0 if sample.audio is None else len(sample.audio),
-            "vision_frames": 0 if sample.vision is None else len(sample.vision),
+            "target": int(sample.has_target),
         }
         recorded: dict[str, Any] = {column: int(getattr(index, column)[row]) for column in found}
+        for stream in sorted({*sample.features, *index.frames}):
+            found[frames_column(stream)] = len(sample.features.get(stream, ()))
+            recorded[frames_column(stream)] = int(index.frames[stream][row]) if stream in index.frames else 0
         found["task"], recorded["task"] = sample.task, str(index.task_names[index.task[row]])
         for column, value in found.items():
             if value != recorded[column]:

@@ -21,9 +21,8 @@ from rich.table import Table
 
 from egmf_shards.check.scan import CAP, Problem, Recorded, Report, Scan
 from egmf_shards.errors import ShardError
-from egmf_shards.format import codec
 from egmf_shards.format.index import INDEX_NAME, Index, load_index
-from egmf_shards.format.manifest import MANIFEST_NAME, read_manifest, tasks_of
+from egmf_shards.format.manifest import MANIFEST_NAME, FeatureStream, read_manifest, tasks_of
 from egmf_shards.progress import progress as bar
 from egmf_shards.write.writer import ShardWriter
 
@@ -48,7 +47,8 @@ def verify(folder: str | os.PathLike[str], progress: Callable[[list[str], str], 
     index = _load(report, INDEX_NAME, partial(load_index, path, check_shards=False))
     ledger = None
     if manifest is not None:
-        ledger = ShardWriter(path, manifest["dataset"], list(tasks_of(manifest, path).values()), manifest["dims"])
+        streams = {name: FeatureStream.from_json(data) for name, data in manifest["streams"].items()}
+        ledger = ShardWriter(path, manifest["dataset"], list(tasks_of(manifest, path).values()), streams)
         if index is not None and index.content_hash != manifest["index"]:
             report.add("index", INDEX_NAME, "", "", "is not the one that the manifest names (content hashes differ)")
     recorded = _recorded(index, manifest)
@@ -90,7 +90,7 @@ def _recorded(index: Index | None, manifest: dict[str, Any] | None) -> dict[str,
     columns = (index.member_kind, index.member_shard, index.member_offset, index.member_size, index.member_crc)
     keys = index.key.tolist()
     for row, kind, shard, *place in zip(rows, *(c.tolist() for c in columns), strict=True):
-        members[shard][keys[row], codec.MEMBERS[kind]] = (place[0], place[1], place[2], row)
+        members[shard][keys[row], index.kinds[kind]] = (place[0], place[1], place[2], row)
     names, sizes = index.shard_names.tolist(), index.shard_sizes.tolist()
     recorded = {name: Recorded() for name in listed}
     for name, size, inside in zip(names, sizes, members, strict=True):

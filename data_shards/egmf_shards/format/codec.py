@@ -1,8 +1,8 @@
 """A sample as bytes and back: the members of one WebDataset key.
 
-``<id>.json`` holds everything but the features; ``<id>.audio.npy`` and ``<id>.vision.npy`` hold float32 ``[frames,
-dim]`` at their real length, and an absent modality has no member. Nothing here can execute what it reads: JSON, and
-``.npy`` without pickles, are the only formats. The same sample always gives the same bytes.
+``<id>.json`` holds everything but the features; ``<id>.STREAM.npy`` (``<id>.audio.npy``, ...) holds a feature stream,
+float32 ``[frames, dim]`` at its real length, and an absent one has no member. Nothing here can execute what it reads:
+JSON, and ``.npy`` without pickles, are the only formats. The same sample always gives the same bytes.
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ import numpy as np
 
 from egmf_shards.accelerated import crc32, parse_json
 from egmf_shards.errors import ShardError
-from egmf_shards.format.sample import FEATURE_MODALITIES, Sample
+from egmf_shards.format import rules
+from egmf_shards.format.sample import Sample
 
 JSON_MEMBER = "json"
-MEMBERS = (JSON_MEMBER, *(f"{m}.npy" for m in FEATURE_MODALITIES))
-"""The members a sample may have; the index stores a member as its place in this tuple."""
 MAX_ARRAY_HEADER = 1 << 14
 """Bytes; numpy reads no ``.npy`` header longer than 10,000."""
 
@@ -54,11 +53,19 @@ def encode(sample: Sample) -> dict[str, bytes]:
     except (TypeError, ValueError) as error:  # UnicodeEncodeError (a lone surrogate) is a ValueError
         raise ShardError(f"sample {sample.id!r}: cannot be written as UTF-8 JSON ({error})") from error
     members = {JSON_MEMBER: text}
-    for modality in FEATURE_MODALITIES:
-        array = getattr(sample, modality)
-        if array is not None:
-            members[f"{modality}.npy"] = encode_array(array)
-    return members
+    # In the order of their names, whoever made the sample.
+    return members | {array_member(stream): encode_array(sample.features[stream]) for stream in sorted(sample.features)}
+
+
+def array_member(stream: str) -> str:
+    """The kind of member that holds a feature stream: ``audio.npy``."""
+    return f"{stream}.npy"
+
+
+def stream_of(kind: str) -> str | None:
+    """The feature stream that a kind of member holds; None where it holds none: ``json``, or no kind at all."""
+    stream, dot, ending = kind.partition(".")
+    return stream if dot and ending == "npy" and not rules.stream_fault(stream) else None
 
 
 def encode_array(array: np.ndarray) -> bytes:
@@ -158,7 +165,6 @@ def decode(members: Mapping[str, bytes | memoryview], where: str) -> Sample:
     Raises:
         ShardError: a member is malformed, or the declared modalities and the members disagree.
     """
-    arrays = {
-        m: decode_array(members[f"{m}.npy"], f"{where}, {m}.npy") for m in FEATURE_MODALITIES if f"{m}.npy" in members
-    }
+    streams = {kind: stream for kind in members for stream in [stream_of(kind)] if stream is not None}
+    arrays = {stream: decode_array(members[kind], f"{where}, {kind}") for kind, stream in streams.items()}
     return Sample.from_json(decode_json(members[JSON_MEMBER], where), arrays, where)

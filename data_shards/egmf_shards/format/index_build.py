@@ -17,7 +17,7 @@ from egmf_shards.errors import ShardError
 from egmf_shards.foreign_files import foreign_file
 from egmf_shards.format import codec, rules
 from egmf_shards.format.index import Index
-from egmf_shards.format.index_checks import COLUMN_TYPES
+from egmf_shards.format.index_checks import COLUMN_TYPES, FRAMES_TYPE
 from egmf_shards.format.sample import SPLITS
 from egmf_shards.format.tar_walk import MAX_MEMBER, SPARSE
 from egmf_shards.messages import one_line
@@ -32,6 +32,7 @@ def build_index(folder: Path, shards: Sequence[str]) -> Index:
             another's, its JSON is missing or names another id, split or modalities, or an id occurs twice.
     """
     columns: dict[str, list] = {name: [] for name in COLUMN_TYPES}
+    frames: dict[str, dict[int, int]] = {}
     task_numbers: dict[str, int] = {}
     seen: set[str] = set()
     names = sorted(shards)
@@ -57,18 +58,34 @@ def build_index(folder: Path, shards: Sequence[str]) -> Index:
             columns["split"].append(SPLITS.index(sample.split))
             columns["task"].append(task_numbers.setdefault(sample.task, len(task_numbers)))
             columns["text_chars"].append(len(sample.text))
-            columns["audio_frames"].append(0 if sample.audio is None else len(sample.audio))
-            columns["vision_frames"].append(0 if sample.vision is None else len(sample.vision))
+            for stream, array in sample.features.items():
+                frames.setdefault(stream, {})[len(columns["target"])] = len(array)
+            columns["target"].append(sample.has_target)
             columns["first_member"].append(len(columns["member_kind"]))
             for kind, (offset, data) in members.items():
-                columns["member_kind"].append(codec.MEMBERS.index(kind))
+                columns["member_kind"].append(kind)
                 columns["member_shard"].append(number)
                 columns["member_offset"].append(offset)
                 columns["member_size"].append(len(data))
                 columns["member_crc"].append(crc32(data))
     columns["first_member"].append(len(columns["member_kind"]))
     columns["task_names"] = list(task_numbers)
-    return Index(**{name: np.array(columns[name], dtype=kind) for name, kind in COLUMN_TYPES.items()})
+    streams = sorted(frames)
+    if len(streams) > rules.MAX_STREAMS:
+        raise ShardError(f"{folder}: holds {len(streams)} feature streams; at most {rules.MAX_STREAMS} are indexed")
+    numbers = {codec.JSON_MEMBER: 0} | {codec.array_member(stream): n for n, stream in enumerate(streams, 1)}
+    columns["member_kind"] = [numbers[kind] for kind in columns["member_kind"]]
+    return Index(
+        **{name: np.array(columns[name], dtype=kind) for name, kind in COLUMN_TYPES.items()},
+        frames={stream: _dense(frames[stream], len(columns["key"])) for stream in streams},
+    )
+
+
+def _dense(found: dict[int, int], samples: int) -> np.ndarray:
+    """int32 ``[samples]``: the numbers of those samples that have one, else 0."""
+    column = np.zeros(samples, FRAMES_TYPE)
+    column[list(found)] = list(found.values())
+    return column
 
 
 def _walk(shard: Path) -> Iterator[tuple[str, dict[str, tuple[int, bytes]]]]:
@@ -82,8 +99,8 @@ def _walk(shard: Path) -> Iterator[tuple[str, dict[str, tuple[int, bytes]]]]:
                 stem, _, kind = info.name.partition(".")
                 if info.issparse() or any(name.startswith(SPARSE) for name in info.pax_headers):
                     raise ShardError(f"{shard}: member {info.name!r} is a sparse file; only plain files are allowed")
-                if not info.isfile() or kind not in codec.MEMBERS:
-                    raise ShardError(f"{shard}: member {info.name!r} is none of <id>.{', <id>.'.join(codec.MEMBERS)}")
+                if not info.isfile() or (kind != codec.JSON_MEMBER and codec.stream_of(kind) is None):
+                    raise ShardError(f"{shard}: member {info.name!r} is none of <id>.json, <id>.<stream>.npy")
                 if stem != key:
                     if key is not None:
                         yield key, members

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from egmf_shards.format import codec, rules
-from egmf_shards.format.sample import FEATURE_MODALITIES, SPLITS
+from egmf_shards.format import rules
+from egmf_shards.format.sample import SPLITS
 from egmf_shards.storage.base import Storage
 
 if TYPE_CHECKING:
@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.tar")
 COLUMN_TYPES = {
     "shard_names": "<U", "shard_sizes": "<i8", "task_names": "<U", "key": "<U", "split": "|u1", "task": "<i4",
-    "text_chars": "<i4", "audio_frames": "<i4", "vision_frames": "<i4", "first_member": "<i8", "member_kind": "|u1",
-    "member_shard": "<i4", "member_offset": "<i8", "member_size": "<i8", "member_crc": "<u4",
+    "text_chars": "<i4", "target": "|u1", "first_member": "<i8", "member_kind": "|u1", "member_shard": "<i4",
+    "member_offset": "<i8", "member_size": "<i8", "member_crc": "<u4",
 }  # fmt: skip
-"""The numpy type of each column of an index; ``<U`` of any length."""
+"""The numpy type of each column that every index has; ``<U`` of any length. The streams' frames are ``FRAMES_TYPE``."""
+FRAMES_TYPE = "<i4"
 
 
 def shard_faults(storage: Storage, index: Index, split: int | None = None) -> Iterator[str]:
@@ -50,19 +51,20 @@ def shard_faults(storage: Storage, index: Index, split: int | None = None) -> It
 def structure_fault(index: Index) -> str | None:
     """What a reader must be able to rely on before it takes a slice; None where all of it holds."""
     shards, samples, members = len(index.shard_names), len(index.key), len(index.member_kind)
-    for name, kind in COLUMN_TYPES.items():
-        column = getattr(index, name)
+    columns = {name: (getattr(index, name), kind) for name, kind in COLUMN_TYPES.items()}
+    frames = {f"{stream}_frames": column for stream, column in index.frames.items()}
+    for name, (column, kind) in (columns | {name: (column, FRAMES_TYPE) for name, column in frames.items()}).items():
         if column.ndim != 1 or not column.dtype.str.startswith(kind):
             return f"the array {name} is {column.dtype.str} in {column.ndim} dimensions"
     lengths = (  # no dictionary by length: two of the three may be equal
         (shards, ("shard_sizes",)),
-        (samples, ("split", "task", "text_chars", "audio_frames", "vision_frames")),
+        (samples, ("split", "task", "text_chars", "target")),
         (members, ("member_shard", "member_offset", "member_size", "member_crc")),
     )
-    for length, names in lengths:
-        for name in names:
-            if len(getattr(index, name)) != length:
-                return f"the array {name} has {len(getattr(index, name))} entries, and the others {length}"
+    counts = [(name, len(getattr(index, name)), length) for length, names in lengths for name in names]
+    for name, found, length in [*counts, *((name, len(column), samples) for name, column in frames.items())]:
+        if found != length:
+            return f"the array {name} has {found} entries, and the others {length}"
     for name in ("shard_names", "task_names", "key"):
         codes = getattr(index, name).view("<u4")
         if len(codes) and (codes.max() > 0x10FFFF or np.any((codes >= 0xD800) & (codes < 0xE000))):
@@ -82,15 +84,16 @@ def structure_fault(index: Index) -> str | None:
     within = {
         "split": len(SPLITS),
         "task": len(index.task_names),
-        "member_kind": len(codec.MEMBERS),
+        "target": 2,
+        "member_kind": len(index.kinds),
         "member_shard": shards,
     }
     for name, limit in within.items():
         column = getattr(index, name)
         if len(column) and not 0 <= int(column.min()) <= int(column.max()) < limit:
             return f"the array {name} points outside of the {limit} that there are"
-    for name in ("shard_sizes", "text_chars", "audio_frames", "vision_frames", "member_offset", "member_size"):
-        column = getattr(index, name)
+    positive = ("shard_sizes", "text_chars", "member_offset", "member_size")
+    for name, column in ({name: getattr(index, name) for name in positive} | frames).items():
         if len(column) and column.min() < 0:
             return f"the array {name} holds a negative number"
     if members:
@@ -102,22 +105,24 @@ def structure_fault(index: Index) -> str | None:
 
 
 def _members_fault(index: Index) -> str | None:
-    """Each sample has one JSON member, and an array of a modality exactly where it has frames."""
-    first, count = index.first_member, len(codec.MEMBERS)
+    """Each sample has one JSON member, and an array of a stream exactly where it has frames."""
+    first, count = index.first_member, len(index.kinds)
     if not len(index):
         return None
     # One number a sample, four bits a kind: no count overflows, because more members than kinds are refused first.
-    weights = np.array([1 << 4 * kind for kind in range(count)], np.uint16)
-    needed = np.ones(len(index), np.uint16)
-    for modality in FEATURE_MODALITIES:
-        needed += weights[codec.MEMBERS.index(f"{modality}.npy")] * (getattr(index, f"{modality}_frames") > 0)
-    found = np.add.reduceat(weights[index.member_kind], first[:-1], dtype=np.uint16)
+    size = np.uint16 if count <= 4 else np.uint64
+    weights = np.array([1 << 4 * kind for kind in range(count)], size)
+    needed = np.ones(len(index), size)
+    for number, frames in enumerate(index.frames.values(), 1):
+        needed = needed + weights[number] * (frames > 0)
+    found = np.add.reduceat(weights[index.member_kind], first[:-1], dtype=size)
     wrong = np.flatnonzero((found != needed) | (np.diff(first) > count))
     if not len(wrong):
         return None
     row = int(wrong[0])
-    kinds = [codec.MEMBERS[kind] for kind in index.member_kind[first[row] : first[row + 1]].tolist()[: count + 1]]
+    kinds = [index.kinds[kind] for kind in index.member_kind[first[row] : first[row + 1]].tolist()[: count + 1]]
+    frames_found = ", ".join(f"{frames[row]} {stream}_frames" for stream, frames in index.frames.items())
     return (
-        f"sample {str(index.key[row])!r} has the members {', '.join(kinds)}, {index.audio_frames[row]} audio_frames "
-        f"and {index.vision_frames[row]} vision_frames; one json, and arrays where there are frames alone, are needed"
+        f"sample {str(index.key[row])!r} has the members {', '.join(kinds)} and {frames_found or 'no streams'}; one "
+        "json, and arrays where there are frames alone, are needed"
     )

@@ -1,38 +1,62 @@
 """``manifest.json``: what a shard folder holds, in words a person and a training run can both read.
 
-Keys: ``schema``, ``dataset``, ``tasks``, ``dims`` (feature width per modality, 0 = none), ``languages``, ``splits``
-(samples, utterances, label counts or value statistics per task, missing modalities), ``statistics`` (per modality and
-dimension, of the training split; optional), ``shards`` (name, bytes, samples, SHA-256), ``index`` (content hash of the
-index that belongs to it), ``source`` (where it came from), and for generated data ``ceilings``. All of them are
-specified in ``docs/shard-format.md``.
+Keys: ``schema``, ``dataset``, ``tasks``, ``streams`` (by feature stream its width, frame rate and origin),
+``languages``, ``splits`` (samples, utterances, label counts or value statistics per task, missing modalities),
+``statistics`` (per stream and dimension, of the training split; optional), ``shards`` (name, bytes, samples, SHA-256),
+``index`` (content hash of the index that belongs to it), ``source`` (where it came from), and for generated data
+``ceilings``. All of them are specified in ``docs/shard-format.md``.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from egmf_shards.errors import ShardError
 from egmf_shards.foreign_files import HEAD, foreign_kind
-from egmf_shards.format.sample import FEATURE_MODALITIES, MODALITIES, SPLITS
+from egmf_shards.format import rules
+from egmf_shards.format.sample import SPLITS, TEXT
 from egmf_shards.format.task import Task
 from egmf_shards.messages import json_reason, one_line, shown, unbroken
 from egmf_shards.storage.base import Storage
 from egmf_shards.storage.opening import open_storage
 
 MANIFEST_NAME = "manifest.json"
-SCHEMA = 1
+SCHEMA = 2
 MAX_DIM = 1_000_000
 MAX_DEPTH = 200
 """Levels of objects and lists in a manifest; its own keys need 6, ``source`` may add more."""
-_KEYS = ("schema", "dataset", "tasks", "dims", "languages", "splits", "shards", "index", "source")
+_KEYS = ("schema", "dataset", "tasks", "streams", "languages", "splits", "shards", "index", "source")
 
 
 # A list of numbers as json.dumps indents it. A string cannot match: it holds no raw line break.
 _NUMBERS = re.compile(r"\[\n\s+([-+.0-9eE]+(?:,\n\s+[-+.0-9eE]+)*)\n\s+\]")
+
+
+@dataclass(frozen=True)
+class FeatureStream:
+    """What a manifest says about a feature stream."""
+
+    dim: int = 0
+    """Numbers of a frame; 0: no sample has it."""
+    rate: float | None = None
+    """Frames a second, if known."""
+    made_by: str = ""
+    """What extracted the features, such as ``openSMILE 2.3, eGeMAPS``."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As the manifest stores it."""
+        known = {"rate": self.rate, "made_by": self.made_by or None}
+        return {"dim": self.dim} | {name: value for name, value in known.items() if value is not None}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> FeatureStream:
+        """The inverse of :meth:`to_json`; other keys are not read."""
+        return cls(data["dim"], data.get("rate"), data.get("made_by", ""))
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
@@ -71,8 +95,9 @@ def read_manifest(folder: Path | Storage) -> dict[str, Any]:
     except (ValueError, OSError) as error:
         raise ShardError(f"{path}: not a readable JSON file ({one_line(error)})") from error
     schema = manifest.get("schema") if isinstance(manifest, dict) else None
-    if not _whole(schema) or schema != SCHEMA:
-        raise ShardError(f"{path}: schema is {shown(schema)}; this version reads {SCHEMA}")
+    if not _whole(schema) or schema not in (1, SCHEMA):
+        raise ShardError(f"{path}: schema is {shown(schema)}; this version reads 1 and {SCHEMA}")
+    manifest = current(manifest)
     lacking = [key for key in _KEYS if key not in manifest]
     if lacking:
         raise ShardError(f"{path}: lacks {', '.join(lacking)}; write the folder anew")
@@ -80,6 +105,15 @@ def read_manifest(folder: Path | Storage) -> dict[str, Any]:
     for wrong in _faults(manifest, names):
         raise ShardError(f"{path}: malformed ({wrong}); `egmf shards index --force` makes it anew")
     return dict(manifest)
+
+
+def current(manifest: dict[str, Any]) -> dict[str, Any]:
+    """A manifest of schema 1, which gave ``dims`` alone, with ``streams`` in their place; others unchanged."""
+    if manifest.get("schema") != 1 or "dims" not in manifest:
+        return manifest
+    dims = manifest["dims"]
+    streams = {m: {"dim": n} for m, n in dims.items()} if isinstance(dims, dict) else dims
+    return {key: value for key, value in manifest.items() if key != "dims"} | {"streams": streams}
 
 
 def parse_json(data: bytes) -> Any:
@@ -124,10 +158,18 @@ def _faults(manifest: dict[str, Any], tasks: Collection[str]) -> Iterator[str]:
     for key in ("dataset", "index"):
         if not isinstance(manifest[key], str):
             yield f"{key} is {shown(manifest[key])}; a text is needed"
-    dims = manifest["dims"]
-    if not isinstance(dims, dict) or not all(m in FEATURE_MODALITIES and _whole(n, MAX_DIM) for m, n in dims.items()):
-        found = ", ".join(f"{m} {shown(n)}" for m, n in dims.items()) if isinstance(dims, dict) else shown(dims)
-        yield f"dims is {found[:200]}; numbers from 0 to {MAX_DIM} for {' and '.join(FEATURE_MODALITIES)} are needed"
+    streams = manifest["streams"]
+    if not isinstance(streams, dict):
+        yield f"streams is {shown(streams)}; an object by name is needed"
+        return
+    for name, stream in streams.items():
+        fault = stream_fault(name, stream)
+        if fault:
+            yield f"streams.{name[:40]}: {fault}"
+            return
+    if len(streams) > rules.MAX_STREAMS:
+        yield f"{len(streams)} streams; at most {rules.MAX_STREAMS} are read"
+    modalities = (TEXT, *streams)
     if not isinstance(manifest["languages"], list) or not _all(manifest["languages"], str):
         yield "languages is no list of texts"
     shards = manifest["shards"]
@@ -138,12 +180,12 @@ def _faults(manifest: dict[str, Any], tasks: Collection[str]) -> Iterator[str]:
         yield f"splits is no object with some of {', '.join(SPLITS)}"
     else:
         for split, data in splits.items():
-            if not isinstance(data, dict) or not _sound_split(data, tasks):
+            if not isinstance(data, dict) or not _sound_split(data, tasks, modalities):
                 yield f"splits.{split} has not the samples, utterances, labels, values and missing of the specification"
     statistics = manifest.get("statistics", {})
     if not isinstance(statistics, dict) or not all(
-        isinstance(statistics.get(m, {}), dict) and _sound_statistics(statistics[m], dims.get(m))
-        for m in FEATURE_MODALITIES
+        isinstance(statistics[m], dict) and _sound_statistics(statistics[m], stream["dim"])
+        for m, stream in streams.items()
         if m in statistics
     ):
         yield "statistics is no object of frames and of mean, std, min and max, one number for each dimension"
@@ -161,7 +203,22 @@ def _sound_shard(shard: dict[str, Any]) -> bool:
     )
 
 
-def _sound_split(data: dict[str, Any], tasks: Collection[str]) -> bool:
+def stream_fault(name: str, stream: Any) -> str:
+    """What is wrong with a feature stream's name, and with what a manifest says about it."""
+    if rules.stream_fault(name):
+        return rules.stream_fault(name)
+    if not isinstance(stream, dict) or not _whole(stream.get("dim"), MAX_DIM):
+        found = shown(stream.get("dim")) if isinstance(stream, dict) else shown(stream)
+        return f"dim is {found}; a whole number from 0 (no sample has it) to {MAX_DIM} is needed"
+    rate = stream.get("rate")
+    if rate is not None and not (_number(rate) and rate > 0):
+        return f"rate is {shown(rate)}; frames a second, above 0, are needed"
+    if not isinstance(stream.get("made_by", ""), str):
+        return f"made_by is {shown(stream['made_by'])}; a text is needed"
+    return ""
+
+
+def _sound_split(data: dict[str, Any], tasks: Collection[str], modalities: Iterable[str]) -> bool:
     labels, values, missing = (data.get(key) for key in ("labels", "values", "missing"))
     return (
         _whole(data.get("samples"))
@@ -173,7 +230,7 @@ def _sound_split(data: dict[str, Any], tasks: Collection[str]) -> bool:
         and all(isinstance(counts, dict) and counts and all(map(_whole, counts.values())) for counts in labels.values())
         and all(isinstance(v, dict) and _whole(v.get("count")) for v in values.values())
         and all(_number(v.get(name)) for v in values.values() for name in ("mean", "std", "min", "max"))
-        and all(_whole(missing.get(modality)) for modality in MODALITIES)
+        and all(_whole(missing.get(modality)) for modality in modalities)
     )
 
 
@@ -205,6 +262,11 @@ def _number(value: Any) -> bool:
 
 def _all(items: Iterable[Any], kind: type) -> bool:
     return all(isinstance(item, kind) for item in items)
+
+
+def dims_of(manifest: dict[str, Any]) -> dict[str, int]:
+    """The width of each of a manifest's feature streams, sorted by name; 0: named, and no sample has it."""
+    return {name: int(manifest["streams"][name]["dim"]) for name in sorted(manifest["streams"])}
 
 
 def tasks_of(manifest: dict[str, Any], folder: Path | Storage) -> dict[str, Task]:

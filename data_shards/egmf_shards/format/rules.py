@@ -20,9 +20,14 @@ if TYPE_CHECKING:
     from egmf_shards.format.sample import Sample
     from egmf_shards.format.task import Task
 
-MODALITIES = ("text", "audio", "vision")
-FEATURE_MODALITIES = ("audio", "vision")
-SPLITS = ("train", "valid", "test")
+TEXT = "text"
+"""The modality that every data set may have; the others are feature streams, and each folder names its own."""
+STREAM = re.compile(r"[a-z][a-z0-9_]{0,31}")
+MAX_STREAMS = 15
+"""Of a folder: the index counts a sample's members in numbers of four bits, in 64 bits."""
+LABELLED_SPLITS = ("train", "valid", "test")
+UNLABELLED = "unlabelled"
+SPLITS = (*LABELLED_SPLITS, UNLABELLED)
 MAX_CONTEXT_TURNS = 12
 MAX_TURN = (1 << 63) - 1
 """Beyond it JSON parsers differ in what they make of a whole number."""
@@ -69,8 +74,8 @@ def field_faults(names: tuple[str, ...], types: tuple[type, ...]) -> tuple[str, 
         elif kind not in FIELDS[name] and not empty:
             wanted = " or ".join(known.__name__ for known in FIELDS[name])
             faults.append(f"{name} has the wrong type, {kind.__name__}; {wanted} is needed")
-    if (found.get("label", NoneType) is NoneType) is (found.get("value", NoneType) is NoneType):
-        faults.append("there is not one target: a label or a value")
+    if found.get("label", NoneType) is not NoneType and found.get("value", NoneType) is not NoneType:
+        faults.append("there are two targets: a label and a value exclude each other")
     return tuple(faults)
 
 
@@ -88,9 +93,17 @@ def lists_fault(context: Iterable[Any], modalities: tuple[Any, ...]) -> str:
 @lru_cache(maxsize=256)
 def modalities_fault(names: tuple[Any, ...]) -> str:
     """What is wrong with the names of modalities; TypeError where one has no hash."""
-    if set(names) <= set(MODALITIES) and len(set(names)) == len(names):
+    wrong = next((fault for name in names if name != TEXT for fault in [stream_fault(name)] if fault), "")
+    if len(set(names)) != len(names):
+        return f"modalities are {list(names)}; each at most once"
+    return wrong
+
+
+def stream_fault(name: Any) -> str:
+    """What is wrong with the name of a feature stream."""
+    if isinstance(name, str) and name != TEXT and STREAM.fullmatch(name):
         return ""
-    return f"modalities are {list(names)}; each of {', '.join(MODALITIES)} at most once"
+    return f"a feature stream is called {shown(name)}; a-z, then a-z, 0-9 and '_', at most 32, and not 'text' is needed"
 
 
 def json_faults(data: Mapping[str, Any]) -> list[str]:
@@ -146,6 +159,8 @@ def sample_fault(sample: Sample, tasks: Mapping[str, Task], dataset: str, langua
     fault = target_fault(task, sample.label, sample.value)
     if fault:
         return fault
+    if sample.split == UNLABELLED and sample.has_target:
+        return f"the split {UNLABELLED!r} is of samples without a target; this one has one"
     if ("text" in sample.modalities) is not bool(sample.text.strip()):
         declared = "declared present" if "text" in sample.modalities else "declared absent"
         return f"the text is {declared} but is {sample.text[:40]!r}"
@@ -157,7 +172,9 @@ def sample_fault(sample: Sample, tasks: Mapping[str, Task], dataset: str, langua
 
 
 def target_fault(task: Task, label: str | None, value: float | None) -> str:
-    """What is wrong with a target: of the wrong kind, outside the label space, or outside the range."""
+    """What is wrong with a target: of the wrong kind, outside the label space, or outside the range. None is sound."""
+    if label is None and value is None:
+        return ""
     if task.kind == CLASSIFICATION:
         if value is not None:
             return f"task {task.name!r} is a {task.kind}; a label and a value exclude each other"

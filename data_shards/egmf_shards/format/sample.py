@@ -7,7 +7,7 @@ length; the preceding turns travel with the sample, because a shuffled stream ne
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,9 +15,9 @@ import numpy as np
 
 from egmf_shards.errors import ShardError
 from egmf_shards.format import rules
-from egmf_shards.format.rules import FEATURE_MODALITIES, MAX_CONTEXT_TURNS, MODALITIES, SPLITS
+from egmf_shards.format.rules import LABELLED_SPLITS, MAX_CONTEXT_TURNS, SPLITS, TEXT, UNLABELLED
 
-__all__ = ["FEATURE_MODALITIES", "MAX_CONTEXT_TURNS", "MODALITIES", "SPLITS", "Sample", "Turn"]
+__all__ = ["LABELLED_SPLITS", "MAX_CONTEXT_TURNS", "SPLITS", "TEXT", "UNLABELLED", "Sample", "Turn"]
 
 
 class Turn(NamedTuple):
@@ -28,12 +28,11 @@ class Turn(NamedTuple):
 
 
 _make_turn = partial(tuple.__new__, Turn)  # as Turn(*pair), without a Python call
-_NO_FEATURES = dict.fromkeys(FEATURE_MODALITIES)
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One utterance with one task's target."""
+    """One utterance with one task's target, or with none: what is to be predicted, or learned from without labels."""
 
     id: str
     """Unique over the data set; letters, digits, ``-`` and ``_`` only: it is the WebDataset key."""
@@ -44,7 +43,7 @@ class Sample:
     dataset: str
     split: str
     modalities: tuple[str, ...]
-    """Which of ``text``, ``audio``, ``vision`` are present."""
+    """Which are present: ``text`` and names of feature streams."""
     label: str | None = None
     """Classification: the label key."""
     value: float | None = None
@@ -55,21 +54,24 @@ class Sample:
     """The utterance's place in its dialogue, from 0."""
     context: tuple[Turn, ...] = ()
     """The preceding turns, oldest first, at most :data:`MAX_CONTEXT_TURNS`."""
-    audio: np.ndarray | None = field(default=None, repr=False)
-    """float32 ``[frames, dim]``; None where absent."""
-    vision: np.ndarray | None = field(default=None, repr=False)
-    """float32 ``[frames, dim]``; None where absent."""
+    features: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
+    """By feature stream that is present float32 ``[frames, dim]``."""
     source_id: str = ""
     """The id as the data set's own files write it; empty where ``id`` holds it letter for letter."""
 
+    @property
+    def has_target(self) -> bool:
+        """Whether there is a label or a value."""
+        return self.label is not None or self.value is not None
+
     def without(self, modality: str) -> Sample:
-        """The same sample with one modality absent: text becomes the empty utterance, features become None."""
-        if modality not in MODALITIES:
-            raise ShardError(f"modality {modality!r} does not exist; it must be one of {', '.join(MODALITIES)}")
-        values = dict(self.__dict__)
-        values["modalities"] = tuple(m for m in self.modalities if m != modality)
-        values[modality] = "" if modality == "text" else None
-        return Sample(**values)
+        """The same sample with one modality absent: text becomes the empty utterance, a stream's features go."""
+        return replace(
+            self,
+            modalities=tuple(m for m in self.modalities if m != modality),
+            text="" if modality == TEXT else self.text,
+            features={m: array for m, array in self.features.items() if m != modality},
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the feature arrays, as the ``.json`` member stores it."""
@@ -86,13 +88,12 @@ class Sample:
             "turn": self.turn,
             "context": [[t.speaker, t.text] for t in self.context],
         }
-        if self.source_id:
-            data["source_id"] = self.source_id
-        return data | ({"label": self.label} if self.label is not None else {"value": self.value})
+        optional = {"source_id": self.source_id or None, "label": self.label, "value": self.value}
+        return data | {name: value for name, value in optional.items() if value is not None}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any], arrays: Mapping[str, Any], where: object) -> Sample:
-        """The inverse of :meth:`to_json`; ``arrays`` holds the decoded feature members (modality to array).
+    def from_json(cls, data: Mapping[str, Any], arrays: Mapping[str, np.ndarray], where: object) -> Sample:
+        """The inverse of :meth:`to_json`; ``arrays`` holds the decoded feature members (stream to array).
 
         Raises:
             ShardError: a field is missing, or the declared modalities and the arrays disagree (``where`` names the
@@ -109,6 +110,6 @@ class Sample:
             raise ShardError(f"{where}: {fault}")
         # A frozen dataclass sets its fields one by one through object.__setattr__, which costs more than the JSON.
         sample = object.__new__(cls)
-        values = {**rules.OPTIONAL, **data, **_NO_FEATURES, **arrays, "modalities": modalities, "context": context}
+        values = {**rules.OPTIONAL, **data, "features": arrays, "modalities": modalities, "context": context}
         object.__setattr__(sample, "__dict__", values)
         return sample

@@ -15,10 +15,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from egmf_shards.errors import ShardError
-from egmf_shards.format.sample import SPLITS, Sample
+from egmf_shards.format.sample import LABELLED_SPLITS, Sample
 from egmf_shards.format.task import CLASSIFICATION, Task
 from egmf_shards.importers.common import build_sample, done, read_json
-from egmf_shards.importers.features import FeatureFolder, feature_source
+from egmf_shards.importers.features import FeatureFolder, feature_source, streams_of
 from egmf_shards.importers.keys import name, without_modality
 from egmf_shards.importers.modality_labels import ModalityLabels
 from egmf_shards.importers.provenance import provenance
@@ -67,10 +67,10 @@ def import_cherma(
     root = Path(source)
     alone = ModalityLabels(TASK) if modality_labels else None
     folders = {m: FeatureFolder(root / folder, m) for m, folder in (("audio", "audio"), ("vision", "visual"))}
-    files = {split: root / f"{split}.json" for split in SPLITS}
+    files = {split: root / f"{split}.json" for split in LABELLED_SPLITS}
     about = provenance("cherma", files.values())
     tasks = [TASK, *(alone.tasks.values() if alone else ())]
-    with ShardWriter(out, DATASET, tasks, provenance=about) as writer:
+    with ShardWriter(out, DATASET, tasks, streams=streams_of(folders.values()), provenance=about) as writer:
         for split, path in files.items():
             entries = _entries(path)
             for number, entry in enumerate(progress(entries, f"importing CHERMA {split}")):

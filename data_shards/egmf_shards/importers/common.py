@@ -11,13 +11,15 @@ import numpy as np
 
 from egmf_shards.errors import ShardError
 from egmf_shards.format.rules import KEY
-from egmf_shards.format.sample import Sample
+from egmf_shards.format.sample import TEXT, UNLABELLED, Sample
 from egmf_shards.importers.keys import Name
 from egmf_shards.importers.report import print_summary
 from egmf_shards.messages import json_reason, shown
 from egmf_shards.write.writer import ShardWriter
 
-SPLIT_WORDS = {"train": "train", "valid": "valid", "val": "valid", "dev": "valid", "test": "test"}
+SPLIT_WORDS = {
+    "train": "train", "valid": "valid", "val": "valid", "dev": "valid", "test": "test", UNLABELLED: UNLABELLED,
+}  # fmt: skip
 """What a file calls a split, to our name for it."""
 
 
@@ -40,19 +42,12 @@ def build_sample(name: Name, text: str, features: Mapping[str, np.ndarray | None
     Args:
         name: its key and, where that differs, the id in the source.
         text: the utterance, cleaned.
-        features: modality to float32 ``[frames, dim]`` or None.
+        features: feature stream to float32 ``[frames, dim]`` or None.
         fields: the other fields of :class:`Sample`.
     """
-    present = (*(("text",) if text else ()), *(m for m, array in features.items() if array is not None))
-    return Sample(
-        id=name.key,
-        source_id=name.source_id,
-        text=text,
-        modalities=present,
-        audio=features.get("audio"),
-        vision=features.get("vision"),
-        **fields,
-    )
+    present = {stream: array for stream, array in features.items() if array is not None}
+    modalities = (*((TEXT,) if text else ()), *present)
+    return Sample(id=name.key, source_id=name.source_id, text=text, modalities=modalities, features=present, **fields)
 
 
 def read_json(path: Path) -> Any:

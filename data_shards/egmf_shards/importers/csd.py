@@ -29,12 +29,13 @@ from typing import Any, Unpack
 import numpy as np
 
 from egmf_shards.errors import ShardError
-from egmf_shards.format.sample import FEATURE_MODALITIES, SPLITS, Sample
+from egmf_shards.format.sample import LABELLED_SPLITS, Sample
 from egmf_shards.importers.common import done, read_json
 from egmf_shards.importers.keys import clip_name
 from egmf_shards.importers.provenance import provenance
 from egmf_shards.importers.repairs import Repairs, without_axes_of_1
 from egmf_shards.importers.sentiment import Clips, TaskOptions, check_value, sentiment_task
+from egmf_shards.importers.streams import STREAMS
 from egmf_shards.importers.table import clean_text
 from egmf_shards.progress import progress
 from egmf_shards.write.writer import ShardWriter
@@ -253,10 +254,10 @@ def import_csd(
     splits = _splits(Path(split_file))
     with ExitStack() as stack:
         files = {role: stack.enter_context(CsdFile(path)) for role, path in paths.items()}
-        modalities = {m: _Modality(files[m]) for m in FEATURE_MODALITIES if m in files}
+        modalities = {m: _Modality(files[m]) for m in STREAMS if m in files}
         corpus = _Corpus(files, modalities, clips)
         counts = corpus.counts
-        with ShardWriter(out, dataset, [clips.task], provenance=about) as writer:
+        with ShardWriter(out, dataset, [clips.task], streams=STREAMS, provenance=about) as writer:
             segments = _segments(files["labels"])
             known = {video for videos in splits.values() for video in videos}
             counts["videos_in_no_split_left_out"] = len(segments.keys() - known)
@@ -291,7 +292,7 @@ def _files(folder: Path, named: dict[str, str | None]) -> dict[str, Path]:
 
 def _splits(path: Path) -> dict[str, list[str]]:
     data = read_json(path)
-    if not isinstance(data, dict) or not data or set(data) - set(SPLITS):
+    if not isinstance(data, dict) or not data or set(data) - set(LABELLED_SPLITS):
         raise ShardError(f'{path}: {{"train": [video ids], "valid": [...], "test": [...]}} is needed')
     seen: dict[str, str] = {}
     for split, videos in data.items():
@@ -301,7 +302,7 @@ def _splits(path: Path) -> dict[str, list[str]]:
             if video in seen:
                 raise ShardError(f"{path}: video {video!r} is in {seen[video]} and {split}; each may be in one, once")
             seen[video] = split
-    return {split: data[split] for split in SPLITS if split in data}
+    return {split: data[split] for split in LABELLED_SPLITS if split in data}
 
 
 def _segments(labels: CsdFile) -> dict[str, list[tuple[str, int, int]]]:

@@ -4,13 +4,14 @@ Rules, each counted in the manifest: a clip without a file lacks the modality; a
 ``.npy``, a pickle, not real numbers, not ``[frames, dim]`` or ``[dim]``, axes of 1 aside, or empty) counts as lacking,
 and the first ten are named with the reason; what else becomes of the numbers is said in ``repairs.py``. One vector
 ``[dim]`` is one frame. A folder in which not one clip is found, or not one can be read, is an error: it is the wrong
-folder, or holds something else.
+folder, or holds something else. A ``stream.json`` in the folder, ``{"rate": 4.0, "made_by": "..."}``, says how many
+frames a second there are and what made them; both may be left out.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -18,14 +19,21 @@ import numpy as np
 from egmf_shards.errors import ShardError
 from egmf_shards.foreign_files import HEAD, foreign_kind
 from egmf_shards.format import codec
+from egmf_shards.format.manifest import FeatureStream, parse_json, stream_fault
 from egmf_shards.importers.repairs import Repairs, shape_without_axes_of_1
+from egmf_shards.messages import one_line
 
+STREAM_NAME = "stream.json"
 NAMED = 10
 """Unreadable files that are named."""
 
 
 class FeatureFolder:
-    """One modality's features; ``path`` None means that the data set has none."""
+    """One feature stream's files; ``path`` None means that the data set has none.
+
+    Raises:
+        ShardError: there is no such folder, the stream's name is none, or its ``stream.json`` is malformed.
+    """
 
     def __init__(self, path: str | os.PathLike[str] | None, modality: str) -> None:
         self.path = None if path is None else Path(path)
@@ -40,6 +48,26 @@ class FeatureFolder:
         self.frames = 0
         self.repairs = Repairs()
         self._example = ""
+        self.stream = self._described()
+        """What the manifest is to say about the stream; its width comes with the first array."""
+
+    def _described(self) -> FeatureStream:
+        fault = stream_fault(self.modality, {"dim": 0})
+        if fault:
+            raise ShardError(fault)
+        file = None if self.path is None else self.path / STREAM_NAME
+        if file is None or not file.is_file():
+            return FeatureStream()
+        try:
+            said = parse_json(file.read_bytes())
+        except (ValueError, OSError) as error:
+            raise ShardError(f"{file}: not a readable JSON file ({one_line(error)})") from error
+        if not isinstance(said, dict) or not set(said) <= {"rate", "made_by"}:
+            raise ShardError(f"{file}: an object with rate and made_by is needed, and nothing else")
+        fault = stream_fault(self.modality, {"dim": 0} | said)
+        if fault:
+            raise ShardError(f"{file}: {fault}")
+        return FeatureStream.from_json({"dim": 0} | said)
 
     def load(self, names: Sequence[str]) -> np.ndarray | None:
         """float32 ``[frames, dim]`` of the first of ``names`` (paths inside the folder) that exists; None: absent."""
@@ -118,6 +146,11 @@ def _read(file: Path) -> np.ndarray | str:
         return f"cannot be read ({error.strerror})"
     except (ValueError, MemoryError) as error:
         return str(error) or type(error).__name__
+
+
+def streams_of(folders: Iterable[FeatureFolder]) -> dict[str, FeatureStream]:
+    """The feature streams by name, as a writer wants them."""
+    return {folder.modality: folder.stream for folder in folders}
 
 
 def feature_source(*folders: FeatureFolder) -> dict[str, dict[str, Mapping[str, int] | list[str]]]:

@@ -2,7 +2,8 @@
 
 The folder holds the tars and ``tasks.json``: one task or a list of tasks, with the fields of the manifest's ``tasks``.
 Members and their JSON are as ``docs/shard-format.md`` says. Everything that ``egmf shards verify`` checks is checked
-first, so an indexed folder is a sound one.
+first, so an indexed folder is a sound one. A folder whose index and manifest are of version 1 gets those of version 2,
+and its tars are not read: no hash changes, so runs go on as they were.
 """
 
 from __future__ import annotations
@@ -11,16 +12,30 @@ import mmap
 import os
 import secrets
 import shutil
+import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from egmf_shards.check.scan import Recorded, Report, Scan
 from egmf_shards.errors import ShardError
 from egmf_shards.format import codec
-from egmf_shards.format.index import INDEX_NAME, Index, save_index
+from egmf_shards.format.index import INDEX_NAME, Index, load_index, save_index
 from egmf_shards.format.index_build import build_index
-from egmf_shards.format.manifest import MANIFEST_NAME, MAX_DEPTH, levels, parse_json, tasks_of, write_manifest
+from egmf_shards.format.manifest import (
+    MANIFEST_NAME,
+    MAX_DEPTH,
+    SCHEMA,
+    FeatureStream,
+    current,
+    levels,
+    parse_json,
+    read_manifest,
+    stream_fault,
+    tasks_of,
+    write_manifest,
+)
 from egmf_shards.format.tar_walk import walk_tar
 from egmf_shards.format.task import Task
 from egmf_shards.importers.report import print_summary
@@ -52,6 +67,8 @@ def index_foreign(
     path = Path(folder)
     if not path.is_dir():
         raise ShardError(f"{path}: there is no such folder of tars")
+    if not force and tasks is None and _old_manifest(path).get("schema") == 1:
+        return _upgrade(path)
     for name in (INDEX_NAME, MANIFEST_NAME):
         if os.path.lexists(path / name) and not force:
             raise ShardError(f"{path / name}: exists already; `--force` indexes the folder anew")
@@ -78,9 +95,31 @@ def index_foreign(
     index = build_index(path, shards)
     if not len(index):
         raise ShardError(f"{path}: its tars hold no sample")
+    # Which streams a data set has, and what made them, is written nowhere else; widths are those that were found.
+    known = current(before).get("streams")
+    for name, stream in known.items() if isinstance(known, dict) else ():
+        if not stream_fault(name, stream):
+            found = ledger.streams.get(name, FeatureStream())
+            ledger.streams[name] = FeatureStream.from_json(stream | {"dim": found.dim})
     manifest = ledger.manifest_for(index, scan.hashes)
     _place(path, index, manifest)
     print_summary(manifest)
+    return manifest
+
+
+def _upgrade(folder: Path) -> dict[str, Any]:
+    """Index and manifest of version 1 in the words of version 2."""
+    manifest, index = read_manifest(folder), load_index(folder, check_shards=False)
+    if index.content_hash != manifest["index"]:
+        raise ShardError(
+            f"{folder}: index and manifest do not belong together (the content hashes differ): "
+            "`--force` makes them anew"
+        )
+    index = replace(index, frames={stream: frames for stream, frames in index.frames.items() if frames.any()})
+    order = [*list(manifest)[:3], "streams"]
+    manifest = {key: manifest[key] for key in dict.fromkeys([*order, *manifest])} | {"schema": SCHEMA}
+    _place(folder, index, manifest)
+    print(f"{folder}: index and manifest are of version {SCHEMA} now; the shards are as they were", file=sys.stderr)
     return manifest
 
 

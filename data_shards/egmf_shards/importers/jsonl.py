@@ -1,9 +1,10 @@
 """One's own data: one JSON object a line, one ``.npy`` a clip and modality, and a task that says what is asked.
 
-A line holds ``id``, ``split`` (train, valid, test), ``text`` and ``label`` (classification) or ``value`` (regression);
-optionally ``language`` (needed where the task is asked in several), ``speaker``, ``dialogue``, ``turn``, ``context``
-(preceding turns ``[[speaker, text], ...]``, oldest first), ``audio`` and ``vision`` (a file inside the modality's
-folder; without it ``{id}.npy`` is looked for). Where ``dialogue`` and ``turn`` are given and ``context`` is not, the
+A line holds ``id``, ``split`` (train, valid, test, unlabelled), ``text`` and ``label`` (classification) or ``value``
+(regression; neither in the split ``unlabelled``); optionally ``language`` (needed where the task is asked in several),
+``speaker``, ``dialogue``, ``turn``, ``context`` (preceding turns ``[[speaker, text], ...]``, oldest first), and by the
+name of a feature stream (``audio``, ``vision``, or any other that is given) a file inside the stream's folder; without
+it ``{id}.npy`` is looked for. Where ``dialogue`` and ``turn`` are given and ``context`` is not, the
 context is the dialogue's preceding turns in the same split. An empty text is an absent one. An unknown key is an error:
 it is a misspelt one more often than a new one.
 """
@@ -13,26 +14,27 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from egmf_shards.errors import ShardError
-from egmf_shards.format.sample import MAX_CONTEXT_TURNS, SPLITS, Sample, Turn
+from egmf_shards.format.sample import MAX_CONTEXT_TURNS, SPLITS, UNLABELLED, Sample, Turn
 from egmf_shards.format.task import CLASSIFICATION, Task
 from egmf_shards.importers.common import build_sample, check_dataset, done
-from egmf_shards.importers.features import FeatureFolder, feature_source
+from egmf_shards.importers.features import FeatureFolder, feature_source, streams_of
 from egmf_shards.importers.keys import name as key_name
 from egmf_shards.importers.provenance import provenance
+from egmf_shards.importers.streams import STREAMS
 from egmf_shards.importers.table import clean_text
 from egmf_shards.messages import json_reason, shown
 from egmf_shards.progress import progress
 from egmf_shards.write.writer import ShardWriter
 
 NEEDED = ("id", "split", "text")
-OPTIONAL = ("label", "value", "language", "speaker", "dialogue", "turn", "context", "audio", "vision")
+OPTIONAL = ("label", "value", "language", "speaker", "dialogue", "turn", "context", *STREAMS)
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ def import_jsonl(
     task: Task,
     audio: str | os.PathLike[str] | None = None,
     vision: str | os.PathLike[str] | None = None,
+    features: Mapping[str, str | os.PathLike[str]] | None = None,
 ) -> dict[str, Any]:
     """Write a JSONL file as shards of ``task`` and return the manifest.
 
@@ -74,26 +77,31 @@ def import_jsonl(
         task: label space or range, languages and the question in words.
         audio: folder of features, float ``[frames, dim]`` or ``[dim]``; optional.
         vision: likewise.
+        features: likewise, of other streams by name, such as ``{"eda": DIR}``.
 
     Raises:
         ShardError: a line is no JSON object, lacks a field, has an unknown one or a value that does not fit the task;
             an id occurs twice; a feature folder holds no clip. Nothing is left behind.
     """
     check_dataset(dataset)
-    folders = [FeatureFolder(audio, "audio"), FeatureFolder(vision, "vision")]
+    given = {name: path for name, path in zip(STREAMS, (audio, vision), strict=True) if path is not None}
+    twice = sorted(given.keys() & (features or {}).keys())
+    if twice:
+        raise ShardError(f"the folder of {twice[0]} features is given twice; once is needed")
+    folders = [FeatureFolder(path, name) for name, path in {**given, **(features or {})}.items()]
     about = provenance("jsonl", [source])
-    lines = list(_lines(Path(source)))
+    lines = list(_lines(Path(source), (*OPTIONAL, *(features or ()))))
     if not lines:
         raise ShardError(f"{source}: holds no line")
     before = _preceding(lines)
-    with ShardWriter(out, dataset, [task], provenance=about) as writer:
+    with ShardWriter(out, dataset, [task], streams_of(folders), provenance=about) as writer:
         for number, line in enumerate(progress(lines, f"importing {dataset}")):
             writer.write(_sample(line, dataset, task, folders, before.get(number, ())), line.where)
         writer.source |= feature_source(*folders)
     return done(writer)
 
 
-def _lines(path: Path) -> Iterator[Line]:
+def _lines(path: Path, optional: Sequence[str]) -> Iterator[Line]:
     try:
         with path.open(encoding="utf-8-sig") as file:
             for number, text in enumerate(file, start=1):
@@ -112,8 +120,8 @@ def _lines(path: Path) -> Iterator[Line]:
                     if key not in data:
                         raise ShardError(f"{where}: has no {key!r}; {', '.join(NEEDED)} are needed")
                 for key in data:
-                    if key not in (*NEEDED, *OPTIONAL):
-                        known = ", ".join((*NEEDED, *OPTIONAL))
+                    if key not in (*NEEDED, *optional):
+                        known = ", ".join((*NEEDED, *optional))
                         raise ShardError(f"{where}: has an unknown field {key!r}; the fields are {known}")
                 yield Line(data, where)
     except FileNotFoundError as error:
@@ -154,17 +162,14 @@ def _sample(line: Line, dataset: str, task: Task, folders: list[FeatureFolder], 
     if language not in task.languages:
         known = ", ".join(task.languages)
         raise ShardError(f"{line.where}: language is {language!r}; the task is asked in {known}")
-    label, value = _target(line, task)
+    label, value = _target(line, task, split)
     text = clean_text(line.text("text"))
-    features = {}
-    for folder in folders:
-        name = line.text(folder.modality)
-        if name and folder.path is None:
-            raise ShardError(
-                f"{line.where}: names the {folder.modality} file {name!r}; "
-                f"give the folder of {folder.modality} features"
-            )
-        features[folder.modality] = folder.load([name or f"{key}.npy"])
+    given = {folder.modality: folder for folder in folders}
+    for stream in STREAMS:
+        if line.text(stream) and stream not in given:
+            name = line.text(stream)
+            raise ShardError(f"{line.where}: names the {stream} file {name!r}; give the folder of {stream} features")
+    features = {stream: folder.load([line.text(stream) or f"{key}.npy"]) for stream, folder in given.items()}
     return build_sample(
         key_name(key, key),
         text,
@@ -182,8 +187,12 @@ def _sample(line: Line, dataset: str, task: Task, folders: list[FeatureFolder], 
     )
 
 
-def _target(line: Line, task: Task) -> tuple[str | None, float | None]:
+def _target(line: Line, task: Task, split: str) -> tuple[str | None, float | None]:
+    if split == UNLABELLED and not line.data.keys() & {"label", "value"}:
+        return None, None
     wanted, other = ("label", "value") if task.kind == CLASSIFICATION else ("value", "label")
+    if split == UNLABELLED:
+        raise ShardError(f"{line.where}: the split {UNLABELLED!r} is of samples without label and value")
     if wanted not in line.data or other in line.data:
         raise ShardError(f"{line.where}: a {task.kind} needs {wanted!r}, and no {other!r}")
     if wanted == "label":

@@ -13,7 +13,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from egmf_shards.format.rules import KEY, MODALITIES
+from egmf_shards.format.rules import KEY
+from egmf_shards.importers.streams import MODALITIES
 
 _CODE = re.compile(r"_u([0-9a-f]+)_")
 _LIKE_A_CODE = re.compile(r"_u[0-9a-f]+(?![A-Za-z0-9-])")

@@ -1,6 +1,7 @@
 """CH-SIMS's ``label.csv`` and tables of its shape (SIMS-V2, MOSI, MOSEI in that form): one sentiment number per clip.
 
-Needed columns: ``video_id, clip_id, text, label, mode``. Others (``annotation``, per-modality labels) are not read.
+Needed columns: ``video_id, clip_id, text, label, mode``; the label of a clip of mode ``unlabelled`` is not read. Others
+(``annotation``, per-modality labels) are not read.
 The context is left empty on purpose: the clips of a video are not contiguous (numbers are left out where a clip was
 not chosen) and carry no speaker, so the rows before a clip are not the turns before it.
 """
@@ -12,9 +13,9 @@ from collections import Counter
 from typing import Any, Unpack
 
 from egmf_shards.errors import ShardError
-from egmf_shards.format.sample import Sample
+from egmf_shards.format.sample import UNLABELLED, Sample
 from egmf_shards.importers.common import done, not_a_number, number, split_of
-from egmf_shards.importers.features import FeatureFolder, feature_source
+from egmf_shards.importers.features import FeatureFolder, feature_source, streams_of
 from egmf_shards.importers.keys import clip_name
 from egmf_shards.importers.provenance import provenance
 from egmf_shards.importers.sentiment import KNOWN, Clips, TaskOptions, check_value, sentiment_task
@@ -59,7 +60,7 @@ def import_label_csv(
     about = provenance("label-csv", [source])
     rows = read_csv(source, COLUMNS)
     turns: Counter[str] = Counter()
-    with ShardWriter(out, dataset, [corpus.task], provenance=about) as writer:
+    with ShardWriter(out, dataset, [corpus.task], streams=streams_of(folders), provenance=about) as writer:
         for row in progress(rows, f"importing {dataset}"):
             video = row.cells["video_id"].strip()
             writer.write(_sample(row, corpus, turns[video], folders), row.where)
@@ -75,10 +76,11 @@ def _sample(row: Row, corpus: Clips, turn: int, folders: list[FeatureFolder]) ->
     name = clip_name(corpus.dataset, video, clip)
     where = f"{row.where}: sample {name.key!r}"
     split = split_of(row.cells["mode"].strip().lower(), where)
-    value = number(row.cells["label"])
-    if value is None:
+    value = None if split == UNLABELLED else number(row.cells["label"])
+    if value is not None:
+        check_value(corpus.task, value, where)
+    elif split != UNLABELLED:
         raise not_a_number(where, "label", row.cells["label"])
-    check_value(corpus.task, value, where)
     names = [f"{video}/{clip}.npy", f"{video}_{clip}.npy", f"{video}$_${clip}.npy"]
     features = {folder.modality: folder.load(names) for folder in folders}
     text = clean_text(row.cells["text"])

@@ -16,7 +16,7 @@ from egmf_shards.errors import ShardError
 from egmf_shards.format.sample import MAX_CONTEXT_TURNS, Sample, Turn
 from egmf_shards.format.task import CLASSIFICATION, Task
 from egmf_shards.importers.common import build_sample, done
-from egmf_shards.importers.features import FeatureFolder, feature_source
+from egmf_shards.importers.features import FeatureFolder, feature_source, streams_of
 from egmf_shards.importers.keys import name as key_name
 from egmf_shards.importers.provenance import provenance
 from egmf_shards.importers.table import Row, clean_text, read_csv
@@ -61,7 +61,9 @@ def import_meld(
     """
     folders = [_feature_folder(audio, "audio"), _feature_folder(vision, "vision")]
     files = {split: Path(source) / f"{name}_sent_emo.csv" for split, name in FILES.items()}
-    with ShardWriter(out, DATASET, [TASK], provenance=provenance("meld", files.values())) as writer:
+    with ShardWriter(
+        out, DATASET, [TASK], streams=streams_of(folders), provenance=provenance("meld", files.values())
+    ) as writer:
         for split, name in FILES.items():
             path = files[split]
             dialogues: dict[int, list[tuple[int, Row]]] = {}

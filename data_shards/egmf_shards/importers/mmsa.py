@@ -7,8 +7,9 @@ What becomes of a file, each rule counted in the manifest's ``source``:
   zeros on the padded side are padding. Which side that is each modality says by its zeros: ``padding.py``.
 * A clip whose length is 0 lacks the modality; what else becomes of its numbers (MOSEI: -inf in audio, NaN in vision;
   SIMS: vision beyond fp16) is said in ``repairs.py``.
-* ``train_mix`` of SIMS-V2 repeats ``train`` and adds unlabelled clips. Beside ``train`` it is left out; alone, its rows
-  with ``mask`` 1 are the train split, without text where it has no ``raw_text``. Rows with ``mask`` 0 are never used.
+* ``train_mix`` of SIMS-V2 repeats ``train`` and adds unlabelled clips, its rows with ``mask`` 0: the split
+  ``unlabelled``. Rows with ``mask`` 1 are left out beside ``train`` and are the train split where there is none. There
+  is no text where it has no ``raw_text``.
 * An id may occur once in the whole file. The context is empty: see ``label_csv.py``, whose ids these
   are.
 
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any, Literal, Unpack
 
 from egmf_shards.errors import ShardError
-from egmf_shards.format.sample import FEATURE_MODALITIES, SPLITS
+from egmf_shards.format.sample import LABELLED_SPLITS, UNLABELLED
 from egmf_shards.importers.common import done, not_a_number, number
 from egmf_shards.importers.keys import clip_name
 from egmf_shards.importers.mmsa_layout import LABELS, Split, modality_column, read_splits
@@ -34,6 +35,7 @@ from egmf_shards.importers.padding import PaddingSide, ask_all, check_side
 from egmf_shards.importers.provenance import provenance
 from egmf_shards.importers.repairs import PaddedReport, without_axes_of_1
 from egmf_shards.importers.sentiment import Clips, TaskOptions, check_value, sentiment_task
+from egmf_shards.importers.streams import STREAMS
 from egmf_shards.importers.table import clean_text
 from egmf_shards.importers.unpickle import load_pickle
 from egmf_shards.progress import progress
@@ -89,11 +91,13 @@ def import_mmsa(
         print(f"{path.name}: {described['known_as']}", file=sys.stderr)
     data = load_pickle(path)
     if not isinstance(data, dict):
-        raise ShardError(f"{path}: holds a {type(data).__name__}; a dict with the splits {', '.join(SPLITS)} is needed")
+        raise ShardError(
+            f"{path}: holds a {type(data).__name__}; a dict with the splits {', '.join(LABELLED_SPLITS)} is needed"
+        )
     seen: dict[str, str] = {}
     turns: Counter[str] = Counter()
     tasks = [corpus.task, *(alone.tasks.values() if alone else ())]
-    with ShardWriter(out, dataset, tasks, provenance=about) as writer:
+    with ShardWriter(out, dataset, tasks, streams=STREAMS, provenance=about) as writer:
         parts = read_splits(path, data, writer.source, modality_labels)
         features = _Features(path, parts, padding)
         for split, part in parts:
@@ -104,8 +108,9 @@ def import_mmsa(
                     raise ShardError(f"{where}: the id occurs in {seen[clip]} already; each id may occur once")
                 seen[clip] = split
                 video, _, in_video = clip.rpartition("$_$")
-                value = _value(part.labels[row], where, LABELS)
-                check_value(corpus.task, value, where)
+                value = None if split == UNLABELLED else _value(part.labels[row], where, LABELS)
+                if value is not None:
+                    check_value(corpus.task, value, where)
                 if not video:
                     raise ShardError(f"{where}: the id is not of the form video_id$_$clip_id")
                 sample = corpus.sample(
@@ -119,7 +124,7 @@ def import_mmsa(
                 )
                 turns[video] += 1
                 writer.write(sample, where)
-                if alone:
+                if alone and split != UNLABELLED:
                     for modality, labels in part.modality_labels.items():
                         column = modality_column(modality)
                         # Clips without such a label hold NaN or nothing.
@@ -142,7 +147,7 @@ class _Features:
         self._reports: dict[str, PaddedReport] = {}
         self._asked: dict[str, PaddingSide] = {}
         self._sides: dict[str, str] = {}
-        for modality in FEATURE_MODALITIES:
+        for modality in STREAMS:
             having = [part for _, part in parts if modality in part.features]
             if having:
                 self._reports[modality] = PaddedReport()
@@ -182,9 +187,9 @@ def _compare_counts(dataset: str, seen: dict[str, str], source: dict[str, Any]) 
     """Note, and say, where a known data set's file is not the published one by its counts."""
     if dataset in PUBLISHED_COUNTS:
         counts = Counter(seen.values())
-        published = dict(zip(SPLITS, PUBLISHED_COUNTS[dataset], strict=True))
+        published = dict(zip(LABELLED_SPLITS, PUBLISHED_COUNTS[dataset], strict=True))
         source["published_counts"] = published
-        source["counts_as_published"] = published == dict(counts)
+        source["counts_as_published"] = all(counts[split] == n for split, n in published.items())
         if not source["counts_as_published"]:
             found = ", ".join(f"{split} {counts[split]} of {n}" for split, n in published.items())
             print(f"{dataset}: not the published counts: {found}", file=sys.stderr)

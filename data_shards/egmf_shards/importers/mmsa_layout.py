@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from egmf_shards.errors import ShardError
-from egmf_shards.format.sample import FEATURE_MODALITIES, MODALITIES, SPLITS
+from egmf_shards.format.sample import LABELLED_SPLITS, SPLITS, UNLABELLED
 from egmf_shards.importers.common import number, unwrapped
 from egmf_shards.importers.repairs import shape_without_axes_of_1
+from egmf_shards.importers.streams import MODALITIES, STREAMS
 from egmf_shards.messages import shown
 
 MIX = "train_mix"
@@ -52,31 +53,35 @@ def modality_column(modality: str) -> str:
 
 def read_splits(path: Path, data: dict[Any, Any], source: dict[str, Any], alone: bool) -> list[tuple[str, Split]]:
     """The splits to write, in our order; notes in ``source`` what is made of ``train_mix`` and other keys."""
-    if not any(split in data for split in (*SPLITS, MIX)):
-        raise ShardError(f"{path}: its keys are {reprlib.repr(sorted(map(str, data)))}; {', '.join(SPLITS)} are needed")
-    lacking = [split for split in SPLITS if split not in data and not (split == "train" and MIX in data)]
+    if not any(split in data for split in (*LABELLED_SPLITS, MIX)):
+        raise ShardError(
+            f"{path}: its keys are {reprlib.repr(sorted(map(str, data)))}; {', '.join(LABELLED_SPLITS)} are needed"
+        )
+    lacking = [split for split in LABELLED_SPLITS if split not in data and not (split == "train" and MIX in data)]
     if lacking:
-        raise ShardError(f"{path}: has no split {', '.join(lacking)}; {', '.join(SPLITS)} are needed")
-    source["keys_not_read"] = sorted(ascii(key)[:40].strip("'") for key in data if key not in (*SPLITS, MIX))
-    parts = {split: _read_split(path, split, data[split], alone=alone) for split in SPLITS if split in data}
+        raise ShardError(f"{path}: has no split {', '.join(lacking)}; {', '.join(LABELLED_SPLITS)} are needed")
+    source["keys_not_read"] = sorted(ascii(key)[:40].strip("'") for key in data if key not in (*LABELLED_SPLITS, MIX))
+    parts = {split: _read_split(path, split, data[split], alone=alone) for split in LABELLED_SPLITS if split in data}
     if MIX in data:
         mixed, labelled = _read_mix(path, data[MIX], alone and "train" not in parts)
-        source[MIX] = {"labelled": len(labelled), "unlabelled_left_out": len(mixed.ids) - len(labelled)}
+        known = set(labelled)
+        unlabelled = [row for row in range(len(mixed.ids)) if row not in known]
+        source[MIX] = {"labelled": len(labelled), "unlabelled": len(unlabelled)}
         if "train" in parts:
-            source[MIX] |= {"used": False, "why": "its labelled rows repeat the train split"}
-            known = set(parts["train"].ids)
-            others = [mixed.ids[row] for row in labelled if mixed.ids[row] not in known]
+            source[MIX] |= {"used": "unlabelled", "why": "its labelled rows repeat the train split"}
+            repeated = set(parts["train"].ids)
+            others = [mixed.ids[row] for row in labelled if mixed.ids[row] not in repeated]
             if others:
                 raise ShardError(
                     f"{path}, {MIX}: {len(others)} labelled clips are not in train, the first is "
                     f"{ascii(others[0])[:80]}; {MIX} must repeat train, or train must be absent"
                 )
-            del data[MIX]
         else:
-            source[MIX] |= {"used": True, "why": "there is no train split"}
-            mixed.rows = labelled
-            parts["train"] = mixed
-    return [(split, parts[split]) for split in SPLITS]
+            source[MIX] |= {"used": "all", "why": "there is no train split"}
+            parts["train"] = replace(mixed, rows=labelled)
+        if unlabelled:
+            parts[UNLABELLED] = replace(mixed, rows=unlabelled)
+    return [(split, parts[split]) for split in SPLITS if split in parts]
 
 
 def _read_mix(path: Path, data: Any, alone: bool) -> tuple[Split, list[int]]:
@@ -104,7 +109,7 @@ def _read_split(path: Path, split: str, data: Any, needs_text: bool = True, alon
     part = Split(where, range(len(ids)), ids, texts, _column(data, LABELS, len(ids), where), {})
     for modality in MODALITIES if alone else ():
         part.modality_labels[modality] = _column(data, modality_column(modality), len(ids), where)
-    for modality in FEATURE_MODALITIES:
+    for modality in STREAMS:
         if modality in data:
             part.features[modality] = _features(data[modality], modality, len(ids), where)
             part.lengths[modality] = _lengths(data, f"{modality}_lengths", len(ids), where)

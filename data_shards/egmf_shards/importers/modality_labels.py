@@ -13,8 +13,9 @@ import math
 from dataclasses import replace
 
 from egmf_shards.errors import ShardError
-from egmf_shards.format.sample import MODALITIES, Sample
+from egmf_shards.format.sample import Sample
 from egmf_shards.format.task import Task
+from egmf_shards.importers.streams import MODALITIES
 
 PERCEIVED = {
     "en": {
@@ -78,8 +79,7 @@ class ModalityLabels:
             task=task.name,
             modalities=(modality,),
             text=whole.text if modality == "text" else "",
-            audio=whole.audio if modality == "audio" else None,
-            vision=whole.vision if modality == "vision" else None,
+            features={m: array for m, array in whole.features.items() if m == modality},
             # Annotators saw the clip alone.
             context=(),
             label=label,

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from egmf_shards.errors import ShardError
-from egmf_shards.format.sample import SPLITS
+from egmf_shards.format.sample import LABELLED_SPLITS
 from egmf_shards.format.task import Task
 from egmf_shards.importers.cherma import TASK as CHERMA_TASK
 from egmf_shards.importers.common import build_sample, done, unwrapped
@@ -25,6 +25,7 @@ from egmf_shards.importers.meld import TASK as MELD_TASK
 from egmf_shards.importers.padding import PaddingSide, ask_all, check_side
 from egmf_shards.importers.provenance import provenance
 from egmf_shards.importers.repairs import PaddedReport, shape_without_axes_of_1, without_axes_of_1
+from egmf_shards.importers.streams import STREAMS
 from egmf_shards.importers.table import clean_text
 from egmf_shards.importers.unpickle import load_pickle
 from egmf_shards.messages import shown
@@ -61,9 +62,9 @@ def import_mse_adapter(
     task, language = DATASETS[dataset]
     reports = {modality: PaddedReport() for modality in _COLUMNS}
     sides: dict[str, dict[str, str]] = {modality: {} for modality in _COLUMNS}
-    files = {split: Path(source) / f"{dataset}_{split}.pkl" for split in SPLITS}
+    files = {split: Path(source) / f"{dataset}_{split}.pkl" for split in LABELLED_SPLITS}
     about = provenance("mse-adapter", files.values())  # before any is read: all three must be there
-    with ShardWriter(out, dataset, [task], provenance=about) as writer:
+    with ShardWriter(out, dataset, [task], streams=STREAMS, provenance=about) as writer:
         for split, path in files.items():
             rows = load_pickle(path)
             if not isinstance(rows, list) or not rows:

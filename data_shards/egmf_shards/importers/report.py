@@ -16,7 +16,7 @@ def print_summary(manifest: dict[str, Any]) -> None:
             counted = ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in report.items())
             lines.append(f"{modality}{what}: {counted}")
     for modality in source.get("features", {}):
-        if not manifest["dims"].get(modality):
+        if not manifest["streams"].get(modality, {}).get("dim"):
             lines.append(f"{modality}: not one clip has it")
     for modality, sides in source.get("padding", {}).items():
         lines += [f"{modality}: {file} is padded at the {side}" for file, side in sides.items()]

@@ -105,7 +105,7 @@ class Clips:
         *,
         split: str,
         turn: int,
-        value: float,
+        value: float | None,
     ) -> Sample:
         """The sample of one clip; the clips of a video are one dialogue.
 
@@ -116,7 +116,7 @@ class Clips:
             features: modality to float32 ``[frames, dim]`` or None.
             split: ours.
             turn: its place in the video, from 0.
-            value: the sentiment (:func:`check_value`).
+            value: the sentiment (:func:`check_value`), None in the split ``unlabelled``.
         """
         return build_sample(
             name,

@@ -152,5 +152,5 @@ class Stream:
 
 
 def _lengths(shards: ShardSet) -> np.ndarray:
-    columns = (shards.column(name) for name in ("text_chars", "audio_frames", "vision_frames"))
+    columns = (shards.column(name) for name in shards.columns)
     return np.sum([column.astype(np.int64) for column in columns], axis=0)

@@ -1,4 +1,4 @@
-"""Several samples at once, their features end to end in one array a modality: what a batch is made of.
+"""Several samples at once, their features end to end in one array a stream and width: what a batch is made of.
 
 One slice of a shard per sample, one CRC32 per member, one copy from the mapped file to where the numbers stay. What
 the index knows (offsets, lengths) is looked up for all samples together.
@@ -10,20 +10,33 @@ Invariants: every byte that is handed out was checked against its CRC32; a sampl
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
 from egmf_shards.accelerated import crc32
 from egmf_shards.errors import ShardError, UnreachableError
 from egmf_shards.format import codec, rules
-from egmf_shards.format.index import Index
-from egmf_shards.format.sample import FEATURE_MODALITIES, SPLITS, Sample
+from egmf_shards.format.index import Index, frames_column
+from egmf_shards.format.sample import SPLITS, Sample
 from egmf_shards.format.task import CLASSIFICATION, Task
 from egmf_shards.storage.base import Storage
 
-_JSON = codec.MEMBERS.index(codec.JSON_MEMBER)
-_KINDS_OF = {m: codec.MEMBERS.index(f"{m}.npy") for m in FEATURE_MODALITIES}
+_JSON = 0
+"""The kind of a JSON member; a feature member's kind is its :class:`FeatureInput`'s place and 1."""
+
+
+class FeatureInput(NamedTuple):
+    """A feature stream in one width: two folders of a run may hold a stream made by different extractors."""
+
+    stream: str
+    dim: int
+
+    @property
+    def key(self) -> str:
+        """A name for it, such as ``audio_74``."""
+        return f"{self.stream}_{self.dim}"
 
 
 @dataclass(frozen=True)
@@ -41,16 +54,12 @@ class BadSample:
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """B samples; ``samples[b].audio`` and ``.vision`` are parts of the packed arrays."""
+    """B samples; the arrays of ``samples[b].features`` are parts of the packed ones."""
 
     samples: list[Sample]
-    audio: np.ndarray
-    """float32 ``[sum of audio_frames, dim]``."""
-    vision: np.ndarray
-    """float32 ``[sum of vision_frames, dim]``."""
-    audio_frames: np.ndarray
-    """int32 ``[B]``; 0 where absent."""
-    vision_frames: np.ndarray
+    features: dict[FeatureInput, np.ndarray]
+    """float32 ``[sum of frames, dim]``."""
+    frames: dict[FeatureInput, np.ndarray]
     """int32 ``[B]``; 0 where absent."""
     bad: list[BadSample]
     """Empty unless bad samples are tolerated."""
@@ -65,16 +74,19 @@ class Table:
         split: str,
         tasks: Mapping[str, Task],
         languages: Sequence[str],
-        dims: Mapping[str, int],
+        dims: Sequence[Mapping[str, int]],
         datasets: Sequence[str],
     ) -> None:
-        self.split, self.tasks, self.languages, self.dims, self.datasets = split, tasks, languages, dims, datasets
+        self.split, self.tasks, self.languages, self.datasets = split, tasks, languages, datasets
+        self.inputs = sorted({FeatureInput(*width) for own in dims for width in own.items() if width[1]})
+        self._dims = {m: np.array([own.get(m, 0) for own in dims]) for m in sorted({m for own in dims for m in own})}
         self.shards = [(storage, name) for storage, index in parts for name in index.shard_names.tolist()]
         self.counts: list[int] = []
         numbers = {name: number for number, name in enumerate(tasks)}
         columns: dict[str, list[np.ndarray]] = {}
         shards = 0
-        for storage, index in parts:
+        for (storage, index), own in zip(parts, dims, strict=True):
+            kinds = np.array([_JSON, *(self._kind(storage, index, m, own.get(m, 0)) for m in index.frames)], np.uint16)
             rows = np.flatnonzero(index.split == SPLITS.index(split))
             codes = np.array([numbers[name] for name in index.task_names.tolist()], dtype=np.int32)
             first, lengths = index.first_member[rows], np.diff(index.first_member)[rows]
@@ -85,26 +97,27 @@ class Table:
                 "task": codes[index.task[rows]],
                 "members": lengths,
                 "text_chars": index.text_chars[rows],
-                "audio_frames": index.audio_frames[rows],
-                "vision_frames": index.vision_frames[rows],
-                "kind": index.member_kind[members],
+                "target": index.target[rows],
+                "kind": kinds[index.member_kind[members]],
                 "shard": index.member_shard[members] + np.int32(shards),
                 "offset": index.member_offset[members],
                 "size": index.member_size[members],
                 "crc": index.member_crc[members],
             }
-            _check_sizes(storage, part, dims)
+            none = np.zeros(len(rows), np.int32)
+            part |= {frames_column(m): index.frames[m][rows] if m in index.frames else none for m in self._dims}
+            self._check_sizes(storage, part, own)
             for name, column in part.items():
                 columns.setdefault(name, []).append(column)
             self.counts.append(len(rows))
             shards += len(index.shard_names)
         joined = {name: parts[0] if len(parts) == 1 else np.concatenate(parts) for name, parts in columns.items()}
-        self.key, self.task = joined["key"], joined["task"]
+        self.key, self.task, self.target = joined["key"], joined["task"], joined["target"]
         self.last = np.cumsum(joined["members"])
         self.first = self.last - joined["members"]
         self.kind, self.shard, self.offset = joined["kind"], joined["shard"], joined["offset"]
         self.size, self.crc = joined["size"], joined["crc"]
-        self.columns = {name: joined[name] for name in ("text_chars", "audio_frames", "vision_frames")}
+        self.columns = {name: joined[name] for name in ("text_chars", *map(frames_column, self._dims))}
         self.folder = np.repeat(np.arange(len(parts), dtype=np.int32), self.counts)
         # Samples that were found sound once. Their checksums say that the bytes are still the same, so what depends on
         # the bytes alone (finite numbers, agreement with index and manifest) is not checked again.
@@ -113,13 +126,50 @@ class Table:
     def __len__(self) -> int:
         return len(self.first)
 
+    def _kind(self, storage: Storage, index: Index, stream: str, dim: int) -> int:
+        """The number of a folder's members of one stream among all folders' kinds."""
+        if not dim and not index.frames[stream].any():
+            return _JSON  # no member is of this kind
+        if not dim:
+            raise ShardError(
+                f"{storage.location}: the index has {stream} frames, but the manifest gives no width for them: "
+                "write the folder anew"
+            )
+        return 1 + self.inputs.index(FeatureInput(stream, dim))
+
+    def _check_sizes(self, storage: Storage, part: Mapping[str, np.ndarray], dims: Mapping[str, int]) -> None:
+        """Refuse lengths that the members' bytes cannot hold: memory is asked for by them before a member is read."""
+        samples = np.repeat(np.arange(len(part["key"])), part["members"])
+        for stream, dim in dims.items():
+            if not dim:
+                continue
+            own = part["kind"] == 1 + self.inputs.index(FeatureInput(stream, dim))
+            sizes = np.zeros(len(part["key"]), np.int64)
+            sizes[samples[own]] = part["size"][own]
+            # The smallest float number has two bytes.
+            wrong = part[frames_column(stream)].astype(np.int64) * (2 * dim) > sizes
+            if wrong.any():
+                b = int(np.flatnonzero(wrong)[0])
+                frames = int(part[frames_column(stream)][b])
+                raise ShardError(
+                    f"{storage.location}: sample {str(part['key'][b])!r}: the index counts {frames} {stream} frames in "
+                    f"{int(sizes[b])} bytes: write the folder anew"
+                )
+
+    def _frames(self, own: FeatureInput, at: np.ndarray) -> np.ndarray:
+        """int32: the frames of one input that samples have."""
+        frames, widths = self.columns[frames_column(own.stream)][at], self._dims[own.stream]
+        if np.all((widths == own.dim) | (widths == 0)):
+            return frames
+        return np.where(widths[self.folder[at]] == own.dim, frames, np.int32(0))
+
     def read(self, indices: Sequence[int] | np.ndarray, tolerate: bool = False) -> Packed:
         """See :meth:`egmf_shards.read.reader.ShardSet.read`."""
         at = np.asarray(indices, dtype=np.int64)
         if at.size and not 0 <= int(at.min()) <= int(at.max()) < len(self):
             raise IndexError(f"samples {int(at.min())} to {int(at.max())} of {len(self)}")
-        frames = {m: self.columns[f"{m}_frames"][at] for m in FEATURE_MODALITIES}
-        packed = {m: np.empty((int(frames[m].sum()), self.dims.get(m, 0)), np.float32) for m in FEATURE_MODALITIES}
+        frames = {own: self._frames(own, at) for own in self.inputs}
+        packed = {own: np.empty((int(frames[own].sum()), own.dim), np.float32) for own in self.inputs}
         proven = self.proven[at]
         reader = _BatchReader(self, at, frames, packed, proven.tolist())
         samples: list[Sample] = []
@@ -133,7 +183,7 @@ class Table:
                 bad.append(BadSample(b, int(at[b]), reader.keys[b], str(error)))
                 samples.append(self.placeholder(int(at[b])))
         if proven.all() and not bad:
-            return Packed(samples, packed["audio"], packed["vision"], frames["audio"], frames["vision"], [])
+            return Packed(samples, packed, frames, [])
         for b, modality in _not_finite(samples, packed, bad):
             reason = f"{reader.where(b)}, member {modality}.npy: holds a number that is not finite"
             if not tolerate:
@@ -146,10 +196,7 @@ class Table:
         self.proven[at[sound]] = True
         if bad:
             _close_gaps(samples, frames, packed)
-        return Packed(
-            samples, packed["audio"], packed["vision"], frames["audio"], frames["vision"],
-            sorted(bad, key=lambda known: known.place),
-        )  # fmt: skip
+        return Packed(samples, packed, frames, sorted(bad, key=lambda known: known.place))
 
     def placeholder(self, index: int) -> Sample:
         """What replaces a sample that cannot be read: its task, no modality, any legal target."""
@@ -191,8 +238,8 @@ class _BatchReader:
         self,
         table: Table,
         at: np.ndarray,
-        frames: Mapping[str, np.ndarray],
-        packed: Mapping[str, np.ndarray],
+        frames: Mapping[FeatureInput, np.ndarray],
+        packed: Mapping[FeatureInput, np.ndarray],
         proven: list[bool],
     ) -> None:
         first, last = table.first[at], table.last[at]
@@ -212,12 +259,13 @@ class _BatchReader:
         self.members = list(zip(*(column.tolist() for column in columns), strict=True))
         self.folders = table.folder[at].tolist()
         self.places = {
-            _KINDS_OF[m]: (
-                m, table.dims.get(m, 0), frames[m].tolist(), (np.cumsum(frames[m]) - frames[m]).tolist(), packed[m],
-                packed[m].reshape(-1).view(np.uint8).data,  # memoryviews copy bytes with less ceremony than numpy
+            kind: (
+                *own, frames[own].tolist(), (np.cumsum(frames[own]) - frames[own]).tolist(), packed[own],
+                packed[own].reshape(-1).view(np.uint8).data,  # memoryviews copy bytes with less ceremony than numpy
             )
-            for m in FEATURE_MODALITIES
+            for kind, own in enumerate(table.inputs, 1)
         }  # fmt: skip
+        self.targets: list[int] = table.target[at].tolist()
 
     def where(self, b: int) -> str:
         """Shard and key of sample ``b``, for messages."""
@@ -270,10 +318,10 @@ class _BatchReader:
             # Copied before it is checked: the checksum then reads what the copy has just brought into the cache.
             packed_bytes[first:last] = member[size:]
             if crc32(packed_bytes[first:last], header_crc) != crc:
-                raise _ChangedError(codec.MEMBERS[kind])
+                raise _ChangedError(codec.array_member(modality))
             return modality, place
         if crc32(member) != crc:
-            raise _ChangedError(codec.MEMBERS[kind])
+            raise _ChangedError(codec.array_member(modality))
         array = codec.decode_array(member, f"{self.where(b)}, {modality}.npy")
         if array.shape != place.shape:
             raise ShardError(
@@ -292,54 +340,47 @@ class _BatchReader:
                 f"index and manifest say {self.keys[b]!r}, {table.split!r}, one of {', '.join(table.tasks)}"
             )
         fault = rules.sample_fault(sample, table.tasks, table.datasets[self.folders[b]], table.languages)
+        if not fault and sample.has_target is not bool(self.targets[b]):
+            fault = f"{'holds a' if sample.has_target else 'lacks its'} target; the index says otherwise"
         if fault:
             raise ShardError(f"{self.where(b)}: {fault}")
 
 
-def _check_sizes(storage: Storage, part: Mapping[str, np.ndarray], dims: Mapping[str, int]) -> None:
-    """Refuse lengths that the members' bytes cannot hold: memory is asked for by them before a member is read."""
-    samples = np.repeat(np.arange(len(part["key"])), part["members"])
-    for modality in FEATURE_MODALITIES:
-        own = part["kind"] == _KINDS_OF[modality]
-        sizes = np.zeros(len(part["key"]), np.int64)
-        sizes[samples[own]] = part["size"][own]
-        # The smallest float number has two bytes.
-        wrong = part[f"{modality}_frames"].astype(np.int64) * (2 * dims.get(modality, 0)) > sizes
-        if wrong.any():
-            b = int(np.flatnonzero(wrong)[0])
-            frames = int(part[f"{modality}_frames"][b])
-            raise ShardError(
-                f"{storage.location}: sample {str(part['key'][b])!r}: the index counts {frames} {modality} frames in "
-                f"{int(sizes[b])} bytes: write the folder anew"
-            )
-
-
 def _not_finite(
-    samples: Sequence[Sample], packed: Mapping[str, np.ndarray], bad: Sequence[BadSample]
+    samples: Sequence[Sample], packed: Mapping[FeatureInput, np.ndarray], bad: Sequence[BadSample]
 ) -> list[tuple[int, str]]:
     """Samples with a NaN or an infinity, and where. The dot product of everything with itself is the cheapest test
     that no such number passes; what overflows it is checked sample by sample."""
     found = []
-    for modality, array in packed.items():
+    for own, array in packed.items():
         flat = array.reshape(-1)
         with np.errstate(over="ignore", invalid="ignore"):
             if not bad and np.isfinite(np.dot(flat, flat)):
                 continue
         for b, sample in enumerate(samples):
-            own = getattr(sample, modality)
-            if own is not None and not np.isfinite(own).all():
-                found.append((b, modality))
+            part = _part(sample, own)
+            if part is not None and not np.isfinite(part).all():
+                found.append((b, own.stream))
     return found
 
 
-def _close_gaps(samples: list[Sample], frames: dict[str, np.ndarray], packed: dict[str, np.ndarray]) -> None:
+def _part(sample: Sample, own: FeatureInput) -> np.ndarray | None:
+    """A sample's array of one input."""
+    array = sample.features.get(own.stream)
+    return array if array is not None and array.shape[1] == own.dim else None
+
+
+def _close_gaps(
+    samples: list[Sample], frames: dict[FeatureInput, np.ndarray], packed: dict[FeatureInput, np.ndarray]
+) -> None:
     """Pack anew without what bad samples left; the samples' arrays become parts of the new ones."""
-    for modality in FEATURE_MODALITIES:
-        arrays = [getattr(sample, modality) for sample in samples]
+    for own in packed:
+        arrays = [_part(sample, own) for sample in samples]
         lengths = [0 if a is None else len(a) for a in arrays]
-        frames[modality] = np.array(lengths, dtype=np.int32)
-        packed[modality] = np.concatenate([packed[modality][:0], *(a for a in arrays if a is not None)])
+        frames[own] = np.array(lengths, dtype=np.int32)
+        packed[own] = np.concatenate([packed[own][:0], *(a for a in arrays if a is not None)])
         ends = np.cumsum(lengths)
-        for sample, array, end, length in zip(samples, arrays, ends, lengths, strict=True):
+        for b, (sample, array) in enumerate(zip(samples, arrays, strict=True)):
             if array is not None:
-                sample.__dict__[modality] = packed[modality][end - length : end]
+                part = packed[own][ends[b] - lengths[b] : ends[b]]
+                samples[b] = replace(sample, features={**sample.features, own.stream: part})

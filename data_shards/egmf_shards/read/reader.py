@@ -20,8 +20,8 @@ import numpy as np
 from egmf_shards.errors import ShardError
 from egmf_shards.format.index import Index, load_index
 from egmf_shards.format.index_checks import shard_faults
-from egmf_shards.format.manifest import read_manifest, tasks_of
-from egmf_shards.format.sample import FEATURE_MODALITIES, SPLITS, Sample
+from egmf_shards.format.manifest import dims_of, read_manifest, tasks_of
+from egmf_shards.format.sample import SPLITS, Sample
 from egmf_shards.format.task import Task
 from egmf_shards.read.packed import Packed, Table
 from egmf_shards.storage.base import Storage, StorageOptions
@@ -59,8 +59,8 @@ class ShardSet(Sequence[Sample]):
 
     tasks: dict[str, Task]
     """Every task of every folder, by name."""
-    dims: dict[str, int]
-    """Feature width of ``audio`` and ``vision``; 0 where no folder has the modality."""
+    streams: dict[str, tuple[int, ...]]
+    """The folders' feature streams by name, sorted, and the widths that each has; none where no sample has it."""
     languages: tuple[str, ...]
     folders: list[str]
     """Paths or URLs, in the given order."""
@@ -79,7 +79,9 @@ class ShardSet(Sequence[Sample]):
         self.manifests = [folder.manifest for folder in folders]
         self.languages = tuple(sorted({language for m in self.manifests for language in m["languages"]}))
         self.tasks = _merge_tasks(folders)
-        self.dims = _merge_dims(folders)
+        dims = [dims_of(m) for m in self.manifests]
+        names = sorted({name for own in dims for name in own})
+        self.streams = {name: tuple(sorted({own.get(name, 0) for own in dims} - {0})) for name in names}
         self.faults = [fault for folder in folders for fault in folder.faults]
         hashes = [folder.index.content_hash for folder in folders]
         self.index_hash = hashlib.sha256("\n".join([split, *hashes]).encode()).hexdigest()
@@ -88,7 +90,7 @@ class ShardSet(Sequence[Sample]):
             split,
             self.tasks,
             self.languages,
-            self.dims,
+            dims,
             [str(m["dataset"]) for m in self.manifests],
         )
         self.counts = self.table.counts
@@ -106,13 +108,13 @@ class ShardSet(Sequence[Sample]):
 
         Args:
             folders: paths, or URLs that fsspec knows.
-            split: ``train``, ``valid`` or ``test``.
+            split: ``train``, ``valid``, ``test`` or ``unlabelled``.
             storage: how remote folders are read.
             tolerate: a shard that is missing or has a wrong size becomes one of :attr:`faults` instead of an error.
 
         Raises:
             ShardError: no folder; a folder given twice (or as a copy), missing, unfinished, damaged or without that
-                split; a task with two definitions; feature widths that differ.
+                split; a task with two definitions.
         """
         if isinstance(folders, str | os.PathLike):
             raise ShardError(f"shards are {str(folders)!r}; a list of folders is needed")
@@ -170,8 +172,18 @@ class ShardSet(Sequence[Sample]):
         """int32 ``[len(self)]``: which of :attr:`tasks`, in their order, each sample is of."""
         return self.table.task
 
+    @property
+    def without_target(self) -> np.ndarray:
+        """int64: the numbers of the samples that have no target."""
+        return np.flatnonzero(self.table.target == 0)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The index's columns of lengths: ``text_chars``, and ``audio_frames`` and the like for every stream."""
+        return tuple(self.table.columns)
+
     def column(self, name: str) -> np.ndarray:
-        """int32 ``[len(self)]``: the index's ``text_chars``, ``audio_frames`` or ``vision_frames``."""
+        """int32 ``[len(self)]``: one of :attr:`columns`."""
         if name not in self.table.columns:
             raise ShardError(f"the index has no column {name!r}; it has {', '.join(self.table.columns)}")
         return self.table.columns[name]
@@ -187,19 +199,3 @@ def _merge_tasks(folders: list[_Folder]) -> dict[str, Task]:
                     f"task {name!r} is defined differently in {where} and {folder.storage.location}; rename one of them"
                 )
     return {name: task for name, (task, _) in merged.items()}
-
-
-def _merge_dims(folders: list[_Folder]) -> dict[str, int]:
-    dims = dict.fromkeys(FEATURE_MODALITIES, 0)
-    owner: dict[str, str] = {}
-    for folder in folders:
-        for modality in FEATURE_MODALITIES:
-            dim, where = int(folder.manifest["dims"].get(modality, 0)), folder.storage.location
-            if dim and dims[modality] and dim != dims[modality]:
-                raise ShardError(
-                    f"{modality} has width {dims[modality]} in {owner[modality]} but {dim} in {where}; "
-                    f"folders of one run must agree (or lack the modality)"
-                )
-            if dim and not dims[modality]:
-                dims[modality], owner[modality] = dim, where
-    return dims

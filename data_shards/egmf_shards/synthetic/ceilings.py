@@ -19,12 +19,15 @@ from typing import Any
 
 import numpy as np
 
-from egmf_shards.synthetic.construction import CODE, CUES, LABELS, emotion_prior, missing_patterns, sentiment
-
-SUBSETS = tuple(s for s in product((True, False), repeat=3) if any(s))
+from egmf_shards.synthetic.construction import LABELS, STANDARD, Cues, emotion_prior, sentiment
 
 
-def compute_ceilings(missing: float, noise: float) -> dict[str, dict[str, Any]]:
+def subsets(cues: Cues = STANDARD) -> list[tuple[bool, ...]]:
+    """Which cues may be seen: every choice but none."""
+    return [kept for kept in product((True, False), repeat=len(cues.names)) if any(kept)]
+
+
+def compute_ceilings(missing: float, noise: float, cues: Cues = STANDARD) -> dict[str, dict[str, Any]]:
     """Per task its metric and the ceiling with each subset of modalities.
 
     ``{"emotion": {"metric": "weighted_f1", "text+audio+vision": x, ...}, "sentiment": {"metric": "corr", ...}}``.
@@ -32,25 +35,27 @@ def compute_ceilings(missing: float, noise: float) -> dict[str, dict[str, Any]]:
     Args:
         missing: the rate at which each modality is missing in the data, on top of the modalities removed.
         noise: the rate at which a cue's bit is flipped.
+        cues: what carries them.
     """
     emotion: dict[str, Any] = {"metric": "weighted_f1"}
     values: dict[str, Any] = {"metric": "corr"}
-    for subset in SUBSETS:
-        name = "+".join(cue for cue, kept in zip(CUES, subset, strict=True) if kept)
-        joint = emotion_joint(missing, noise, subset)
+    for subset in subsets(cues):
+        name = "+".join(cue for cue, kept in zip(cues.names, subset, strict=True) if kept)
+        joint = emotion_joint(missing, noise, subset, cues)
         emotion[name] = round(best_weighted_f1(joint), 4)
-        values[name] = round(sentiment_correlation(missing, noise, subset), 4)
+        values[name] = round(sentiment_correlation(missing, noise, subset, cues), 4)
     return {"emotion": emotion, "sentiment": values}
 
 
-def emotion_joint(missing: float, noise: float, kept: tuple[bool, ...]) -> np.ndarray:
+def emotion_joint(missing: float, noise: float, kept: tuple[bool, ...], cues: Cues = STANDARD) -> np.ndarray:
     """float64 ``[cells, 7]``: P(what is seen, emotion), where only the ``kept`` modalities may be seen.
 
-    A cell is a mood and, per modality, bit 0, bit 1 or absent: cell ``mood * 27 + sum 3 ** i * (bit or 2)``.
+    A cell is a mood and, per cue, bit 0, bit 1 or absent: cell ``mood * 3 ** cues + sum 3 ** i * (bit or 2)``.
     """
-    joint = np.zeros((2, 27, len(LABELS)))
-    bit_given_class = np.where(CODE[..., None] == np.arange(2), 1 - noise, noise)  # [7, 3, bit]
-    for present, probability in missing_patterns(missing):
+    cells = 3 ** len(cues.names)
+    joint = np.zeros((2, cells, len(LABELS)))
+    bit_given_class = np.where(cues.code[..., None] == np.arange(2), 1 - noise, noise)  # [7, cues, bit]
+    for present, probability in cues.missing_patterns(missing):
         seen = [p and k for p, k in zip(present, kept, strict=True)]
         for states in product(*[(0, 1) if s else (2,) for s in seen]):
             likelihood = np.full(len(LABELS), probability)
@@ -58,7 +63,7 @@ def emotion_joint(missing: float, noise: float, kept: tuple[bool, ...]) -> np.nd
                 if state < 2:
                     likelihood = likelihood * bit_given_class[:, i, state]
             joint[:, cell_code(states)] += 0.5 * emotion_prior() * likelihood
-    return joint.reshape(2 * 27, len(LABELS))
+    return joint.reshape(2 * cells, len(LABELS))
 
 
 def cell_code(states: tuple[int, ...]) -> int:
@@ -105,28 +110,29 @@ def _confusion(joint: np.ndarray, rule: np.ndarray) -> tuple[np.ndarray, np.ndar
     return (joint * rule).sum(axis=0), (joint.sum(axis=1, keepdims=True) * rule).sum(axis=0), joint.sum(axis=0)
 
 
-def sentiment_states(noise: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Every state of (mood, shown bits, levels): ``mood [n], bits [n, 3], levels [n, 3], probability [n]``."""
-    every_bits = np.array(list(product((0, 1), repeat=3)))
-    every_levels = np.array(list(product(range(3), repeat=3)))
+def sentiment_states(noise: float, cues: Cues = STANDARD) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Every state of (mood, shown bits, levels): ``mood [n], bits [n, cues], levels [n, cues], probability [n]``."""
+    every_bits = np.array(list(product((0, 1), repeat=len(cues.names))))
+    every_levels = np.array(list(product(range(3), repeat=len(cues.names))))
     # P(shown bits | class): a product over the cues.
-    match = every_bits[:, None, :] == CODE[None]
-    shown = np.where(match, 1 - noise, noise).prod(axis=2)  # [8, 7]
-    given_mood = emotion_prior() @ shown.T  # [2, 8]
-    mood, b, v = (axis.ravel() for axis in np.meshgrid(range(2), range(8), range(27), indexing="ij"))
-    return mood, every_bits[b], every_levels[v], 0.5 * given_mood[mood, b] / 27
+    match = every_bits[:, None, :] == cues.code[None]
+    shown = np.where(match, 1 - noise, noise).prod(axis=2)  # [2 ** cues, 7]
+    given_mood = emotion_prior() @ shown.T  # [2, 2 ** cues]
+    axes = np.meshgrid(range(2), range(len(every_bits)), range(len(every_levels)), indexing="ij")
+    mood, b, v = (axis.ravel() for axis in axes)
+    return mood, every_bits[b], every_levels[v], 0.5 * given_mood[mood, b] / len(every_levels)
 
 
-def sentiment_correlation(missing: float, noise: float, kept: tuple[bool, ...]) -> float:
+def sentiment_correlation(missing: float, noise: float, kept: tuple[bool, ...], cues: Cues = STANDARD) -> float:
     """``sqrt(Var E[s | seen] / Var s)`` where only the ``kept`` modalities may be seen."""
-    mood, bits, levels, probability = sentiment_states(noise)
+    mood, bits, levels, probability = sentiment_states(noise, cues)
     s = sentiment(bits, levels)
     mean = float((probability * s).sum())
     variance = float((probability * (s - mean) ** 2).sum())
     explained = 0.0
-    for present, pattern_probability in missing_patterns(missing):
+    for present, pattern_probability in cues.missing_patterns(missing):
         code = mood.copy()
-        for i in range(3):
+        for i in range(len(present)):
             cue = bits[:, i] * 3 + levels[:, i]
             code = code * 6 + (cue if present[i] and kept[i] else 0)
         mass = np.bincount(code, weights=probability)

@@ -1,6 +1,7 @@
 """How the generated data is built: the facts that the generator samples from and the ceilings are computed from.
 
-An utterance has an emotion (one of seven), three cues (words, voice, face), each a bit, and an intensity per cue:
+An utterance has an emotion (one of seven), three cues (words, voice, face), each a bit, and an intensity per cue; other
+feature streams may carry further cues, or take the place of voice and face (:class:`Cues`):
 
 * **Emotion** y is drawn from a prior that the dialogue's *mood* tilts: :data:`MOOD_WEIGHT` to 1 for the mood's own
   classes. The mood is given only by the words of the dialogue's opening line, which every utterance has as its first
@@ -9,7 +10,7 @@ An utterance has an emotion (one of seven), three cues (words, voice, face), eac
   single cue narrows the seven classes to three or four, any two to one or two, so every modality adds evidence of its
   own and none is a parity that only shows when all are there. The face's bit is a short burst in the vision frames: a
   **local cue**. Words and voice are a **cross-modal cue**: agreeing they mean sadness, fear or anger, disagreeing
-  neutral, joy, surprise or disgust.
+  neutral, joy, surprise or disgust. The bit of any other stream is arousal, or the same bits dealt to other emotions.
 * **Sentiment** is what the (flipped) cues show, each with its own intensity: a positive cue adds, a negative one
   subtracts :data:`AMPLITUDES`; the sum is clipped to [-3, 3]. All of it lies on the grid of 0.5.
 * Each modality is missing with probability ``missing``; where all three would be, none is.
@@ -19,8 +20,16 @@ Given the mood, utterances are independent of each other, so the mood is all tha
 
 from __future__ import annotations
 
+import zlib
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from typing import NamedTuple
+
 import numpy as np
 
+from egmf_shards.errors import ShardError
+from egmf_shards.format import rules
 from egmf_shards.format.task import CLASSIFICATION, REGRESSION, Task
 
 
@@ -28,11 +37,13 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
-CUES = ("text", "audio", "vision")
-"""The modality that carries each bit of :data:`CODE`."""
-CODE = np.array([(1, 0, 0), (0, 1, 0), (1, 1, 0), (0, 0, 1), (1, 0, 1), (0, 1, 1), (1, 1, 1)])
-"""int ``[7, 3]``: the bits (words, voice, face) of each emotion."""
 LABELS = ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger")
+CODE = {"text": (1, 0, 1, 0, 1, 0, 1), "audio": (0, 1, 1, 0, 0, 1, 1), "vision": (0, 0, 0, 1, 1, 1, 1)}
+"""The bit of each emotion that words, voice and face show."""
+AROUSAL = (0, 1, 1, 0, 1, 0, 1)
+"""The bit of each emotion that a stream of another name shows, moved on by one for each such stream before it."""
+MOST_STREAMS = 5
+"""The ceilings enumerate every state of all cues."""
 MOOD_CLASSES = (("fear", "sadness", "disgust", "anger"), ("neutral", "surprise", "joy"))
 """The classes that a cold (0) and a warm (1) mood make likelier."""
 MOOD_WEIGHT = 1.5
@@ -52,6 +63,73 @@ _directions = np.random.RandomState(7)  # fixed for ever: any two generated data
 AUDIO_DIRECTIONS = _directions.randn(2, AUDIO_DIM)
 VISION_DIRECTIONS = _directions.randn(2, VISION_DIM)
 
+
+class Signal(NamedTuple):
+    """How a stream shows its bit: a burst along a direction somewhere in the frames."""
+
+    lengths: tuple[int, int]
+    """Fewest frames, and one more than the most."""
+    burst: int
+    """Frames."""
+    directions: np.ndarray
+    """float64 ``[2, dim]``, of bit 0 and bit 1."""
+
+
+SIGNALS = {
+    "audio": Signal(AUDIO_FRAMES, AUDIO_BURST, AUDIO_DIRECTIONS),
+    "vision": Signal(VISION_FRAMES, VISION_BURST, VISION_DIRECTIONS),
+}
+
+
+def signal(stream: str) -> Signal:
+    """The signal of a stream; one of a name that is not known here has 8 numbers a frame, drawn from its name."""
+    if stream in SIGNALS:
+        return SIGNALS[stream]
+    return Signal((15, 40), 6, np.random.RandomState(zlib.crc32(stream.encode())).randn(2, 8))
+
+
+@dataclass(frozen=True)
+class Cues:
+    """Which modalities carry a cue: the words, and feature streams.
+
+    Raises:
+        ShardError: a name that is none or occurs twice, or more than :data:`MOST_STREAMS`.
+    """
+
+    streams: tuple[str, ...] = ("audio", "vision")
+
+    def __post_init__(self) -> None:
+        fault = next(filter(None, map(rules.stream_fault, self.streams)), "")
+        if not fault and len(set(self.streams)) < len(self.streams):
+            fault = f"streams are {', '.join(self.streams)}; each name may occur once"
+        if not fault and len(self.streams) > MOST_STREAMS:
+            fault = f"{len(self.streams)} feature streams; at most {MOST_STREAMS} can be generated"
+        if fault:
+            raise ShardError(fault)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The modalities, in the order of their cues: the words first, then the streams by name."""
+        return ("text", *sorted(self.streams))
+
+    @cached_property
+    def code(self) -> np.ndarray:
+        """int ``[7, cues]``: the bits of each emotion."""
+        others = [name for name in self.names if name not in CODE]
+        columns = [CODE[n] if n in CODE else np.roll(AROUSAL, others.index(n)) for n in self.names]
+        return np.array(columns).T
+
+    def missing_patterns(self, missing: float) -> list[tuple[tuple[bool, ...], float]]:
+        """Every pattern of presence with its probability; never all absent."""
+        patterns = []
+        for present in list(product((False, True), repeat=len(self.names)))[1:]:
+            probability = (1 - missing) ** sum(present) * missing ** (len(present) - sum(present))
+            patterns.append((present, probability + (missing ** len(present) if all(present) else 0.0)))
+        return patterns
+
+
+STANDARD = Cues()
+"""Words, voice and face."""
 LANGUAGES = ("en", "zh")
 FILLER_WORDS = {
     "en": _words("i you we think about the this was really going to it what did he say and then"),
@@ -94,15 +172,5 @@ def emotion_prior() -> np.ndarray:
 
 
 def sentiment(bits: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    """The sentiment, float64 ``[...]``, shown by cue ``bits`` (0, 1) at ``levels`` (0 to 2), both int ``[..., 3]``."""
+    """The sentiment, float64 ``[...]``, of cue ``bits`` (0, 1) at ``levels`` (0 to 2), both int ``[..., cues]``."""
     return np.clip(((2 * bits - 1) * AMPLITUDES[levels]).sum(axis=-1), LOW, HIGH)
-
-
-def missing_patterns(missing: float) -> list[tuple[tuple[bool, bool, bool], float]]:
-    """Every pattern of presence (words, voice, face) with its probability; never all absent."""
-    patterns = []
-    for code in range(1, 8):
-        present = (bool(code & 4), bool(code & 2), bool(code & 1))
-        probability = (1 - missing) ** sum(present) * missing ** (3 - sum(present))
-        patterns.append((present, probability + (missing**3 if all(present) else 0.0)))
-    return patterns

@@ -1,4 +1,4 @@
-"""``egmf shards synth``: bilingual dialogues with cues in words, voice and face, and the ceilings they allow.
+"""``egmf shards synth``: bilingual dialogues with cues in words and feature streams, and the ceilings they allow.
 
 :mod:`egmf_shards.synthetic.construction` says what is drawn, :mod:`egmf_shards.synthetic.ceilings` what it allows.
 Every utterance gives two samples, ``demo-000123-emotion`` and ``demo-000123-sentiment``. Each dialogue is drawn from
@@ -11,12 +11,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from egmf_shards.errors import ShardError
-from egmf_shards.format.sample import MODALITIES, SPLITS, Sample, Turn
+from egmf_shards.format.sample import LABELLED_SPLITS, Sample, Turn
 from egmf_shards.progress import progress
 from egmf_shards.synthetic import construction as c
 from egmf_shards.synthetic.ceilings import compute_ceilings
@@ -28,7 +28,12 @@ _SHORTEST, _LONGEST = 2, 3
 
 
 def synthesize(
-    out: str | os.PathLike[str], seed: int = 0, samples: int = 4000, missing: float = 0.03, noise: float = 0.01
+    out: str | os.PathLike[str],
+    seed: int = 0,
+    samples: int = 4000,
+    missing: float = 0.03,
+    noise: float = 0.01,
+    streams: str = "audio,vision",
 ) -> dict[str, Any]:
     """Generate a folder of shards and return its manifest.
 
@@ -38,6 +43,8 @@ def synthesize(
         samples: utterances over all splits, 80 / 10 / 10; each gives one emotion and one sentiment sample.
         missing: the rate at which each modality is missing.
         noise: the rate at which a cue contradicts its emotion.
+        streams: the feature streams, with commas between; each carries a cue of its own. Names other than ``audio`` and
+            ``vision`` (``eda``, ``gaze``, ...) are made up for.
 
     Raises:
         ShardError: an argument is out of range, or ``out`` exists.
@@ -51,16 +58,21 @@ def synthesize(
             raise ShardError(f"{name} is {value}; it must be at least 0 and below {top:g}")
     if seed < 0:
         raise ShardError(f"seed is {seed}; it must be at least 0")
-    source = {"generator": "egmf shards synth", "seed": seed, "samples": samples, "missing": missing, "noise": noise}
+    cues = c.Cues(tuple(name.strip() for name in streams.split(",") if name.strip()))
+    source: dict[str, Any] = {
+        "generator": "egmf shards synth", "seed": seed, "samples": samples, "missing": missing, "noise": noise,
+    }  # fmt: skip
+    if cues != c.STANDARD:
+        source["streams"] = list(cues.streams)
     with ShardWriter(
         out,
         DATASET,
         [c.EMOTION, c.SENTIMENT],
-        dims={"audio": c.AUDIO_DIM, "vision": c.VISION_DIM},
+        streams={name: c.signal(name).directions.shape[1] for name in cues.streams},
         provenance=source,
-        ceilings=compute_ceilings(missing, noise),
+        ceilings=compute_ceilings(missing, noise, cues),
     ) as writer:
-        pairs = _utterances(seed, samples, missing, noise)
+        pairs = _utterances(seed, samples, Settings(cues, missing, noise))
         for pair in progress(pairs, "generating utterances", total=samples):
             for sample in pair:
                 writer.write(sample)
@@ -84,13 +96,21 @@ def dialogue_lengths(utterances: int, rng: np.random.Generator) -> list[int]:
     return [*lengths, utterances]
 
 
-def _utterances(seed: int, samples: int, missing: float, noise: float) -> Iterator[tuple[Sample, Sample]]:
+class Settings(NamedTuple):
+    """How utterances are drawn."""
+
+    cues: c.Cues
+    missing: float
+    noise: float
+
+
+def _utterances(seed: int, samples: int, settings: Settings) -> Iterator[tuple[Sample, Sample]]:
     number = 0
     for s, (split, count) in enumerate(split_sizes(samples).items()):
-        assert split == SPLITS[s]
+        assert split == LABELLED_SPLITS[s]
         for d, length in enumerate(dialogue_lengths(count, np.random.default_rng([seed, s, 0]))):
             rng = np.random.default_rng([seed, s, d + 1])  # 0 drew the lengths
-            for pair in _dialogue(rng, f"{split}-{d:05d}", split, length, number, missing, noise):
+            for pair in _dialogue(rng, f"{split}-{d:05d}", split, length, number, settings):
                 yield pair
                 number += 1
 
@@ -105,19 +125,18 @@ class _Drawn:
     modalities: tuple[str, ...]
 
 
-def _draw(rng: np.random.Generator, mood: int, missing: float, noise: float) -> _Drawn:
+def _draw(rng: np.random.Generator, mood: int, settings: Settings) -> _Drawn:
+    names = settings.cues.names
     emotion = int(rng.choice(len(c.LABELS), p=c.emotion_prior()[mood]))
-    bits = c.CODE[emotion] ^ (rng.random(3) < noise)
-    levels = rng.integers(0, 3, size=3)
-    absent = rng.random(3) < missing
-    modalities = (
-        MODALITIES if absent.all() else tuple(m for m, gone in zip(MODALITIES, absent, strict=True) if not gone)
-    )
+    bits = settings.cues.code[emotion] ^ (rng.random(len(names)) < settings.noise)
+    levels = rng.integers(0, 3, size=len(names))
+    absent = rng.random(len(names)) < settings.missing
+    modalities = names if absent.all() else tuple(m for m, gone in zip(names, absent, strict=True) if not gone)
     return _Drawn(emotion, bits, levels, modalities)
 
 
 def _dialogue(
-    rng: np.random.Generator, name: str, split: str, length: int, number: int, missing: float, noise: float
+    rng: np.random.Generator, name: str, split: str, length: int, number: int, settings: Settings
 ) -> Iterator[tuple[Sample, Sample]]:
     language = c.LANGUAGES[int(rng.integers(2))]
     mood = int(rng.integers(2))
@@ -125,15 +144,14 @@ def _dialogue(
     opening = _sentence(rng, language, c.MOOD_WORDS[language][mood], int(rng.integers(3, 5)), int(rng.integers(2, 5)))
     context = [Turn(speakers[0], opening)]
     for turn in range(1, length + 1):
-        drawn = _draw(rng, mood, missing, noise)
+        drawn = _draw(rng, mood, settings)
         words = c.BIT_WORDS[language][int(drawn.bits[0])]
         text = _sentence(rng, language, words, int(c.CUE_WORDS[drawn.levels[0]]), int(rng.integers(3, 7)))
-        audio = _frames(
-            rng, c.AUDIO_FRAMES, c.AUDIO_BURST, c.AUDIO_DIRECTIONS[drawn.bits[1]] * c.GAINS[drawn.levels[1]]
-        )
-        vision = _frames(
-            rng, c.VISION_FRAMES, c.VISION_BURST, c.VISION_DIRECTIONS[drawn.bits[2]] * c.GAINS[drawn.levels[2]]
-        )
+        # All of them, so that what is missing does not change what is drawn after it.
+        features = {
+            stream: _frames(rng, c.signal(stream), int(drawn.bits[i]), float(c.GAINS[drawn.levels[i]]))
+            for i, stream in enumerate(settings.cues.names[1:], 1)
+        }
         text = text if "text" in drawn.modalities else ""
         common: dict[str, Any] = {
             "text": text,
@@ -145,8 +163,7 @@ def _dialogue(
             "dialogue": name,
             "turn": turn,
             "context": tuple(context),
-            "audio": audio if "audio" in drawn.modalities else None,
-            "vision": vision if "vision" in drawn.modalities else None,
+            "features": {stream: array for stream, array in features.items() if stream in drawn.modalities},
         }
         key = f"{DATASET}-{number + turn - 1:06d}"
         yield (
@@ -166,10 +183,10 @@ def _sentence(rng: np.random.Generator, language: str, cues: tuple[str, ...], co
     return ("" if language == "zh" else " ").join(words)
 
 
-def _frames(rng: np.random.Generator, lengths: tuple[int, int], burst: int, direction: np.ndarray) -> np.ndarray:
-    """float32 ``[frames, dim]``: noise, with ``direction`` added to ``burst`` consecutive frames somewhere."""
-    frames = int(rng.integers(*lengths))
-    array = rng.normal(scale=c.FRAME_NOISE, size=(frames, len(direction)))
-    start = int(rng.integers(0, frames - burst + 1))
-    array[start : start + burst] += direction
+def _frames(rng: np.random.Generator, signal: c.Signal, bit: int, gain: float) -> np.ndarray:
+    """float32 ``[frames, dim]``: noise, with the bit's direction added to a burst of consecutive frames somewhere."""
+    frames = int(rng.integers(*signal.lengths))
+    array = rng.normal(scale=c.FRAME_NOISE, size=(frames, signal.directions.shape[1]))
+    start = int(rng.integers(0, frames - signal.burst + 1))
+    array[start : start + signal.burst] += signal.directions[bit] * gain
     return array.astype(np.float32)

@@ -13,6 +13,7 @@ import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -24,8 +25,8 @@ from egmf_shards.errors import ShardError
 from egmf_shards.format import codec, rules
 from egmf_shards.format.index import Index, save_index
 from egmf_shards.format.index_build import build_index
-from egmf_shards.format.manifest import SCHEMA, write_manifest
-from egmf_shards.format.sample import FEATURE_MODALITIES, MODALITIES, SPLITS, Sample
+from egmf_shards.format.manifest import SCHEMA, FeatureStream, write_manifest
+from egmf_shards.format.sample import SPLITS, TEXT, Sample
 from egmf_shards.format.task import Task
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class _SplitStatistics:
         self.utterances: set[tuple[str, str | int]] = set()
         self.labels: dict[str, Counter[str]] = {}
         self.values: dict[str, list[float]] = {}
-        self.missing = dict.fromkeys(MODALITIES, 0)
+        self.present: Counter[str] = Counter()
 
     def add(self, sample: Sample) -> None:
         self.samples += 1
@@ -50,10 +51,9 @@ class _SplitStatistics:
             self.labels.setdefault(sample.task, Counter())[sample.label] += 1
         if sample.value is not None:
             self.values.setdefault(sample.task, []).append(sample.value)
-        for modality in MODALITIES:
-            self.missing[modality] += modality not in sample.modalities
+        self.present.update(sample.modalities)
 
-    def to_json(self, tasks: Mapping[str, Task]) -> dict[str, Any]:
+    def to_json(self, tasks: Mapping[str, Task], modalities: Sequence[str]) -> dict[str, Any]:
         return {
             "samples": self.samples,
             "utterances": len(self.utterances),
@@ -61,7 +61,7 @@ class _SplitStatistics:
                 name: {label: self.labels[name][label] for label in tasks[name].labels} for name in sorted(self.labels)
             },
             "values": {name: _statistics(self.values[name]) for name in sorted(self.values)},
-            "missing": self.missing,
+            "missing": {modality: self.samples - self.present[modality] for modality in modalities},
         }
 
 
@@ -112,8 +112,8 @@ class ShardWriter:
         out_dir: the folder to make; it must not exist.
         dataset: the data set's name; every sample must carry it.
         tasks: the tasks that samples may name.
-        dims: the width of each feature modality (``{"audio": 16, "vision": 0}``; 0 = none); left out, the first array
-            decides.
+        streams: the feature streams by name (``{"audio": 16, "eda": FeatureStream(1, rate=4.0)}``; a number is a
+            width). One of width 0 is named although no array may come; what an array brings that is not named is added.
         samples_per_shard: samples in one tar.
         provenance: what the manifest's ``source`` says (JSON); it can be added to through :attr:`source` until the end.
         ceilings: what the manifest's ``ceilings`` says, for generated data.
@@ -127,7 +127,7 @@ class ShardWriter:
         out_dir: str | os.PathLike[str],
         dataset: str,
         tasks: Sequence[Task],
-        dims: Mapping[str, int] | None = None,
+        streams: Mapping[str, FeatureStream | int] | None = None,
         samples_per_shard: int = 1000,
         provenance: Mapping[str, Any] | None = None,
         ceilings: Mapping[str, Any] | None = None,
@@ -136,17 +136,18 @@ class ShardWriter:
             raise ShardError(f"samples_per_shard is {samples_per_shard}; at least 1 is needed")
         if len({task.name for task in tasks}) != len(tasks) or not tasks:
             raise ShardError(f"tasks are {[task.name for task in tasks]}; at least one is needed, each name once")
-        unknown = set(dims or {}) - set(FEATURE_MODALITIES)
-        if unknown:
-            raise ShardError(f"dims name {sorted(unknown)}; only {', '.join(FEATURE_MODALITIES)} have a width")
+        for name in streams or {}:
+            fault = rules.stream_fault(name)
+            if fault:
+                raise ShardError(fault)
         self.out = Path(os.path.abspath(out_dir))
         self.dataset = dataset
         self.tasks = {task.name: task for task in tasks}
         self.source: dict[str, Any] = dict(provenance or {})
         self._manifest: dict[str, Any] | None = None
         self._ceilings = ceilings
-        self.dims = dict(dims or {})
-        """The width of each feature modality, as far as it is known."""
+        self.streams = {m: FeatureStream(s) if isinstance(s, int) else s for m, s in (streams or {}).items()}
+        """The feature streams, as far as they are known."""
         self._samples_per_shard = samples_per_shard
         self._keys: dict[str, str] = {}  # to the place in the source file, where the importer names it
         self._languages: set[str] = set()
@@ -216,10 +217,8 @@ class ShardWriter:
         self._keys[sample.id] = place
         self._languages.add(sample.language)
         if sample.split == "train":
-            for modality in FEATURE_MODALITIES:
-                array = getattr(sample, modality)
-                if array is not None:
-                    self._features.setdefault(modality, _FeatureStatistics(array.shape[1])).add(array)
+            for stream, array in sample.features.items():
+                self._features.setdefault(stream, _FeatureStatistics(array.shape[1])).add(array)
 
     def _next_shard(self, split: str, number: int) -> None:
         # webdataset imports torch where torch is installed: readers, and everything that only reads, go without.
@@ -247,17 +246,18 @@ class ShardWriter:
         if not fault and sample.id in self._keys:
             first = self._keys[sample.id]
             fault = "the id occurs twice" + (f", first in {first}; each id may occur once" if first else "")
-        arrays = {m: getattr(sample, m) for m in FEATURE_MODALITIES if getattr(sample, m) is not None}
-        fault = fault or rules.presence_fault(sample.modalities, arrays.keys())
+        fault = fault or rules.presence_fault(sample.modalities, sample.features.keys())
         if fault:
             raise ShardError(f"{where}: {fault}")
-        for modality, array in arrays.items():
+        for name, array in sample.features.items():
             fault = rules.array_fault(array)
             if not fault:
-                width = self.dims.setdefault(modality, array.shape[1])
-                fault = rules.width_fault(array.shape[1], width, "this folder")
+                stream = self.streams.setdefault(name, FeatureStream(array.shape[1]))
+                if not stream.dim:
+                    stream = self.streams[name] = replace(stream, dim=array.shape[1])
+                fault = rules.width_fault(array.shape[1], stream.dim, "this folder")
             if fault:
-                raise ShardError(f"{where}: {modality} {fault}")
+                raise ShardError(f"{where}: {name} {fault}")
 
     def _finish(self) -> None:
         if not self._keys:
@@ -275,14 +275,15 @@ class ShardWriter:
     def manifest_for(self, index: Index, hashes: Mapping[str, str]) -> dict[str, Any]:
         """The manifest of everything that was counted; ``index`` is the shards', ``hashes`` their SHA-256 by name."""
         sizes = dict(zip(index.shard_names.tolist(), index.shard_sizes.tolist(), strict=True))
+        modalities = (TEXT, *sorted(self.streams))
         manifest: dict[str, Any] = {
             "schema": SCHEMA,
             "dataset": self.dataset,
             "tasks": [task.to_json() for task in self.tasks.values()],
-            "dims": {modality: self.dims.get(modality, 0) for modality in FEATURE_MODALITIES},
+            "streams": {name: self.streams[name].to_json() for name in sorted(self.streams)},
             "languages": sorted(self._languages),
-            "splits": {s: self._splits[s].to_json(self.tasks) for s in SPLITS if s in self._splits},
-            "statistics": {m: self._features[m].to_json() for m in FEATURE_MODALITIES if m in self._features},
+            "splits": {s: self._splits[s].to_json(self.tasks, modalities) for s in SPLITS if s in self._splits},
+            "statistics": {name: self._features[name].to_json() for name in sorted(self._features)},
             "shards": [
                 {"name": name, "size": sizes[name], "samples": self._shards[name], "sha256": hashes[name]}
                 for name in sorted(self._shards)

@@ -28,10 +28,8 @@ class Positions(Dataset[Batch]):
         return Batch(
             # A sample holds its part of the packed features, which a worker would send a second time.
             [sample.to_json() for sample in read.samples] if self.in_workers else read.samples,
-            torch.from_numpy(read.audio),
-            torch.from_numpy(read.vision),
-            read.audio_frames,
-            read.vision_frames,
+            *(torch.from_numpy(array) for array in read.features.values()),  # audio, then vision
+            *read.frames.values(),
         )
 
 

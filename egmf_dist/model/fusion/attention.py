@@ -20,7 +20,6 @@ import torch.nn.functional as F
 
 import egmf_kernels
 from egmf_dist.data.others import OtherModalities, boundaries
-from egmf_shards import MODALITIES
 
 try:  # torch 2.10 and newer
     from torch.nn.attention.varlen import varlen_attn
@@ -37,6 +36,9 @@ class Joint(Protocol):
 
     @property
     def cu_segments(self) -> torch.Tensor: ...
+
+    @property
+    def modalities(self) -> int: ...
 
     @property
     def joint_length(self) -> int: ...
@@ -60,7 +62,9 @@ def agrees(device: torch.device, dtype: torch.dtype, count: int, width: int) -> 
     """
     cu = boundaries(_PROBE.flat).to(device)
     others = OtherModalities.of(_PROBE).to(device)
-    batch: Any = SimpleNamespace(cu_segments=cu, joint_length=int(_PROBE.sum(1).max()), others=others)
+    batch: Any = SimpleNamespace(
+        cu_segments=cu, modalities=_PROBE.shape[1], joint_length=int(_PROBE.sum(1).max()), others=others
+    )
     tokens, kinds = int(_PROBE.sum()), ("semantic", "global")
     segment_T = egmf_kernels.segment_ids(cu, tokens)
     generator = torch.Generator().manual_seed(0)
@@ -81,13 +85,14 @@ def agrees(device: torch.device, dtype: torch.dtype, count: int, width: int) -> 
 
 def padded(heads: torch.Tensor, kinds: Sequence[str], segment_T: torch.Tensor, batch: Joint) -> list[torch.Tensor]:
     """Under masks ``[B, J, J]``: padding is kept out, and the result is packed again."""
-    samples, longest = (batch.cu_segments.numel() - 1) // len(MODALITIES), batch.joint_length
-    sample_T = segment_T // len(MODALITIES)
-    sample_start_B = batch.cu_segments[:-1].long()[:: len(MODALITIES)]
+    modalities, longest = batch.modalities, batch.joint_length
+    samples = (batch.cu_segments.numel() - 1) // modalities
+    sample_T = segment_T // modalities
+    sample_start_B = batch.cu_segments[:-1].long()[::modalities]
     column_T = torch.arange(len(heads), device=heads.device) - sample_start_B[sample_T]
     # -1 marks padding, which is of no modality.
     kind_BJ = torch.full((samples, longest), -1, device=heads.device, dtype=torch.long)
-    kind_BJ = kind_BJ.index_put((sample_T, column_T), (segment_T % len(MODALITIES)).long())
+    kind_BJ = kind_BJ.index_put((sample_T, column_T), (segment_T % modalities).long())
     real_BJ = kind_BJ >= 0
     joint = heads.new_zeros(samples, longest, *heads.shape[1:]).index_put((sample_T, column_T), heads)
     streams = []
@@ -110,7 +115,7 @@ def packed(heads: torch.Tensor, kinds: Sequence[str], segment_T: torch.Tensor, b
     others, streams = batch.others, []
     for i, kind in enumerate(kinds):
         query, key_value = heads[:, i, 0], heads[:, i, 1:]
-        cu_query = cu_key = batch.cu_segments[:: len(MODALITIES)].contiguous()
+        cu_query = cu_key = batch.cu_segments[:: batch.modalities].contiguous()
         longest = batch.joint_length
         if kind == "semantic":
             key_value = KeyRows.apply(key_value, others.row_R, others.place_TN)

@@ -28,7 +28,9 @@ class Fused(NamedTuple):
 
 
 class Fusion(Protocol):
-    """A ``torch.nn.Module`` made by ``Fusion(config, tasks, languages)``, the numbers of the run's tasks and languages.
+    """A ``torch.nn.Module`` made by ``Fusion(config, modalities, tasks, languages)``.
+
+    Of the run it is told the names of its modalities, text first, and how many tasks and languages there are.
 
     Every rank must run every submodule whatever its samples hold, and a sample's result must not depend on what
     shares its batch.
@@ -37,7 +39,7 @@ class Fusion(Protocol):
     diagnostics: Mapping[str, Sequence[str]]
     """For each diagnostic the names of its columns."""
 
-    def __init__(self, config: ModelConfig, tasks: int, languages: int) -> None: ...
+    def __init__(self, config: ModelConfig, modalities: Sequence[str], tasks: int, languages: int) -> None: ...
 
     def __call__(self, x_TD: torch.Tensor, batch: RaggedBatch) -> Fused:
         """Fuse packed tokens ``[T, D]``, sample-major; ``batch`` says where segments begin, and of which task and

@@ -15,6 +15,7 @@ Invariant: every rank runs every module, whatever its samples hold.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -24,19 +25,18 @@ from egmf_dist.config import ModelConfig
 from egmf_dist.data.batch import RaggedBatch
 from egmf_dist.model.fusion.base import Fused
 from egmf_dist.model.fusion.experts import AttentionExperts, LocalExpert
-from egmf_shards import MODALITIES
 
 
 class GateContext(nn.Module):
     """Per-sample context of the gate and the logits of both its levels."""
 
-    def __init__(self, config: ModelConfig, experts: int, tasks: int, languages: int) -> None:
+    def __init__(self, config: ModelConfig, experts: int, modalities: int, tasks: int, languages: int) -> None:
         super().__init__()
         self.tasks, self.languages = tasks, languages
-        inputs = len(MODALITIES) * (config.width + 1) + tasks + languages
+        inputs = modalities * (config.width + 1) + tasks + languages
         self.context = nn.Linear(inputs, config.width)
         self.to_experts = nn.Linear(config.width, experts) if experts > 1 else None
-        self.to_modalities = nn.Linear(config.width, len(MODALITIES))
+        self.to_modalities = nn.Linear(config.width, modalities)
 
     def forward(
         self, mean_BMD: torch.Tensor, presence_BM: torch.Tensor, batch: RaggedBatch
@@ -55,9 +55,9 @@ class GateContext(nn.Module):
 class ExpertMix(nn.Module):
     """Owns the weights that the fused mix reads, so that ZeRO-3 gathers them with this module."""
 
-    def __init__(self, config: ModelConfig, experts: int) -> None:
+    def __init__(self, config: ModelConfig, experts: int, modalities: int) -> None:
         super().__init__()
-        width = config.width
+        self.modalities, width = modalities, config.width
         self.kernels = config.kernels
         self.temperature = config.gate_temperature
         self.weight = nn.Parameter(torch.empty(experts, width, width).uniform_(-1, 1) / math.sqrt(width))
@@ -88,7 +88,7 @@ class ExpertMix(nn.Module):
             self.gate_weight,
             gate_context_BE,
             cu_segments,
-            len(MODALITIES),
+            self.modalities,
             self.norm_weight,
             self.temperature,
             modality_weight_BM,
@@ -129,7 +129,7 @@ class ExpertGuidedFusion(nn.Module):
     each.
     """
 
-    def __init__(self, config: ModelConfig, tasks: int, languages: int) -> None:
+    def __init__(self, config: ModelConfig, modalities: Sequence[str], tasks: int, languages: int) -> None:
         super().__init__()
         self.config = config
         experts = [
@@ -141,11 +141,11 @@ class ExpertGuidedFusion(nn.Module):
             )
             if on
         ]
-        self.diagnostics = {"experts": experts, "modalities": list(MODALITIES)}
+        self.diagnostics = {"experts": experts, "modalities": list(modalities)}
         self.local = LocalExpert(config) if config.local_expert else None
         self.attention = AttentionExperts(config) if config.semantic_expert or config.global_expert else None
-        self.gate = GateContext(config, len(experts), tasks, languages) if config.gate else None
-        self.mix = ExpertMix(config, len(experts))
+        self.gate = GateContext(config, len(experts), len(modalities), tasks, languages) if config.gate else None
+        self.mix = ExpertMix(config, len(experts), len(modalities))
         self.pool = QueryPool(config)
 
     def describe(self, device: torch.device) -> str:
@@ -173,7 +173,7 @@ class ExpertGuidedFusion(nn.Module):
             batch: segment boundaries, tasks and languages.
         """
         cu = batch.cu_segments
-        presence_BM = (cu.diff() > 0).reshape(-1, len(MODALITIES))
+        presence_BM = (cu.diff() > 0).reshape(-1, batch.modalities)
         segment_T = egmf_kernels.segment_ids(cu, len(x_TD))
         streams = []
         if self.local is not None:
@@ -195,7 +195,7 @@ class ExpertGuidedFusion(nn.Module):
         if self.training:  # nobody looks at them, and on a GPU a sample's mean is one thread's walk over its tokens
             return Fused(pooled_BKD, {})
         with torch.no_grad():
-            expert_BE = ragged_mean(alpha_TE.float(), cu[:: len(MODALITIES)])
+            expert_BE = ragged_mean(alpha_TE.float(), cu[:: batch.modalities])
         return Fused(pooled_BKD, {"experts": expert_BE, "modalities": beta_BM.detach().float()})
 
 
