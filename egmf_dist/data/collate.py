@@ -119,6 +119,8 @@ class Collator:
             raise EgmfError(
                 f"sample {sample.id}: task {sample.task!r} in {sample.language!r} is not one of this run's tasks"
             )
+        if not sample.has_target:
+            raise EgmfError(f"sample {sample.id}: has no target; a label or a value is needed here")
         for stream, frames in sample.features.items():
             widths = self.streams.get(stream, ())
             if frames.shape[1] not in widths:

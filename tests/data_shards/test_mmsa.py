@@ -156,10 +156,16 @@ def test_train_mix_of_simsv2(tmp_path):
     }
     beside = by_id(tmp_path / "both")
     assert len(beside) == 9
+    unlabelled = ShardSet.open([tmp_path / "both"], "unlabelled")
+    assert [(s.has_target, s.modalities) for s in unlabelled] == [(False, ("audio", "vision"))] * 3
+    extra = mmsa_split("simsv2", "unlabelled", 3)
+    assert {s.dialogue for s in unlabelled} == {f"simsv2-{clip.split('$_$')[0]}" for clip in extra["id"]}
+    assert manifest["splits"]["unlabelled"]["values"] == {}
 
     train = data.pop("train")
     manifest = import_mmsa(write(tmp_path / "mix.pkl", data), tmp_path / "mix", "simsv2")
     assert manifest["source"]["train_mix"]["used"] == "all"
+    assert list(ShardSet.open([tmp_path / "mix"], "unlabelled").table.key) == list(unlabelled.table.key)
     alone = by_id(tmp_path / "mix")
     assert alone.keys() == beside.keys()
     for key, sample in alone.items():

@@ -157,6 +157,37 @@ def test_missing_modalities(samples):
     assert (False, False, False) not in dict(patterns)
 
 
+def test_streams_of_other_names_carry_cues_of_their_own(tmp_path):
+    """The sentiment is what all cues show; the emotion is told by words, voice and face as before."""
+    manifest = synthesize(tmp_path / "four", seed=1, samples=60, streams="vision, eda,audio")
+    assert dims_of(manifest) == {"audio": 16, "eda": 8, "vision": 12}
+    cues = c.Cues(("audio", "eda", "vision"))
+    assert cues.names == ("text", "audio", "eda", "vision")
+    assert manifest["ceilings"] == ce.compute_ceilings(0.03, 0.01, cues)
+    emotion, sentiment = (manifest["ceilings"][task] for task in ("emotion", "sentiment"))
+    standard = ce.compute_ceilings(0.03, 0.01)["emotion"]
+    assert emotion["text+audio+vision"] == pytest.approx(standard["text+audio+vision"])
+    assert sentiment["text+audio+eda+vision"] - sentiment["text+audio+vision"] > 0.1
+    samples = [s for split in ("train", "valid", "test") for s in ShardSet.open([tmp_path / "four"], split)]
+    full = [s for s in samples if len(s.modalities) == 4 and s.task == "sentiment"]
+    right = 0
+    for sample in full:
+        bits, levels = zip(
+            words_of(sample),
+            *(burst_of(sample.features[m], c.signal(m).burst, c.signal(m).directions) for m in cues.names[1:]),
+            strict=True,
+        )
+        right += float(c.sentiment(np.array(bits), np.array(levels))) == sample.value
+    assert right / len(full) > 0.97
+    for streams, message in (
+        ("audio,audio", "each name may occur once"),
+        ("a b", "is called"),
+        ("a,b,c,d,e,f", "at most 5"),
+    ):
+        with pytest.raises(ShardError, match=message):
+            synthesize(tmp_path / "x", samples=60, streams=streams)
+
+
 def test_the_promised_inequalities(demo):
     ceilings = json.loads((demo / "manifest.json").read_text(encoding="utf-8"))["ceilings"]
     assert ceilings == ce.compute_ceilings(0.03, 0.01)

@@ -54,7 +54,8 @@ def emotion_joint(missing: float, noise: float, kept: tuple[bool, ...], cues: Cu
     """
     cells = 3 ** len(cues.names)
     joint = np.zeros((2, cells, len(LABELS)))
-    bit_given_class = np.where(cues.code[..., None] == np.arange(2), 1 - noise, noise)  # [7, cues, bit]
+    flips = cues.flips(noise)[:, None]
+    bit_given_class = np.where(cues.code[..., None] == np.arange(2), 1 - flips, flips)  # [7, cues, bit]
     for present, probability in cues.missing_patterns(missing):
         seen = [p and k for p, k in zip(present, kept, strict=True)]
         for states in product(*[(0, 1) if s else (2,) for s in seen]):
@@ -116,7 +117,8 @@ def sentiment_states(noise: float, cues: Cues = STANDARD) -> tuple[np.ndarray, n
     every_levels = np.array(list(product(range(3), repeat=len(cues.names))))
     # P(shown bits | class): a product over the cues.
     match = every_bits[:, None, :] == cues.code[None]
-    shown = np.where(match, 1 - noise, noise).prod(axis=2)  # [2 ** cues, 7]
+    flips = cues.flips(noise)
+    shown = np.where(match, 1 - flips, flips).prod(axis=2)  # [2 ** cues, 7]
     given_mood = emotion_prior() @ shown.T  # [2, 2 ** cues]
     axes = np.meshgrid(range(2), range(len(every_bits)), range(len(every_levels)), indexing="ij")
     mood, b, v = (axis.ravel() for axis in axes)

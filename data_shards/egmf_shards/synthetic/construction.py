@@ -10,7 +10,8 @@ feature streams may carry further cues, or take the place of voice and face (:cl
   single cue narrows the seven classes to three or four, any two to one or two, so every modality adds evidence of its
   own and none is a parity that only shows when all are there. The face's bit is a short burst in the vision frames: a
   **local cue**. Words and voice are a **cross-modal cue**: agreeing they mean sadness, fear or anger, disagreeing
-  neutral, joy, surprise or disgust. The bit of any other stream is arousal, or the same bits dealt to other emotions.
+  neutral, joy, surprise or disgust. The bit of any other stream is a fair coin: it says nothing about the emotion, and
+  as much about the sentiment as the others.
 * **Sentiment** is what the (flipped) cues show, each with its own intensity: a positive cue adds, a negative one
   subtracts :data:`AMPLITUDES`; the sum is clipped to [-3, 3]. All of it lies on the grid of 0.5.
 * Each modality is missing with probability ``missing``; where all three would be, none is.
@@ -40,8 +41,6 @@ def _words(text: str) -> tuple[str, ...]:
 LABELS = ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger")
 CODE = {"text": (1, 0, 1, 0, 1, 0, 1), "audio": (0, 1, 1, 0, 0, 1, 1), "vision": (0, 0, 0, 1, 1, 1, 1)}
 """The bit of each emotion that words, voice and face show."""
-AROUSAL = (0, 1, 1, 0, 1, 0, 1)
-"""The bit of each emotion that a stream of another name shows, moved on by one for each such stream before it."""
 MOST_STREAMS = 5
 """The ceilings enumerate every state of all cues."""
 MOOD_CLASSES = (("fear", "sadness", "disgust", "anger"), ("neutral", "surprise", "joy"))
@@ -85,7 +84,7 @@ def signal(stream: str) -> Signal:
     """The signal of a stream; one of a name that is not known here has 8 numbers a frame, drawn from its name."""
     if stream in SIGNALS:
         return SIGNALS[stream]
-    return Signal((15, 40), 6, np.random.RandomState(zlib.crc32(stream.encode())).randn(2, 8))
+    return Signal((15, 40), 6, 1.5 * np.random.RandomState(zlib.crc32(stream.encode())).randn(2, 8))
 
 
 @dataclass(frozen=True)
@@ -115,9 +114,11 @@ class Cues:
     @cached_property
     def code(self) -> np.ndarray:
         """int ``[7, cues]``: the bits of each emotion."""
-        others = [name for name in self.names if name not in CODE]
-        columns = [CODE[n] if n in CODE else np.roll(AROUSAL, others.index(n)) for n in self.names]
-        return np.array(columns).T
+        return np.array([CODE.get(name, (0,) * len(LABELS)) for name in self.names]).T
+
+    def flips(self, noise: float) -> np.ndarray:
+        """float64 ``[cues]``: the probability that a bit is not the emotion's."""
+        return np.array([noise if name in CODE else 0.5 for name in self.names])
 
     def missing_patterns(self, missing: float) -> list[tuple[tuple[bool, ...], float]]:
         """Every pattern of presence with its probability; never all absent."""

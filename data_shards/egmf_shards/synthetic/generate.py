@@ -128,7 +128,7 @@ class _Drawn:
 def _draw(rng: np.random.Generator, mood: int, settings: Settings) -> _Drawn:
     names = settings.cues.names
     emotion = int(rng.choice(len(c.LABELS), p=c.emotion_prior()[mood]))
-    bits = settings.cues.code[emotion] ^ (rng.random(len(names)) < settings.noise)
+    bits = settings.cues.code[emotion] ^ (rng.random(len(names)) < settings.cues.flips(settings.noise))
     levels = rng.integers(0, 3, size=len(names))
     absent = rng.random(len(names)) < settings.missing
     modalities = names if absent.all() else tuple(m for m, gone in zip(names, absent, strict=True) if not gone)
