@@ -46,8 +46,8 @@ def differentiable(
 ) -> None:
     """Give an operator its backward, by an ``autograd.Function`` at the dispatcher's Autograd key.
 
-    ``torch.library.register_autograd`` does the same, but its wrapping costs several times more a call than this, and
-    these kernels run for tens of microseconds.
+    ``torch.library.register_autograd`` and ``triton_op`` do the same, but their wrapping costs two to three times as
+    much a call (``kernels/benchmarks/registration.py``), and these kernels run for tens of microseconds.
 
     Args:
         name: the operator.
