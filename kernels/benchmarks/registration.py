@@ -3,7 +3,8 @@
     python kernels/benchmarks/registration.py [--calls 2000]
 
 One operator with the arguments of a real one (a tensor, three weights in a list, a boundary) that does next to nothing,
-so that the call is timed: forward, and forward with backward, on the CPU. Prints the median of seven rounds in microseconds and the ratio to ours, all from one process.
+so that the call is timed: forward, and forward with backward, on the CPU. Prints the median of seven rounds in
+microseconds and the ratio to ours, all from one process.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from egmf_kernels.ops.common.registration import define, differentiable, register
-
 
 Operator = Callable[[Tensor, list[Tensor], Tensor], Tensor]
 SCHEMA = "(Tensor x, Tensor[] weights, Tensor segment) -> Tensor"
