@@ -193,3 +193,25 @@ def test_a_bad_package_is_found(tmp_path: Path, file: str, source: str, complain
         path.write_text(text)
     found = violations(tmp_path / "p", "base\nlow\nhigh")
     assert found[:1] == ([] if complaint is None else [complaint])
+
+
+SOURCES = sorted(
+    path
+    for part in ("egmf_dist", "data_shards/egmf_shards", "kernels", "launcher")
+    for path in (ROOT / part).rglob("*.py")
+)
+
+
+def test_files_and_functions_stay_small():
+    """A file says one thing in at most 400 lines; a function takes at most 8 arguments, but for operators' schemas."""
+    for path in SOURCES:
+        text = path.read_text(encoding="utf-8")
+        lines = text.count("\n")
+        assert lines <= 400, f"{path} has {lines} lines"
+        if "ops" in path.parts:
+            continue
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                named = [argument for argument in arguments if argument.arg not in ("self", "cls")]
+                assert len(named) <= 8, f"{path}: {node.name} takes {len(named)}"

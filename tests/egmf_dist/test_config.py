@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import pytest
 import yaml
 
-from egmf_dist.config import Config, config_from_dict, dump_config, load_config, read_directory
+from egmf_dist.config import Config, EvaluationConfig, config_from_dict, dump_config, load, load_config, read_directory
+from egmf_dist.config.schema import at_least, free
 from egmf_dist.errors import EgmfError
 from egmf_dist.formats import FORMAT
+from egmf_dist.run.folder import Run, changes
 
 RECIPES = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
@@ -86,3 +88,32 @@ def test_a_mistake_gets_one_line_that_names_the_key(tmp_path, settings, message)
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(EgmfError, match="no such file"):
         load_config(tmp_path / "none.yaml")
+
+
+@dataclass(frozen=True)
+class WithOneMore(EvaluationConfig):
+    """A section with a setting that only this test knows."""
+
+    patience: int = free(3, at_least(1))
+    """How often to look again."""
+
+
+@dataclass(frozen=True)
+class Wider(Config):
+    """All settings with that one among them."""
+
+    evaluation: WithOneMore = field(default_factory=WithOneMore)
+
+
+def test_a_setting_is_one_field(tmp_path, monkeypatch):
+    """Its name, type, default, help, rule and what a resume may do with it: nothing else is touched."""
+    monkeypatch.setattr(load, "Config", Wider)
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump({"data": {"shards": ["x"]}, "evaluation": {"patience": 4}}))
+    saved, given = load_config(path), load_config(path, ["--evaluation.patience", "5"])
+    assert (saved.evaluation.patience, given.evaluation.patience) == (4, 5)
+    assert changes(Run(tmp_path / "run"), saved, given) == {"evaluation.patience": [4, 5]}
+    with pytest.raises(EgmfError, match=r"evaluation.patience is 0; it must be 1 or more"):
+        load_config(path, ["--evaluation.patience", "0"])
+    with pytest.raises(EgmfError, match="patience"):
+        load_config(path, ["--evaluation.patience", "often"])

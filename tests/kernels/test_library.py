@@ -390,3 +390,27 @@ def test_strided_boundaries_give_the_same_gradients(name: str, monkeypatch: pyte
         results.append(torch.autograd.grad(public(name, a, "triton").sin().sum(), wanted))
     for plain, strided in zip(*results, strict=True):
         torch.testing.assert_close(strided, plain, rtol=0, atol=0)
+
+
+def test_an_operator_of_ones_own_is_registered_as_ours_are() -> None:
+    """From outside the package: opcheck, gradients, one graph."""
+    from egmf_kernels.ops.common.registration import define, differentiable, register
+
+    define("toy(Tensor x, Tensor[] parts) -> Tensor", "toy_backward(Tensor dout, Tensor x, Tensor[] parts) -> Tensor")
+    register("toy", lambda x, parts: x.sin() + sum(parts), lambda x, parts: torch.empty_like(x))
+    register("toy_backward", lambda dout, x, parts: dout * x.cos(), lambda dout, x, parts: torch.empty_like(x))
+
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        ctx.save_for_backward(inputs[0], *inputs[1])
+
+    def gradients(ctx: Any, dout: torch.Tensor) -> tuple[Any, ...]:
+        x, *parts = ctx.saved_tensors
+        return torch.ops.egmf.toy_backward(dout, x, parts), [dout] * len(parts)
+
+    differentiable("toy", setup, gradients, sequence=1)
+    x, parts = normal(5, seed=1), [normal(5, seed=2), normal(5, seed=3)]
+    torch.library.opcheck(torch.ops.egmf.toy.default, (x, parts))
+    compiled = torch.compile(torch.ops.egmf.toy, fullgraph=True, backend="aot_eager")
+    for run in (torch.ops.egmf.toy, compiled):
+        found = torch.autograd.grad(run(x, parts).sum(), [x, *parts])
+        torch.testing.assert_close(found, (x.cos(), torch.ones(5), torch.ones(5)))

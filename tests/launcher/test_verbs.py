@@ -99,6 +99,52 @@ def test_what_it_returns_is_the_exit_code() -> None:
     assert main(["count", "runs/a", "--up-to", "12", "--workers", "1"]) == 1
 
 
+IMPORTER = """
+    from __future__ import annotations
+
+    from pathlib import Path
+
+    from egmf_shards import ShardWriter, Task
+    from egmf_shards.importers.common import build_sample, done
+    from egmf_shards.importers.keys import name
+    from egmf_shards.importers.provenance import provenance
+
+    MOOD = Task("mood", "classification", {"en": "Mood?"}, labels=("good", "bad"), answers={"en": ("good", "bad")})
+
+    def import_lines(source: Path, out: Path) -> None:
+        '''A text file, one utterance a line, its label in front.
+
+        Args:
+            source: the file
+            out: the folder to make
+        '''
+        with ShardWriter(out, "lines", [MOOD], provenance=provenance("lines", [source])) as writer:
+            for number, line in enumerate(source.read_text().splitlines()):
+                label, text = line.split(" ", 1)
+                fields = {"language": "en", "task": "mood", "dataset": "lines", "split": "train", "label": label}
+                writer.write(build_sample(name("", str(number), prefix="line"), text, {}, **fields), f"line {number}")
+        done(writer)
+"""
+
+
+def test_an_importer_of_ones_own_is_a_function_and_a_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "importing.py").write_text(textwrap.dedent(IMPORTER))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    row = Verb("importing:import_lines", "lines with a label", "--source a.txt --out data/lines")
+    monkeypatch.setitem(VERBS, "shards import lines", row)
+    source, out = tmp_path / "a.txt", tmp_path / "out"
+    source.write_text("good what a day\nugly never\n")
+    assert main(["shards", "import", "lines", "--source", str(source), "--out", str(out)]) == 2
+    assert "line 1: sample 'line-1': label 'ugly' is not in the label space" in capsys.readouterr().err
+    assert not out.exists()
+    source.write_text("good what a day\nbad never\n")
+    assert main(["shards", "import", "lines", "--source", str(source), "--out", str(out)]) == 0
+    assert main(["shards", "verify", str(out)]) == 0
+    assert "2 samples" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", [name for name, verb in VERBS.items() if verb.example])
 def test_every_verbs_example_is_a_command_line_of_it(name: str) -> None:
     parse([*name.split(), *shlex.split(VERBS[name].example)])
