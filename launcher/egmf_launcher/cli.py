@@ -38,7 +38,7 @@ class Verb(NamedTuple):
 BRANCHES = {
     "shards": ("shard_verb", "make and describe data"),
     "shards import": ("format", "a published data set to shards"),
-    "backbone": ("backbone_verb", "language models made here"),
+    "backbone": ("backbone_verb", "language models made or converted here"),
     "bench": ("bench_verb", "what kernels and readers cost"),
 }
 """Words that verbs begin with: how an error calls what follows, and help."""
@@ -125,6 +125,11 @@ VERBS = {
         "egmf_launcher.verbs:backbone_tiny",
         "a tokenizer and a small causal LM, pre-trained on the text given",
         "--text data/synthetic --out backbones/synthetic",
+    ),
+    "backbone convert": Verb(
+        "egmf_launcher.verbs:backbone_convert",
+        "a .gguf file to a folder that backbone.path can name",
+        "gemma-3-270m-q4_k_m.gguf --out backbones/gemma3-270m",
     ),
     "train": Verb(
         "egmf_launcher.train:train",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from egmf_dist.errors import EgmfError
 
@@ -76,6 +77,19 @@ def backbone_tiny(
     sources = [Path(_local(path, "backbone tiny")) for path in text]
     settings = TinySettings(vocab_size=vocab_size, hidden=hidden, layers=layers)
     train_tiny_backbone(sources, out, settings, steps=steps, seed=seed, context_turns=context_turns)
+
+
+def backbone_convert(file: Path, /, out: Path, dtype: Literal["bf16", "fp32"] = "bf16") -> None:
+    """Unpack a GGUF model once, in Hugging Face format.
+
+    Args:
+        file: the .gguf file, whole
+        out: folder to make
+        dtype: of the weights written
+    """
+    from egmf_dist.recipes.gguf_backbone import convert_gguf
+
+    convert_gguf(file, out, dtype)
 
 
 def report(path: Path, /, compare: Sequence[Path] = ()) -> None:

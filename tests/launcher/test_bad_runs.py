@@ -45,10 +45,6 @@ def prepared(
     with ShardWriter(folder / "trainonly", "toy", [mood], streams={"audio": 6, "vision": 5}) as writer:
         for sample in samples:
             writer.write(sample)
-    with ShardWriter(folder / "narrow", "toy", [mood], streams={"audio": 6, "vision": 5}) as writer:
-        for sample in samples:
-            writer.write(sample)
-            writer.write(replace(sample, id=f"{sample.id}-valid", split="valid"))
     shutil.copytree(folder / "good", folder / "damaged")
     (folder / "damaged" / "index.npz").write_bytes(b"torn")
     synthesize(folder / "other", seed=1, samples=60)
@@ -98,7 +94,6 @@ def listing(folder: Path) -> list[str]:
         ("--backbone.path ./good", "backbone.path './good' holds no config.json"),
         ("--backbone.path ./noend", "no end-of-sequence token"),
         ("--data.shards [trainonly]", "trainonly: its split 'valid' is empty"),
-        ("--data.shards [good,narrow]", "audio has width 16 in good but 6 in narrow"),
         ("--data.shards [good,good]", "good: the same shards as good; give each folder once"),
         ("--data.shards [damaged]", "damaged/index.npz: not a readable index"),
         ("--training.global_batch 1", "training.global_batch is 1 for 2 ranks; it must be 2 or more"),
