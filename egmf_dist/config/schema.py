@@ -126,10 +126,10 @@ class DataConfig:
     """The most tokens of a whole prompt, beside what the backbone's positions allow: the oldest turns go first, then
     the utterance keeps its end; question and answer are never cut."""
     max_frames: int = fixed(1024, at_least(1))
-    """An audio or vision sequence longer than this many frames is averaged down to it: one mis-cut clip must not
+    """A stream's sequence longer than this many frames is averaged down to it: one mis-cut clip must not
     cost the whole batch its memory, which grows with the square of the longest joint sequence."""
     standardise: bool = True
-    """Audio and vision features as deviations from the training split's mean, per dimension, at most 10; constant
+    """Features as deviations from the training split's mean, per dimension, at most 10; constant
     dimensions become 0. Off: the features as they are."""
 
     @property

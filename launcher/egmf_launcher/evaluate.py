@@ -35,7 +35,7 @@ def evaluate(
     Args:
         path: the run's folder, runs/NAME
         split: train, valid or test
-        remove: modalities (text, audio, vision) to take away from every sample
+        remove: modalities (text, or a feature stream's name) to take away from every sample
         remove_each: also score with each modality alone taken away
         settings: given instead of the run's.
         launch: what the command line says about launching.
