@@ -1,6 +1,6 @@
 """Settings: the schema, its validation, and reading and writing YAML."""
 
-from egmf_dist.config.check import check_config
+from egmf_dist.config.check import check_config, without_effect
 from egmf_dist.config.given import AllSettings, SomeSettings
 from egmf_dist.config.load import (
     config_from_dict,
@@ -35,4 +35,5 @@ __all__ = [
     "load_config",
     "load_run_config",
     "read_directory",
+    "without_effect",
 ]

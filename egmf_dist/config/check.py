@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import fields
 
-from egmf_dist.config.schema import MUST, Config, ModelConfig
+from egmf_dist.config.schema import MUST, BackboneConfig, Config, ModelConfig
 from egmf_dist.errors import EgmfError
 
 
@@ -63,6 +63,16 @@ def _together(config: Config) -> Iterator[tuple[bool, str, object, str]]:
         "frozen",
         "lora or full when model.pseudo_tokens is 0: nothing would be trained",
     )
+
+
+def without_effect(config: Config) -> list[str]:
+    """One line for what is set and does nothing: a recipe's settings of LoRA where the backbone is tuned otherwise."""
+    backbone, usual = config.backbone, BackboneConfig()
+    named = [f.name for f in fields(backbone) if f.name.startswith("lora_")]
+    odd = [f"backbone.{name}" for name in named if getattr(backbone, name) != getattr(usual, name)]
+    if not odd or backbone.tuning not in ("full", "frozen"):
+        return []
+    return [f"{', '.join(odd)} have no effect: backbone.tuning is {backbone.tuning}"]
 
 
 def kernel_rules(model: ModelConfig) -> list[tuple[bool, str, object, str]]:

@@ -151,13 +151,13 @@ class BackboneConfig:
     tuning: str = "lora"
     """What of it is trained: `lora`, `frozen` (nothing), `full` (everything), or `MODULE:NAME` of your own."""
     lora_rank: int = fixed(32, at_least(0))
-    """Rank r of the LoRA matrices; 0 freezes the backbone wholly."""
+    """Of tuning `lora`: rank r of its matrices; 0 freezes the backbone wholly."""
     lora_alpha: int = fixed(128, above(0))
-    """LoRA's alpha; the update is scaled by alpha / r."""
+    """Of tuning `lora`: alpha; the update is scaled by alpha / r."""
     lora_dropout: float = fixed(0.05, PART)
-    """Dropout before the LoRA matrices."""
+    """Of tuning `lora`: dropout before its matrices."""
     lora_targets: str = "all-linear"
-    """PEFT target modules: `all-linear`, or module names separated by commas."""
+    """Of tuning `lora`: PEFT target modules, `all-linear`, or module names separated by commas."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,8 @@ class ModelConfig:
     pseudo_tokens: int = fixed(4, at_least(0))
     """Number K of pseudo tokens; 0 leaves the fusion out and the LLM reads the prompt alone."""
     text_stream: Literal["backbone", "learned"] = "backbone"
-    """The experts' text: the backbone's input embeddings (detached), or an embedding of its own that is learnt."""
+    """The experts' text: the backbone's input embeddings (which it trains only where the backbone is
+    trained whole), or an embedding of its own that is learnt."""
     dropout: float = fixed(0.0, PART)
     """Dropout on the tokens that enter the experts."""
     kernels: Literal["auto", "reference", "triton"] = free("auto")

@@ -11,23 +11,24 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from egmf_dist import distributed
 from egmf_dist.errors import EgmfError
-from egmf_dist.files import replace_folder, sha256, sync_tree, unfinished, write_json, writing
+from egmf_dist.files import replace_folder, sync_tree, unfinished, write_json, writing
 from egmf_dist.formats import DamagedError, read_stamped, stamped
 from egmf_dist.run.folder import PINNED_PREFIX, Run, checkpoint_name
 from egmf_dist.run.lock import check_held
+from egmf_shards.checksums import sha256
 
 T = TypeVar("T")
 
 TRAINED_FILE = "trained.safetensors"
 DESCRIPTION = "adapter.json"
 _GATHERED = 2**26
-"""The most numbers that ZeRO-3 gathers on every device at once to save them: 128 MiB in bf16."""
+"""The most numbers that ZeRO-3 gathers on every device at once to save or to fill them: 128 MiB in bf16."""
 _MEND = "; put it back from a copy, or go on from a checkpoint of before its step: --resume STEP"
 
 
@@ -207,27 +208,33 @@ def load_trained(model: nn.Module, folder: Path) -> None:
     path = folder / TRAINED_FILE
     if not path.is_file():
         raise EgmfError(f"{path}: no such file; give the folder of a trained adapter")
+    own = trained_parameters(model)
     try:
-        saved, own = load_file(path), trained_parameters(model)
+        with safe_open(path, framework="pt") as saved:
+            _check_fit(path, {name: saved.get_slice(name).get_shape() for name in saved.keys()}, own)  # noqa: SIM118
+            for group in _groups(own):
+                _fill(group, saved)
     except (OSError, SafetensorError) as error:
         raise EgmfError(f"{path}: cannot be read: {error}; put it back from a copy") from error
-    if saved.keys() != own.keys():
-        odd = sorted(saved.keys() ^ own.keys())
+
+
+def _check_fit(path: Path, shapes: Mapping[str, list[int]], own: Mapping[str, nn.Parameter]) -> None:
+    if shapes.keys() != own.keys():
+        odd = sorted(shapes.keys() ^ own.keys())
         raise EgmfError(f"{path}: does not fit this model: {len(odd)} names differ, the first is {odd[0]}")
     for name, parameter in own.items():
-        shape = getattr(parameter, "ds_shape", parameter.shape)  # a partitioned one is flat
-        if shape != saved[name].shape:
-            raise EgmfError(f"{path}: {name} is {list(saved[name].shape)}; this model's is {list(shape)}")
-    for name, parameter in own.items():
-        with _whole(parameter), torch.no_grad():
-            parameter.copy_(saved[name])
+        shape = list(getattr(parameter, "ds_shape", parameter.shape))  # a partitioned one is flat
+        if shape != shapes[name]:
+            raise EgmfError(f"{path}: {name} is {shapes[name]}; this model's is {shape}")
 
 
-def _whole(parameter: nn.Parameter) -> contextlib.AbstractContextManager[Any]:
-    """Inside, a parameter that ZeRO-3 has partitioned is whole; what rank 0 writes is what is partitioned again."""
-    if not hasattr(parameter, "ds_id"):
-        return contextlib.nullcontext()
+def _fill(group: Mapping[str, nn.Parameter], saved: Any) -> None:
+    """Some parameters from an opened file, which is read as far as it is asked for: a backbone that was trained whole
+    is more than a rank may hold. Of those that ZeRO-3 has partitioned rank 0 alone reads, and all take their part."""
     from deepspeed.runtime.zero import GatheredParameters
 
-    gathered: contextlib.AbstractContextManager[Any] = GatheredParameters([parameter], modifier_rank=0)
-    return gathered
+    partitioned = [p for p in group.values() if hasattr(p, "ds_id")]
+    with GatheredParameters(partitioned, modifier_rank=0, enabled=bool(partitioned)), torch.no_grad():
+        for name, parameter in group.items():
+            if not hasattr(parameter, "ds_id") or distributed.rank() == 0:
+                parameter.copy_(saved.get_tensor(name))

@@ -11,7 +11,7 @@ Shape legend: B samples, K pseudo tokens, L prompt columns, A answer columns, D 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
@@ -26,20 +26,15 @@ from egmf_dist.model.fusion.base import FUSIONS, Fused
 from egmf_dist.model.pseudo_tokens import PseudoTokens
 from egmf_dist.model.sequence import Columns, causal_masks, lay_out
 
+if TYPE_CHECKING:
+    from egmf_dist.objectives.base import Objective
+
 
 class Computation(Protocol):
     """Something that is done with the model's parts."""
 
     def __call__(self, model: EGMF, batch: RaggedBatch) -> Any:
         """Do it with a batch."""
-        ...
-
-
-class Objective(Computation, Protocol):
-    """What the model is trained for (:mod:`egmf_dist.objectives.base`)."""
-
-    def head(self) -> nn.Module | None:
-        """What is trained for it alone."""
         ...
 
 
@@ -51,7 +46,7 @@ class EGMF(nn.Module):
         backbone: the LLM with what is tuned of it.
         capabilities: what it can do; its width H, its vocabulary, the ids before any text.
         embedding_rms: root mean square of its input embeddings, as its embedding module gives them.
-        data: the run's tasks, languages and feature widths (0 for a modality that it lacks).
+        data: the run's tasks, languages and feature streams.
         objective: what it is trained for; what that trains for itself is ``auxiliary``.
     """
 

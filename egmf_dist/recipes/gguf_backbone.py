@@ -18,8 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from egmf_dist.config import BackboneConfig
 from egmf_dist.errors import EgmfError
-from egmf_dist.files import own_name, replace_folder, sha256, sync_tree, write_json, writing
+from egmf_dist.files import own_name, replace_folder, sync_tree, write_json, writing
 from egmf_dist.model.backbone import read_capabilities
+from egmf_shards.checksums import sha256
 
 MAGIC = b"GGUF"
 ORIGIN = "gguf.json"

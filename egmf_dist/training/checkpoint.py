@@ -24,12 +24,13 @@ from safetensors.torch import load_file, save_file
 from egmf_dist import distributed
 from egmf_dist.engine import Engine
 from egmf_dist.errors import EgmfError
-from egmf_dist.files import remove_folder, replace_folder, sha256, sync_tree, unfinished, write_json, writing
+from egmf_dist.files import remove_folder, replace_folder, sync_tree, unfinished, write_json, writing
 from egmf_dist.formats import DamagedError, read_stamped, stamped
 from egmf_dist.model.adapter import point_to_best
 from egmf_dist.run.folder import Run, checkpoint_name, named_checkpoint, step_of
 from egmf_dist.run.identity import Identity, check_identity
 from egmf_dist.run.lock import check_held
+from egmf_shards.checksums import sha256
 
 STATE = "state"
 RECORD = "checkpoint.json"

@@ -12,7 +12,7 @@ import torch
 
 from egmf_dist import distributed
 from egmf_dist.build import build_egmf, read_backbone
-from egmf_dist.config import Config
+from egmf_dist.config import Config, without_effect
 from egmf_dist.data.bad_samples import BadSamples
 from egmf_dist.data.loader import Step, load
 from egmf_dist.data.run_data import RunData, open_split, open_stream
@@ -174,7 +174,8 @@ def started(config: Config, run: Run, start: Start) -> Iterator[Trainer]:
         distributed.on_rank_zero(lambda: write_manifest(run, config, identity, hosts or [], data.statistics()))
         said = {"backbone": capabilities.describe(), "scoring": scoring, "changed": dict(start.changed)}
         records.write(start_record(config, progress, ranks, model, kernels) | said)
-        for message in [*resumed.skipped, *shards.faults, *filter(None, [other_statistics])]:
+        said_once = [*without_effect(config), *resumed.skipped, *shards.faults, *filter(None, [other_statistics])]
+        for message in said_once:
             records.write({"kind": "warning", "step": progress.step, "message": message})
         end = progress.position + (training.steps - progress.step) * training.global_batch
         yield Trainer(

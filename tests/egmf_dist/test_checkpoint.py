@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 
 from egmf_dist.errors import EgmfError
-from egmf_dist.files import remove_folder, replace_folder, sha256, writing
+from egmf_dist.files import remove_folder, replace_folder, writing
 from egmf_dist.formats import FORMAT
 from egmf_dist.model import adapter
 from egmf_dist.model.adapter import describe_best, point_to_best
@@ -31,6 +31,7 @@ from egmf_dist.training.checkpoint import (
     save_checkpoint,
     verify,
 )
+from egmf_shards.checksums import sha256
 
 IDENTITY = Identity(1, "d", 0, {"sha256": "b"})
 

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import pytest
 import yaml
 
-from egmf_dist.config import Config, EvaluationConfig, config_from_dict, dump_config, load, load_config, read_directory
+from egmf_dist.config import (
+    BackboneConfig,
+    Config,
+    EvaluationConfig,
+    config_from_dict,
+    dump_config,
+    load,
+    load_config,
+    read_directory,
+    without_effect,
+)
 from egmf_dist.config.schema import at_least, free
 from egmf_dist.errors import EgmfError
 from egmf_dist.formats import FORMAT
@@ -117,3 +127,12 @@ def test_a_setting_is_one_field(tmp_path, monkeypatch):
         load_config(path, ["--evaluation.patience", "0"])
     with pytest.raises(EgmfError, match="patience"):
         load_config(path, ["--evaluation.patience", "often"])
+
+
+def test_settings_without_effect_are_said():
+    """A recipe's settings of LoRA stay in its file where another way of tuning is asked for."""
+    lora = BackboneConfig(lora_rank=8, lora_dropout=0.0)
+    assert without_effect(Config(backbone=lora)) == []
+    assert without_effect(Config(backbone=BackboneConfig(tuning="full"))) == []
+    said = ["backbone.lora_rank, backbone.lora_dropout have no effect: backbone.tuning is full"]
+    assert without_effect(Config(backbone=replace(lora, tuning="full"))) == said

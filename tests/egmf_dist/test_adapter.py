@@ -1,0 +1,49 @@
+"""What was trained, back into a model."""
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from egmf_dist.errors import EgmfError
+from egmf_dist.model import adapter
+
+
+def test_an_adapter_is_read_a_little_at_a_time(tmp_path, monkeypatch):
+    """That of a backbone trained whole is more than a rank may hold: weights are taken one by one from the file."""
+    taken: list[str] = []
+
+    class Watched:
+        def __init__(self, opened):
+            self.opened = opened
+
+        def __enter__(self):
+            self.inside = self.opened.__enter__()
+            return self
+
+        def __exit__(self, *rest):
+            return self.opened.__exit__(*rest)
+
+        def __getattr__(self, name):
+            return getattr(self.inside, name)
+
+        def get_tensor(self, name):
+            taken.append(name)
+            return self.inside.get_tensor(name)
+
+    monkeypatch.setattr(adapter, "safe_open", lambda *a, **k: Watched(safe_open(*a, **k)))
+    monkeypatch.setattr(adapter, "_GATHERED", 20)
+    model, other = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    save_file(dict(model.state_dict()), tmp_path / adapter.TRAINED_FILE)
+    adapter.load_trained(other, tmp_path)
+    assert taken == [name for name, _ in model.named_parameters()]
+    for (name, a), b in zip(model.state_dict().items(), other.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    with pytest.raises(EgmfError, match=r"0.weight is \[4, 4\]; this model's is \[4, 5\]"):
+        adapter.load_trained(nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 2)), tmp_path)
+    with pytest.raises(EgmfError, match=r"does not fit this model: 2 names differ, the first is 1\.bias"):
+        adapter.load_trained(nn.Sequential(nn.Linear(4, 4)), tmp_path)
+    (tmp_path / adapter.TRAINED_FILE).write_bytes(b"torn")
+    with pytest.raises(EgmfError, match="cannot be read"):
+        adapter.load_trained(other, tmp_path)
