@@ -30,7 +30,7 @@ BELOW = {
 # The ground floor is useful alone: this is all of the outer world it may need.
 THIRD_PARTY = {
     "egmf_kernels": {"torch", "triton"},
-    "egmf_shards": {"fsspec", "h5py", "isal", "numpy", "orjson", "rich", "webdataset"},
+    "egmf_shards": {"fsspec", "h5py", "isal", "numpy", "orjson", "rich"},
 }
 # A package of one of these names on the path would hide another (transformers imports `kernels` where it finds one).
 WITHOUT_INIT = ("kernels", "data_shards", "launcher", "tests")
@@ -129,7 +129,7 @@ def test_a_good_tree_passes(tmp_path: Path) -> None:
         "launcher/egmf_launcher/a.py": "import ray\nfrom egmf_dist import config\nimport egmf_shards",
         "egmf_dist/a.py": "import torch\nfrom egmf_kernels import api\nfrom egmf_dist import errors\nfrom . import b",
         "kernels/egmf_kernels/a.py": "import torch, math\nimport triton.language as tl",
-        "data_shards/egmf_shards/a.py": "import numpy as np\nimport webdataset\nfrom rich.table import Table",
+        "data_shards/egmf_shards/a.py": "import numpy as np\nimport orjson\nfrom rich.table import Table",
     }
     for file, source in good.items():
         path = tmp_path / file

@@ -8,11 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import webdataset
 
 from egmf_shards import ShardError, ShardSet, ShardWriter, Task, Turn, describe
 from egmf_shards.check.verify import verify
+from egmf_shards.format.codec import encode
 from egmf_shards.format.manifest import FeatureStream, dims_of
 from egmf_shards.importers.foreign_tars import index_foreign
+from egmf_shards.write.tar import TarWriter
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -38,6 +41,19 @@ def test_what_is_written_is_read_back(folder, sample, equal):
 
 def test_same_input_same_bytes(folder):
     assert digests(folder("one")) == digests(folder("two"))
+
+
+def test_the_tars_are_webdatasets_byte_for_byte(tmp_path, sample):
+    """Names over 100 characters, empty members and members of more than a record among them."""
+    samples = [("k" * 120, {"json": b"{}", "audio.npy": bytes(20_000)}), ("b", {"z": b"", "a": b"x"})]
+    samples += [(sample(i).id, encode(sample(i))) for i in range(20)]
+    ours = TarWriter(tmp_path / "ours.tar")
+    with webdataset.TarWriter(str(tmp_path / "theirs.tar"), encoder=False, mtime=0) as theirs:
+        for key, members in samples:
+            ours.write(f"train/{key}", members)
+            theirs.write({"__key__": f"train/{key}", **members})
+    ours.close()
+    assert (tmp_path / "ours.tar").read_bytes() == (tmp_path / "theirs.tar").read_bytes()
 
 
 def test_manifest_counts(folder):
