@@ -1,6 +1,6 @@
 """WebDataset shards out of any data set, and samples back in any order, checked, resumable by one integer.
 
-Needs numpy, isal, fsspec and rich; knows nothing of torch, models or training. Writing: :class:`ShardWriter`,
+Needs numpy, isal, orjson, fsspec and rich; knows nothing of torch, models or training. Writing: :class:`ShardWriter`,
 :func:`synthesize`, the importers, :func:`index_foreign`. Reading: :class:`ShardSet`, :class:`Stream`. Looking:
 :func:`describe`, :func:`print_info`, :func:`verify`, :func:`print_report`. What else users of a folder may need lies in
 the sub-packages; ``docs/architecture.md`` lists them and has the glossary.

@@ -117,3 +117,14 @@ def test_a_setting_is_one_field(tmp_path, monkeypatch):
         load_config(path, ["--evaluation.patience", "0"])
     with pytest.raises(EgmfError, match="patience"):
         load_config(path, ["--evaluation.patience", "often"])
+
+
+def test_a_recipe_is_known_by_its_name(tmp_path, monkeypatch):
+    """In a folder that has no configs/, too; a file of that name goes first."""
+    monkeypatch.chdir(tmp_path)
+    for path in RECIPES:
+        assert load_config(path.stem) == load_config(path)
+    (tmp_path / "demo").write_text("data: {shards: [mine]}\n")
+    assert load_config("demo").data.shards == ["mine"]
+    with pytest.raises(EgmfError, match=r"config nodemo: no such file; give a YAML file or a recipe \(demo, real\)"):
+        load_config("nodemo")
