@@ -8,7 +8,7 @@ export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo real test kernel-tables check install clean
+.PHONY: demo real test kernel-tables check wheel install clean
 install: $(VENV)/installed
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +31,9 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+wheel: install           ## build it and use it in an empty environment outside the clone; installs 3 GB, for a while
+	PYTHON=$(CURDIR)/$(BIN)/python .ci/wheel
 
 clean:
 	rm -rf $(VENV) runs data backbones hosts

@@ -31,7 +31,7 @@ def process_group() -> Iterator[None]:
     """
     missing = [name for name in ENVIRONMENT if name not in os.environ]
     if missing:
-        raise RuntimeError(f"{', '.join(missing)} not set: start ranks through launcher/train.py, torchrun or Ray")
+        raise RuntimeError(f"{', '.join(missing)} not set: start ranks through egmf train, torchrun or Ray")
     joined = not dist.is_initialized()
     import deepspeed.ops
 

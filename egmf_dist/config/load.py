@@ -17,6 +17,7 @@ from egmf_dist.config.yaml_file import parse_yaml
 from egmf_dist.errors import EgmfError
 from egmf_dist.files import write_text
 from egmf_dist.formats import KEY, check_format, stamped
+from egmf_dist.recipe_files import recipe_file, recipes, shipped
 from egmf_shards.messages import unbroken
 
 DIRECTORY = "directory"
@@ -28,6 +29,9 @@ jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The sections of a YAML file of settings; one with nothing below it (``model:``) is left out: it means defaults.
 
+    The name of a recipe is read as its file, so that a recipe is at hand where only the wheel is installed; a file
+    of that name in this folder goes first.
+
     What a run's ``config.yaml`` says beside its sections (``format``, ``directory``) is left out, too: as settings of
     another run its paths are read as any other file's.
 
@@ -35,6 +39,8 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
         EgmfError: the file is missing, not YAML in UTF-8 or not a mapping, a key is unknown or a value has the wrong
             type, or a later version wrote it. Rules between values are not checked: options may still change them.
     """
+    if os.fspath(path) in recipes() and not Path(path).is_file():
+        path = recipe_file(os.fspath(path))
     sections = read_yaml(path)
     for key in (KEY, DIRECTORY):
         sections.pop(key, None)
@@ -62,13 +68,16 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[Any, Any]:
     try:
         sections = parse_yaml(path, "config")
     except (FileNotFoundError, IsADirectoryError) as error:
-        raise EgmfError(f"config {path}: no such file; give a YAML file such as configs/demo.yaml") from error
+        raise EgmfError(
+            f"config {path}: no such file; give a YAML file or a recipe ({', '.join(recipes())})"
+        ) from error
     except OSError as error:
         raise EgmfError(f"config {path}: cannot be read: {error.strerror}") from error
     if not isinstance(sections, dict):
         found = "is empty" if sections is None else f"holds a {type(sections).__name__}"
         names = ", ".join(Config.__dataclass_fields__)
-        raise EgmfError(f"config {path}: {found}; it must hold sections of settings ({names}), as configs/demo.yaml")
+        example = shipped("demo.yaml")
+        raise EgmfError(f"config {path}: {found}; it must hold sections of settings ({names}), as {example}")
     check_format(sections.get(KEY), f"config {path}")
     return sections
 
@@ -86,7 +95,9 @@ class SettingsFile(jsonargparse.ActionConfigFile):
 
 def add_config_arguments(parser: jsonargparse.ArgumentParser) -> None:
     """Give ``parser`` the options ``--config FILE`` and ``--section.key VALUE`` of every setting."""
-    parser.add_argument("--config", action=SettingsFile, help="YAML file of settings; options after it win")
+    parser.add_argument(
+        "--config", action=SettingsFile, help="YAML file of settings, or the name of a recipe; options after it win"
+    )
     parser.add_class_arguments(Config, None)
 
 

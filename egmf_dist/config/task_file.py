@@ -6,6 +6,7 @@ import os
 
 from egmf_dist.config.yaml_file import parse_yaml
 from egmf_dist.errors import EgmfError
+from egmf_dist.recipe_files import EXAMPLE_TASK, shipped
 from egmf_shards.format.task import Task
 
 
@@ -19,7 +20,7 @@ def read_task(path: str | os.PathLike[str]) -> Task:
     try:
         data = parse_yaml(path, "task")
     except OSError as error:
-        raise EgmfError(f"task {path}: cannot be read ({error.strerror}); see configs/tasks/example.yaml") from error
+        raise EgmfError(f"task {path}: cannot be read ({error.strerror}); see {shipped(EXAMPLE_TASK)}") from error
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
-        raise EgmfError(f"task {path}: must hold the fields of one task, as configs/tasks/example.yaml")
+        raise EgmfError(f"task {path}: must hold the fields of one task, as {shipped(EXAMPLE_TASK)}")
     return Task.from_json(data, f"task {path}")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from egmf_dist.config import Config
 from egmf_dist.errors import EgmfError
-from egmf_dist.recipes.files import recipe_file
+from egmf_dist.recipe_files import recipe_file
 from egmf_shards import ShardSet
 from egmf_shards.errors import ShardError
 from egmf_shards.format.manifest import read_manifest

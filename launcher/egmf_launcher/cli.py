@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jsonargparse
 
 from egmf_dist.errors import EgmfError
+from egmf_dist.recipe_files import EXAMPLE_TASK, shipped
 from egmf_launcher.arguments import RANK_OPTIONS, without_options
 from egmf_launcher.errors import FAILURE_EXIT, USER_ERRORS, USER_EXIT, RankError, report
 from egmf_launcher.signatures import add_options, call
@@ -51,7 +52,7 @@ _TASK = {
     "step": "distance between two answers; it divides the range",
     "convention": "metrics: mosei (any range) or sims (-1 to 1); known for the four",
     "question": "in words; needed unless it is in en or zh",
-    "task": "YAML file of a regression, in place of all of these: see configs/tasks/example.yaml",
+    "task": f"YAML file of a regression, in place of all of these: see {shipped(EXAMPLE_TASK)}",
 }
 _ALONE = {"modality_labels": "also make samples of the labels given to one modality alone, as tasks of their own"}
 _CSD = {
@@ -59,7 +60,7 @@ _CSD = {
     for name in ("labels", "words", "audio", "vision")
 }
 _JSONL = {
-    "task": "YAML file of the task: see configs/tasks/example.yaml",
+    "task": f"YAML file of the task: see {shipped(EXAMPLE_TASK)}",
     "features": "folders of other feature streams by name, such as {eda: DIR}",
 }
 _IN = "egmf_shards.importers"
@@ -133,8 +134,8 @@ VERBS = {
     ),
     "train": Verb(
         "egmf_launcher.train:train",
-        "train a run (as launcher/train.py does)",
-        "--config configs/demo.yaml --run runs/NAME --training.steps 300",
+        "train a run",
+        "--config demo --run runs/NAME --training.steps 300",
     ),
     "evaluate": Verb(
         "egmf_launcher.evaluate:evaluate",

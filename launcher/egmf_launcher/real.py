@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from egmf_dist.recipes.files import recipe_file
+from egmf_dist.recipe_files import recipe_file
 from egmf_dist.recipes.real import RUN, import_both, pretrain, sources
 from egmf_dist.run.folder import Run
 from egmf_launcher.demo import call, run_state, timed

@@ -1,4 +1,6 @@
-"""One rank of a gradient measurement: the whole path of a training step, then the full gradients on rank 0.
+"""One rank of gradient measurements: the whole path of a training step, then the full gradients on rank 0.
+
+argv[1] holds ``{name: job}``, argv[2] gets ``{name: gradients and sums}``.
 
 ``branch`` makes the model choose a module by what its first sample holds: the mistake that ZeRO-3 turns into silent
 mixing.
@@ -39,11 +41,11 @@ class BranchingEncoder(nn.Module):
 
 
 def main() -> None:
-    job = torch.load(sys.argv[1], weights_only=False)
-    with process_group():
-        result = measure(job)
+    jobs = torch.load(sys.argv[1], weights_only=False)
+    with process_group():  # DeepSpeed keeps the first group for ever, so every job shares it
+        results = {name: measure(job) for name, job in jobs.items()}
         if distributed.rank() == 0:
-            torch.save(result, sys.argv[2])
+            torch.save(results, sys.argv[2])
 
 
 def measure(job):

@@ -47,46 +47,59 @@ def relative_difference(a, b) -> float:
 
 
 @pytest.fixture(scope="module")
-def eight(job, run_ranks, make_samples):
-    """One rank, eight samples, one micro-batch."""
-    return run_ranks("gradients.py", 1, job(make_samples(8, PATTERNS), 8))
-
-
-def test_two_ranks_of_four_give_the_gradient_of_one_rank_of_eight(job, run_ranks, make_samples, eight):
-    """Also with every pattern of missing modalities, unevenly over the ranks."""
-    two = run_ranks("gradients.py", 2, job(make_samples(8, PATTERNS), 4))
-    assert two["sums"] == pytest.approx(eight["sums"], rel=1e-6)
-    assert relative_difference(eight, two) < 1e-5
-
-
-def test_accumulation_in_micro_batches_of_two_gives_the_same(job, run_ranks, make_samples, eight):
-    assert relative_difference(eight, run_ranks("gradients.py", 1, job(make_samples(8, PATTERNS), 2))) < 1e-5
-
-
-def test_uneven_shares_of_four_and_three_with_a_filler_give_the_same(job, run_ranks, make_samples):
-    """Seven samples in micro-batches of one: rank 1 has three and fills its fourth with weight 0."""
-    samples = make_samples(8, PATTERNS)[:7]
-    one = run_ranks("gradients.py", 1, job(samples, 7))
-    assert relative_difference(one, run_ranks("gradients.py", 2, job(samples, 4))) < 1e-5
-    assert relative_difference(one, run_ranks("gradients.py", 2, job(samples, 1))) < 1e-5
-
-
-def test_a_backbone_that_is_trained_whole_has_one_processs_gradients(job, run_ranks, make_samples):
-    """Its embedding, too, which reads the prompt, the answers and the experts' text."""
+def measured(job, run_ranks, make_samples):
+    """``{ranks: {name: measurement}}`` of every cut below; all of one number of ranks share one start of processes."""
     samples = make_samples(8, PATTERNS)
-    one = run_ranks("gradients.py", 1, job(samples, 8, tuning="full"))
-    two = run_ranks("gradients.py", 2, job(samples, 4, tuning="full"))
+    one = {
+        "eight": job(samples, 8),
+        "eight, in micro-batches of two": job(samples, 2),
+        "seven": job(samples[:7], 7),
+        "whole backbone": job(samples, 8, tuning="full"),
+        "branch": job(samples, 4, branch=True),
+    }
+    two = {
+        "eight": job(samples, 4),
+        "seven": job(samples[:7], 4),
+        "seven, one at a time": job(samples[:7], 1),
+        "whole backbone": job(samples, 4, tuning="full"),
+        "branch": job(samples, 4, branch=True),  # last: its ranks mix up their weights
+    }
+    return {ranks: run_ranks("gradients.py", ranks, jobs) for ranks, jobs in ((1, one), (2, two))}
+
+
+def test_two_ranks_of_four_give_the_gradient_of_one_rank_of_eight(measured):
+    """Also with every pattern of missing modalities, unevenly over the ranks."""
+    one, two = measured[1]["eight"], measured[2]["eight"]
+    assert two["sums"] == pytest.approx(one["sums"], rel=1e-6)
+    assert relative_difference(one, two) < 1e-5
+
+
+def test_accumulation_in_micro_batches_of_two_gives_the_same(measured):
+    assert relative_difference(measured[1]["eight"], measured[1]["eight, in micro-batches of two"]) < 1e-5
+
+
+def test_uneven_shares_of_four_and_three_with_a_filler_give_the_same(measured):
+    """Seven samples in micro-batches of one: rank 1 has three and fills its fourth with weight 0."""
+    assert relative_difference(measured[1]["seven"], measured[2]["seven"]) < 1e-5
+    assert relative_difference(measured[1]["seven"], measured[2]["seven, one at a time"]) < 1e-5
+
+
+def test_a_backbone_that_is_trained_whole_has_one_processs_gradients(measured):
+    """Its embedding, too, which reads the prompt, the answers and the experts' text."""
     # The backbone's; the fusion's are the other tests'.
-    for result in (one, two):
-        result["gradients"] = {n: g for n, g in result["gradients"].items() if n.startswith("backbone.")}
+    one, two = (
+        {
+            "gradients": {
+                n: g for n, g in measured[r]["whole backbone"]["gradients"].items() if n.startswith("backbone.")
+            }
+        }
+        for r in (1, 2)
+    )
     assert relative_difference(one, two) < 1e-5
     (embedding,) = (g for name, g in one["gradients"].items() if "embed_tokens" in name)
     assert embedding.norm() > 0
 
 
-def test_a_branch_on_the_samples_would_be_noticed(job, run_ranks, make_samples):
+def test_a_branch_on_the_samples_would_be_noticed(measured):
     """The same comparison with a model that chooses a module by what its samples hold: it must not agree."""
-    samples = make_samples(8, PATTERNS)
-    one = run_ranks("gradients.py", 1, job(samples, 4, branch=True))
-    two = run_ranks("gradients.py", 2, job(samples, 4, branch=True))
-    assert relative_difference(one, two) > 1e-2
+    assert relative_difference(measured[1]["branch"], measured[2]["branch"]) > 1e-2

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from safetensors.torch import load_file
 
-from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, TrainingConfig
+from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, TrainingConfig, load_run_config
 from egmf_dist.jobs import EvaluateJob, TrainJob
 from egmf_dist.model.adapter import TRAINED_FILE
 from egmf_dist.run.folder import Run, open_run
@@ -34,89 +34,96 @@ def config(random_backbone, tmp_path_factory):
     )
 
 
-@pytest.fixture
-def run_training(run_ranks, tmp_path):
-    """``run_training(config, ranks)`` trains and gives back its result and records."""
+@pytest.fixture(scope="module")
+def runs(config, run_ranks, tmp_path_factory):
+    """``{name: (run, result)}`` of all trainings of this file.
 
-    def run(config, ranks):
-        open_run(config, Run(tmp_path / "run"), "never")
-        job = TrainJob(tmp_path / "run", config)
-        return run_ranks("training_run.py", ranks, job), read_records(tmp_path / "run" / "metrics.jsonl")
-
-    return run
-
-
-def losses(records):
-    return [r["loss"] for r in records if r["kind"] == "train"]
+    Those of two ranks share one start of processes, those of one rank another: a start costs as much as a training.
+    """
+    fp32 = replace(config.training, precision="fp32")
+    two = {f"fp32 {stage}": {"training": replace(fp32, zero_stage=stage)} for stage in (1, 2)}
+    two |= {f"bf16 {s}": {"training": replace(config.training, precision="bf16", zero_stage=s)} for s in (1, 2, 3)}
+    two["whole"] = {
+        "backbone": replace(config.backbone, tuning="full"),
+        "training": replace(fp32, learning_rate=1e-3, checkpoint_every=3, validate_every=3),
+    }
+    one = {
+        "reference": {"training": fp32},
+        "stopped": {"training": replace(fp32, learning_rate=1e-12, validate_every=1, patience=2)},
+        "frozen": {"training": fp32, "backbone": replace(config.backbone, lora_rank=0)},
+    }
+    folder, trained = tmp_path_factory.mktemp("runs"), {}
+    for ranks, variants in ((1, one), (2, two)):
+        jobs = {name: TrainJob(folder / name, replace(config, **changes)) for name, changes in variants.items()}
+        for job in jobs.values():
+            open_run(job.config, Run(job.run), "never")
+        results = run_ranks("training_run.py", ranks, jobs, timeout=600)
+        trained |= {name: (Run(job.run), results[name]) for name, job in jobs.items()}
+    return trained
 
 
 @pytest.fixture(scope="module")
-def reference(config, run_ranks, tmp_path_factory):
-    """Losses of the fp32, stage 3, one-rank run that the others are held against."""
-    run = tmp_path_factory.mktemp("reference") / "run"
-    single = replace(config, training=replace(config.training, precision="fp32"))
-    open_run(single, Run(run), "never")
-    run_ranks("training_run.py", 1, TrainJob(run, single))
-    return losses(read_records(run / "metrics.jsonl"))
+def afterwards(runs, run_ranks):
+    """``{name: result}`` of what new processes make of those runs: evaluations, and the whole backbone's resume."""
+    jobs = {f"bf16 {stage}": EvaluateJob(runs[f"bf16 {stage}"][0].folder, split="valid") for stage in (1, 2, 3)}
+    whole = runs["whole"][0]
+    config = load_run_config(whole.config)
+    longer = replace(config, training=replace(config.training, steps=8))
+    jobs |= {"whole resumed": TrainJob(whole.folder, longer, "auto"), "whole": EvaluateJob(whole.folder)}
+    return run_ranks("training_run.py", 2, jobs, timeout=600)
+
+
+def losses(run):
+    return [r["loss"] for r in read_records(run.metrics) if r["kind"] == "train"]
+
+
+def started(run):
+    """The records of its starts."""
+    return [r for r in read_records(run.metrics) if r["kind"] == "start"]
 
 
 @pytest.mark.parametrize(("stage", "precision", "tolerance"), [(1, "fp32", 1e-4), (2, "fp32", 1e-4), (3, "bf16", 5e-2)])
-def test_stages_and_precisions_follow_the_same_losses(config, reference, run_training, stage, precision, tolerance):
+def test_stages_and_precisions_follow_the_same_losses(runs, stage, precision, tolerance):
     """Two ranks of another ZeRO stage or in bf16, against one fp32 rank of stage 3."""
-    other = replace(config, training=replace(config.training, zero_stage=stage, precision=precision))
-    _, records = run_training(other, 2)
-    assert losses(records) == pytest.approx(reference, rel=tolerance)
+    reference, other = losses(runs["reference"][0]), losses(runs[f"{precision} {stage}"][0])
+    assert other == pytest.approx(reference, rel=tolerance)
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_what_is_evaluated_is_what_was_selected(config, run_training, run_ranks, tmp_path, stage):
+def test_what_is_evaluated_is_what_was_selected(runs, afterwards, stage):
     """In bf16 on two ranks the best adapter has, on the split that selected it, the numbers that validation saw."""
-    bf16 = replace(config, training=replace(config.training, zero_stage=stage, precision="bf16"))
-    _, records = run_training(bf16, 2)
-    (valid,) = (r for r in records if r["kind"] == "valid")
-    found = run_ranks("training_run.py", 2, EvaluateJob(tmp_path / "run", split="valid"))["tasks"]
+    run, _ = runs[f"bf16 {stage}"]
+    (valid,) = (r for r in read_records(run.metrics) if r["kind"] == "valid")
+    found = afterwards[f"bf16 {stage}"]["tasks"]
     for name, task in valid["tasks"].items():
         assert found[name]["metrics"] == pytest.approx(task["metrics"], abs=1e-6), name
-    assert losses(records)[-1] != losses(records)[0]
+    assert losses(run)[-1] != losses(run)[0]
 
 
-def test_early_stopping_uses_the_validation_split(config, run_training):
+def test_early_stopping_uses_the_validation_split(runs):
     """A learning rate too small to change an answer: no validation beats the first, so the run ends two later."""
-    training = replace(config.training, precision="fp32", learning_rate=1e-12, validate_every=1, patience=2)
-    result, records = run_training(replace(config, training=training), 1)
+    run, result = runs["stopped"]
+    records = read_records(run.metrics)
     assert (result["step"], result["best_step"]) == (3, 1)
     assert [r["best"] for r in records if r["kind"] == "valid"] == [True, False, False]
     assert "2 validations" in records[-1]["reason"]
 
 
-def test_a_backbone_trained_whole_is_saved_resumed_and_scored(config, run_training, run_ranks, tmp_path):
+def test_a_backbone_trained_whole_is_saved_resumed_and_scored(config, runs, afterwards):
     """Six steps, then two more from the checkpoint, on two ranks under ZeRO-3; the adapter holds every weight."""
-    training = replace(config.training, precision="fp32", learning_rate=1e-3, checkpoint_every=3, validate_every=3)
-    full = replace(config, backbone=replace(config.backbone, tuning="full"), training=training)
-    _, records = run_training(full, 2)
-    start = next(r for r in records if r["kind"] == "start")
-    assert start["trained_parameters"] == start["parameters"]
-    run = Run(tmp_path / "run")
+    run, _ = runs["whole"]
+    first, again = started(run)
+    assert first["trained_parameters"] == first["parameters"]
     weights = load_file(run.adapters / json.loads(run.best.read_text())["adapter"] / TRAINED_FILE)
-    assert sum(w.numel() for w in weights.values()) == start["parameters"]
-    longer = replace(full, training=replace(training, steps=8))
-    job = TrainJob(run.folder, longer, "auto")
-    assert run_ranks("training_run.py", 2, job)["step"] == 8
-    again = [r for r in read_records(run.metrics) if r["kind"] == "start"]
-    assert [r["step"] for r in again] == [0, 6]
-    result = run_ranks("training_run.py", 2, EvaluateJob(run.folder))
-    assert result["samples"] == len(ShardSet.open(full.data.shards, "test"))
+    assert sum(w.numel() for w in weights.values()) == first["parameters"]
+    assert afterwards["whole resumed"]["step"] == 8
+    assert (first["step"], again["step"]) == (0, 6)
+    assert afterwards["whole"]["samples"] == len(ShardSet.open(config.data.shards, "test"))
 
 
-def test_a_frozen_backbone_trains_the_fusion_alone(config, run_training):
+def test_a_frozen_backbone_trains_the_fusion_alone(runs):
     """LoRA rank 0: the pseudo tokens are all that can change the answers."""
-    frozen = replace(
-        config,
-        backbone=replace(config.backbone, lora_rank=0),
-        training=replace(config.training, precision="fp32"),
-    )
-    _, records = run_training(frozen, 1)
-    values = losses(records)
-    assert all(math.isfinite(v) for v in values)
-    start = next(r for r in records if r["kind"] == "start")
+    run, _ = runs["frozen"]
+    assert all(math.isfinite(v) for v in losses(run))
+    (start,) = started(run)
     assert 0 < start["trained_parameters"] < start["parameters"]

@@ -136,3 +136,14 @@ def test_settings_without_effect_are_said():
     assert without_effect(Config(backbone=BackboneConfig(tuning="full"))) == []
     said = ["backbone.lora_rank, backbone.lora_dropout have no effect: backbone.tuning is full"]
     assert without_effect(Config(backbone=replace(lora, tuning="full"))) == said
+
+
+def test_a_recipe_is_known_by_its_name(tmp_path, monkeypatch):
+    """In a folder that has no configs/, too; a file of that name goes first."""
+    monkeypatch.chdir(tmp_path)
+    for path in RECIPES:
+        assert load_config(path.stem) == load_config(path)
+    (tmp_path / "demo").write_text("data: {shards: [mine]}\n")
+    assert load_config("demo").data.shards == ["mine"]
+    with pytest.raises(EgmfError, match=r"config nodemo: no such file; give a YAML file or a recipe \(demo, real\)"):
+        load_config("nodemo")

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -28,9 +28,7 @@ from egmf_shards.format.index_build import build_index
 from egmf_shards.format.manifest import SCHEMA, FeatureStream, write_manifest
 from egmf_shards.format.sample import SPLITS, TEXT, Sample
 from egmf_shards.format.task import Task
-
-if TYPE_CHECKING:
-    from webdataset.writer import TarWriter
+from egmf_shards.write.tar import new_tar
 
 
 class _SplitStatistics:
@@ -153,7 +151,7 @@ class ShardWriter:
         self._languages: set[str] = set()
         self._splits: dict[str, _SplitStatistics] = {}
         self._features: dict[str, _FeatureStatistics] = {}
-        self._open: dict[str, TarWriter] = {}
+        self._open: dict[str, Any] = {}
         self._shards: dict[str, int] = {}
         self._made_parents: list[Path] = []
         self._tmp = self.out.parent / f".{self.out.name}.{os.getpid()}-{secrets.token_hex(4)}.partial"
@@ -221,14 +219,10 @@ class ShardWriter:
                 self._features.setdefault(stream, _FeatureStatistics(array.shape[1])).add(array)
 
     def _next_shard(self, split: str, number: int) -> None:
-        # webdataset imports torch where torch is installed: readers, and everything that only reads, go without.
-        from webdataset.writer import TarWriter
-
         if split in self._open:
             self._open.pop(split).close()
         name = f"{split}-{number:06d}.tar"
-        # A fixed integer time: the same input gives the same bytes, and no PAX header is needed for a fraction.
-        self._open[split] = TarWriter(str(self._tmp / name), encoder=False, mtime=0)
+        self._open[split] = new_tar(self._tmp / name)
         self._shards[name] = 0
 
     def check(self, sample: Sample, place: str = "") -> None:
