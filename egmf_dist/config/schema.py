@@ -158,6 +158,9 @@ class BackboneConfig:
     """Of tuning `lora`: dropout before its matrices."""
     lora_targets: str = "all-linear"
     """Of tuning `lora`: PEFT target modules, `all-linear`, or module names separated by commas."""
+    gradient_checkpointing: bool = free(False)
+    """Keep of each layer its input alone and compute the rest again in the backward pass: less memory, about a third
+    more time, the same gradients."""
 
 
 @dataclass(frozen=True)

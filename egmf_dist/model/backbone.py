@@ -270,8 +270,19 @@ def load_backbone(config: BackboneConfig, dtype: torch.dtype) -> PreTrainedModel
     model = _load("weights", AutoModelForCausalLM, config, dtype=dtype)
     model.config.use_cache = False
     model.requires_grad_(False)
+    if config.gradient_checkpointing:
+        _checkpoint_layers(model, config)
     tune: Tuning = TUNINGS.find(config.tuning)
     return tune(model, config)
+
+
+def _checkpoint_layers(model: PreTrainedModel, config: BackboneConfig) -> None:
+    if not model.supports_gradient_checkpointing:
+        raise EgmfError(
+            f"config: backbone.gradient_checkpointing is true, but {model.config.model_type} in {config.path!r} cannot "
+            "compute its layers again; leave it false"
+        )
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def embedding_rms(embedding: nn.Module, vocabulary: int) -> float:

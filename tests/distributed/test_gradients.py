@@ -14,14 +14,12 @@ PATTERNS = [(1, 0, 1), (1, 0, 1), (0, 0, 1), (1, 0, 0), (1, 1, 0), (0, 1, 0), (1
 
 @pytest.fixture(scope="module")
 def job(random_backbone, tasks):
-    """``job(samples, micro_batch, branch=False, tuning="lora")`` for gradients.py: ZeRO-3, fp32, dropout 0."""
+    """``job(samples, micro_batch, branch=False, **of the backbone)`` for gradients.py: ZeRO-3, fp32, dropout 0."""
 
-    def make(samples, micro_batch, branch=False, tuning="lora"):
+    def make(samples, micro_batch, branch=False, **changes):
         config = Config(
             data=DataConfig(shards=["unused"]),
-            backbone=BackboneConfig(
-                path=str(random_backbone), tuning=tuning, lora_rank=4, lora_alpha=8, lora_dropout=0.0
-            ),
+            backbone=BackboneConfig(path=str(random_backbone), lora_rank=4, lora_alpha=8, lora_dropout=0.0, **changes),
             model=ModelConfig(width=32, heads=2),
             training=TrainingConfig(precision="fp32", zero_stage=3, micro_batch=micro_batch),
         )
@@ -55,6 +53,8 @@ def measured(job, run_ranks, make_samples):
         "eight, in micro-batches of two": job(samples, 2),
         "seven": job(samples[:7], 7),
         "whole backbone": job(samples, 8, tuning="full"),
+        "layers computed again": job(samples, 8, gradient_checkpointing=True),
+        "whole backbone, layers computed again": job(samples, 8, tuning="full", gradient_checkpointing=True),
         "branch": job(samples, 4, branch=True),
     }
     two = {
@@ -62,6 +62,7 @@ def measured(job, run_ranks, make_samples):
         "seven": job(samples[:7], 4),
         "seven, one at a time": job(samples[:7], 1),
         "whole backbone": job(samples, 4, tuning="full"),
+        "layers computed again": job(samples, 4, gradient_checkpointing=True),
         "branch": job(samples, 4, branch=True),  # last: its ranks mix up their weights
     }
     return {ranks: run_ranks("gradients.py", ranks, jobs) for ranks, jobs in ((1, one), (2, two))}
@@ -98,6 +99,15 @@ def test_a_backbone_that_is_trained_whole_has_one_processs_gradients(measured):
     assert relative_difference(one, two) < 1e-5
     (embedding,) = (g for name, g in one["gradients"].items() if "embed_tokens" in name)
     assert embedding.norm() > 0
+
+
+@pytest.mark.parametrize(("ranks", "name"), [(1, "eight"), (2, "eight"), (1, "whole backbone")])
+def test_layers_that_are_computed_again_give_the_same_gradients(measured, ranks, name):
+    """Bitwise on CPUs: the same operations on the same numbers, under ZeRO-3 on partitioned weights, too."""
+    again = "layers computed again" if name == "eight" else f"{name}, layers computed again"
+    before, after = measured[ranks][name], measured[ranks][again]
+    assert after["sums"] == before["sums"]
+    assert relative_difference(before, after) == 0
 
 
 def test_a_branch_on_the_samples_would_be_noticed(measured):

@@ -21,10 +21,12 @@ STREAMS = {"audio": [6], "vision": [5]}
 def build(random_backbone, tasks):
     """``build(**model settings)`` gives a model in fp32 without dropout, and its collator."""
 
-    def make(**settings):
+    def make(backbone=None, **settings):
         config = Config(
             data=DataConfig(shards=["unused"]),
-            backbone=BackboneConfig(path=str(random_backbone), lora_rank=4, lora_alpha=8, lora_dropout=0.0),
+            backbone=BackboneConfig(
+                path=str(random_backbone), lora_rank=4, lora_alpha=8, lora_dropout=0.0, **(backbone or {})
+            ),
             model=replace(ModelConfig(width=32, heads=2), **settings),
             training=TrainingConfig(precision="fp32"),
         )
@@ -220,3 +222,35 @@ def test_it_learns_eight_samples_by_heart(build, make_samples):
     assert model(batch).total < 0.3 * first
     right = scores(model, collator, samples).argmax(1) == batch.answer_B
     assert right.float().mean() >= 0.75
+
+
+def test_layers_that_are_computed_again_keep_less(build, make_samples):
+    """Each layer runs twice in a training step and once in scoring, and what is kept for backward is far less."""
+
+    def step(again: bool) -> tuple[int, int]:
+        model, collator = build(backbone={"gradient_checkpointing": again})
+        runs, kept = 0, 0
+        (layers,) = (m for n, m in model.backbone.named_modules() if n.endswith("model.layers"))
+
+        def count(*rest):
+            nonlocal runs
+            runs += 1
+
+        def keep(tensor):
+            nonlocal kept
+            kept += tensor.nbytes
+            return tensor
+
+        for layer in layers:
+            layer.self_attn.register_forward_pre_hook(count)
+        with torch.no_grad():
+            model(collator(make_samples(2), [1.0, 1.0]))
+        assert runs == len(layers)
+        model.train()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            model(collator(make_samples(8), [1.0] * 8)).total.backward()
+        return runs - len(layers), kept
+
+    (once, much), (twice, little) = step(again=False), step(again=True)
+    assert twice == 2 * once
+    assert little < much
