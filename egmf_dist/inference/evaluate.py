@@ -168,8 +168,14 @@ def present_modalities(run_data: RunData) -> list[str]:
 
 
 def construction_ceilings(shards: ShardSet) -> dict[str, Any]:
-    """The best possible scores, where the data is generated and its manifest knows them."""
+    """The best possible scores by task, where the data is generated: of folders that were built alike.
+
+    Where one of several folders with a task says something else, or nothing, none of them holds for all samples.
+    """
     out: dict[str, Any] = {}
-    for manifest in shards.manifests:
-        out.update(manifest.get("ceilings", {}))
+    for name in shards.tasks:
+        holding = [m for m in shards.manifests if any(task["name"] == name for task in m["tasks"])]
+        first, *others = [m.get("ceilings", {}).get(name) for m in holding]
+        if first and all(other == first for other in others):
+            out[name] = first
     return out

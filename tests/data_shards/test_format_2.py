@@ -139,6 +139,16 @@ def test_folders_of_different_widths_and_streams_are_read_together(folder, sampl
     assert [key.key for key in packed.features] == ["audio_4", "audio_9", "eda_1", "vision_3"]
 
 
+def test_a_stream_that_the_manifest_does_not_name(folder):
+    out = folder()
+    manifest = read_manifest(out)
+    del manifest["streams"]["audio"], manifest["statistics"]["audio"]
+    (out / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    assert "streams.audio is lacking; the shards have it with width 4" in str(verify(out).problems[0])
+    with pytest.raises(ShardError, match="the index has audio frames, but the manifest gives no width for them"):
+        ShardSet.open([out], "train")
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from egmf_dist.inference.conditions import Condition, conditions
+from egmf_dist.inference.evaluate import construction_ceilings
+from egmf_shards import ShardSet, synthesize
 
 CEILINGS = {
     "emotion": {
@@ -48,3 +50,13 @@ def test_what_was_removed_from_the_start_stays_removed():
 
 def test_real_data_has_no_ceiling():
     assert conditions(scored(0.6)) == {"emotion": ("weighted_f1", [Condition("all", 0.6, None)])}
+
+
+def test_ceilings_hold_for_folders_that_were_built_alike(tmp_path):
+    """A joint run over two constructions has no best possible score that either of them says."""
+    for name, seed, streams in (("a", 0, "audio,vision"), ("b", 1, "audio,vision"), ("c", 2, "audio,vision,eda")):
+        synthesize(tmp_path / name, seed=seed, samples=30, streams=streams)
+    alike = construction_ceilings(ShardSet.open([tmp_path / "a", tmp_path / "b"], "test"))
+    assert alike == construction_ceilings(ShardSet.open([tmp_path / "a"], "test"))
+    assert alike["emotion"]["text+audio+vision"] > 0.9
+    assert construction_ceilings(ShardSet.open([tmp_path / "a", tmp_path / "c"], "test")) == {}

@@ -22,7 +22,7 @@ from rich.table import Table
 from egmf_shards.check.scan import CAP, Problem, Recorded, Report, Scan
 from egmf_shards.errors import ShardError
 from egmf_shards.format.index import INDEX_NAME, Index, load_index
-from egmf_shards.format.manifest import MANIFEST_NAME, FeatureStream, read_manifest, tasks_of
+from egmf_shards.format.manifest import MANIFEST_NAME, FeatureStream, dims_of, read_manifest, tasks_of
 from egmf_shards.progress import progress as bar
 from egmf_shards.write.writer import ShardWriter
 
@@ -68,6 +68,10 @@ def verify(folder: str | os.PathLike[str], progress: Callable[[list[str], str], 
         report.notes.append("the manifest's counts were not compared; they are once everything else is right")
     else:
         rebuilt = ledger.manifest_for(index, scan.hashes)
+        said, found_dims = dims_of(manifest), dims_of(rebuilt)
+        for name in sorted(stream for stream in found_dims if said.get(stream) != found_dims[stream]):
+            what = f"streams.{name} is lacking; the shards have it with width {found_dims[name]}"
+            report.add("manifest", MANIFEST_NAME, "", "", what)
         for line in (d for key in _COUNTED if key in manifest for d in _differences(manifest[key], rebuilt[key], key)):
             report.add("manifest", MANIFEST_NAME, "", "", line)
     return report
