@@ -47,3 +47,17 @@ def test_an_adapter_is_read_a_little_at_a_time(tmp_path, monkeypatch):
     (tmp_path / adapter.TRAINED_FILE).write_bytes(b"torn")
     with pytest.raises(EgmfError, match="cannot be read"):
         adapter.load_trained(other, tmp_path)
+
+
+@pytest.mark.distributed
+def test_under_zero_3_rank_0_alone_reads_and_a_group_at_a_time_is_whole(run_ranks, tmp_path):
+    """Bitwise what was saved, on two ranks; between groups no parameter stays gathered."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3))
+    weights = dict(model.state_dict())
+    save_file(weights, tmp_path / adapter.TRAINED_FILE)
+    group = 80  # a layer of 8 by 8 with its bias, not two
+    found = run_ranks("adapter_weights.py", 2, {"folder": tmp_path, "group": group})
+    assert found["saved"].keys() == weights.keys()
+    assert all(torch.equal(found["saved"][name], weight) for name, weight in weights.items())
+    assert found["read"] == [list(weights), []]
+    assert (0 < found["whole"] <= group, found["after"]) == (True, 0)

@@ -1,0 +1,70 @@
+"""One rank that loads an adapter into a model partitioned by ZeRO-3, and says how it went about it.
+
+argv[1] holds ``{"folder": folder of the adapter, "group": numbers gathered at once}``; argv[2] gets ``saved`` (rank 0's
+weights afterwards), ``read`` (names of the tensors each rank took from the file) and ``whole`` (the most numbers that
+were whole on a rank at once).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from safetensors import safe_open
+from torch import nn
+
+from egmf_dist import distributed
+from egmf_dist.model import adapter
+
+ZERO = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}}
+
+
+class Watched:
+    """An opened file that keeps account of what is taken from it."""
+
+    def __init__(self, opened, note):
+        self._opened, self._note = opened, note
+
+    def __enter__(self):
+        self._file = self._opened.__enter__()
+        return self
+
+    def __exit__(self, *rest):
+        return self._opened.__exit__(*rest)
+
+    def __getattr__(self, name):
+        return getattr(self._file, name)
+
+    def get_tensor(self, name):
+        self._note(name)
+        return self._file.get_tensor(name)
+
+
+def main() -> None:
+    job = torch.load(sys.argv[1], weights_only=False)
+    with distributed.process_group():
+        adapter._GATHERED = job["group"]
+        with deepspeed.zero.Init(config_dict_or_path=ZERO, dtype=torch.float32):
+            model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3))
+        read, whole = [], [0]
+
+        def note(name):
+            read.append(name)
+            whole[0] = max(whole[0], sum(p.numel() for p in model.parameters()))
+
+        adapter.safe_open = lambda *a, **k: Watched(safe_open(*a, **k), note)
+        adapter.load_trained(model, job["folder"])
+        after = sum(p.numel() for p in model.parameters())
+        every = [None] * distributed.world_size()
+        dist.all_gather_object(every, read)
+        saved = adapter.gather_trained(model)
+        if distributed.rank() == 0:
+            result = {"saved": saved, "read": every, "whole": whole[0], "after": after}
+            torch.save(result, sys.argv[2])
+
+
+main()
+os._exit(0)
