@@ -36,7 +36,7 @@ def gates_figure(task: str, split: str, rows: Sequence[dict[str, Any]], labels: 
         means = np.array([[_mean(rows, classes, name, level, c) for c in columns] for name in order])
         text = [[f"{value:.2f}" for value in line] for line in means]
         heat_map(axes, means, names, columns, text, max(float(means.max()), 1e-6))
-        tidy(axes, f"{level}: mean of a sample's", "", "true (number of samples)", grid=False)
+        tidy(axes, f"{level}: mean by true class", "", "true (number of samples)", grid=False)
     figure.suptitle(f"{plain(task)}, {split} split", fontsize=12)
     return figure
 

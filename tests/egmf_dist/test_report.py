@@ -260,6 +260,11 @@ def test_gates_mean_by_class() -> None:
     experts = figure.axes[0]
     assert [label.get_text() for label in experts.get_yticklabels()] == ["joy (2)", "anger (1)"]
     assert np.asarray(experts.images[0].get_array()) == pytest.approx(np.array([[0.3, 0.7], [0.9, 0.1]]))
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert titles == ["experts: mean by true class", "modalities: mean by true class"]
+    other = gates_figure("emotion", "test", [{"truth": "joy", "gates": {"entropy of layers": {"first": 1.5}}}], [])
+    assert other is not None
+    assert other.axes[0].get_title(loc="left") == "entropy of layers: mean by true class"
     signs = gates_figure("sentiment", "test", [row(0.5, 0.1), row(0.0, 0.2), row(-1.0, 0.3)], [])
     assert signs is not None
     assert [t.get_text() for t in signs.axes[0].get_yticklabels()] == ["negative (1)", "neutral (1)", "positive (1)"]

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from egmf_dist import recipe_files
 from egmf_dist.config.task_file import read_task
 from egmf_dist.errors import EgmfError
+from egmf_dist.recipe_files import EXAMPLE_TASK
 from egmf_shards import ShardError
 
 EXAMPLE = Path(__file__).parents[2] / "configs" / "tasks" / "example.yaml"
@@ -47,3 +49,20 @@ def test_a_broken_file_is_one_line(tmp_path, text, error, message):
 def test_a_missing_file(tmp_path):
     with pytest.raises(EgmfError, match=r"cannot be read .*see configs/tasks/example.yaml"):
         read_task(tmp_path / "none.yaml")
+
+
+def test_the_example_is_named_where_it_can_be_opened(tmp_path, monkeypatch):
+    """In a folder that is no clone, and where only the wheel is installed."""
+    installed = tmp_path / "site" / "egmf_dist" / "recipes" / "configs"
+    (installed / "tasks").mkdir(parents=True)
+    (installed / EXAMPLE_TASK).write_text(EXAMPLE.read_text(encoding="utf-8"), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    for folders, example in (
+        (recipe_files._FOLDERS, EXAMPLE),
+        ((recipe_files.HERE, installed), installed / EXAMPLE_TASK),
+    ):
+        monkeypatch.setattr(recipe_files, "_FOLDERS", folders)
+        with pytest.raises(EgmfError) as found:
+            read_task(tmp_path / "none.yaml")
+        assert str(found.value).endswith(f"; see {example}")
+        read_task(str(found.value).rpartition("see ")[2])
