@@ -21,8 +21,8 @@ demo: install            ## data and backbone, training on 2 ZeRO-3 ranks under 
 real: install            ## the same steps on MELD's and SIMS-V2's real text: make real DATA=DIR
 	$(BIN)/egmf real --data "$(DATA)"
 
-test: install
-	$(BIN)/python -m pytest
+test: install            ## on two cores, a file's tests in one process
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 kernel-tables: install   ## the shipped tile tables against the reference, interpreted, at every width: many minutes
 	EGMF_KERNEL_TABLES=all $(BIN)/python -m pytest tests/kernels/test_tables.py

@@ -16,6 +16,7 @@ from egmf_dist.config.schema import (
     EvaluationConfig,
     LaunchConfig,
     ModelConfig,
+    PromptConfig,
     TrainingConfig,
 )
 
@@ -27,6 +28,7 @@ __all__ = [
     "EvaluationConfig",
     "LaunchConfig",
     "ModelConfig",
+    "PromptConfig",
     "SomeSettings",
     "TrainingConfig",
     "check_config",

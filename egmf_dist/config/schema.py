@@ -139,6 +139,15 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class PromptConfig:
+    """How the LLM's prompt is laid out."""
+
+    pseudo_tokens: Literal["first", "before_utterance"] = "first"
+    """Where the pseudo tokens stand: before everything, or between the preceding turns and the utterance. The latter
+    lets utterances of one dialogue share their context in a row, which is then read once."""
+
+
+@dataclass(frozen=True)
 class BackboneConfig:
     """The large language model and its adapter."""
 
@@ -218,6 +227,9 @@ class TrainingConfig:
     """Samples in one optimiser step, over all ranks and micro-batches."""
     micro_batch: int = free(16, at_least(1))
     """The most samples one rank puts through the model at once; the rest is gradient accumulation."""
+    packing: Literal["auto", "off"] = free("auto")
+    """`auto`: a micro-batch's prompts stand end to end in the LLM's rows, where the backbone honours the mask that
+    keeps them apart. `off`: one a row, padded to the longest. The same losses."""
     learning_rate: float = fixed(3e-4, above(0))
     """Peak learning rate of the adapter."""
     fusion_learning_rate: float | None = fixed(None, above(0, "above 0, or null for the adapter's"))
@@ -279,6 +291,8 @@ class Config:
 
     data: DataConfig = field(default_factory=DataConfig)
     """What is read."""
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    """How its prompt is laid out."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     """The LLM and its adapter."""
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -1,7 +1,6 @@
-"""One micro-batch: packed modality tokens, the LLM's prompt and answer columns, targets and weights.
+"""One micro-batch: packed modality tokens, the LLM's rows, targets and weights.
 
-Shape legend: B samples, M modalities (text and the run's feature streams), T packed tokens of all modalities, L prompt
-columns, A answer columns, C legal answers.
+Shape legend: B samples, M modalities (text and the run's feature streams), T packed tokens of all modalities.
 
 Invariants: modalities are packed without padding, sample-major and modality-minor; a batch's structure (which tensors
 exist, their dtypes) never depends on its samples; a filler sample has weight 0 and is otherwise an ordinary sample.
@@ -14,8 +13,9 @@ from typing import Any, NamedTuple
 import torch
 
 import egmf_kernels
-from egmf_dist.data.answers import AnswerRows, TreePasses
 from egmf_dist.data.others import OtherModalities
+from egmf_dist.data.prompt_ids import PromptIds
+from egmf_dist.data.rows import Passes, Rows
 
 
 class RaggedBatch(NamedTuple):
@@ -52,19 +52,15 @@ class RaggedBatch(NamedTuple):
     """The most tokens of one sample over all its modalities."""
     others: OtherModalities
     """For each segment its sample's tokens of other modalities."""
-    prompt_BL: torch.Tensor
-    """int64: prompt ids, padded on the left."""
-    prompt_mask_BL: torch.Tensor
-    """bool."""
-    target_BA: torch.Tensor
-    """int64: the right answer's ids and end-of-sequence, padded on the left."""
-    target_mask_BA: torch.Tensor
-    """bool."""
-    cut: list[int]
-    """Per sample, how many tokens of its prompt were left out to keep within the budget."""
+    prompts: list[PromptIds]
+    """Per sample its prompt."""
+    rows: Rows
+    """What the LLM reads, the right answers behind the prompts; an answer adds up under its sample's number."""
+    tokens: int
+    """Of the batch: packed modality tokens, and columns of the rows that are no padding."""
     checked: bool = False
     """Whether the boundaries were looked at, which costs nothing on the CPU and a wait on a GPU."""
-    answers: TreePasses | AnswerRows | None = None
+    answers: Passes | None = None
     """All legal answers, laid out by a scorer; only when answers are to be scored."""
 
     def to(self, device: torch.device) -> RaggedBatch:
@@ -79,11 +75,12 @@ class RaggedBatch(NamedTuple):
         moved["checked"] = True
         moved["features"] = tuple(features.to(device, non_blocking=True) for features in self.features)
         moved["others"] = self.others.to(device)
+        moved["rows"] = self.rows.to(device)
         if self.answers is not None:
             moved["answers"] = self.answers.to(device)
         return self._replace(**moved)
 
     @property
-    def tokens(self) -> int:
-        """Tokens of the batch: packed modality tokens plus real prompt and answer tokens."""
-        return int(self.order_T.numel() + self.prompt_mask_BL.sum() + self.target_mask_BA.sum())
+    def cut(self) -> list[int]:
+        """Per sample, how many tokens of its prompt were left out to keep within the budget."""
+        return [prompt.cut for prompt in self.prompts]

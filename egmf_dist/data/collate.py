@@ -1,4 +1,4 @@
-"""Samples to a :class:`RaggedBatch`: tokenise, standardise, pack, pad the prompt's columns.
+"""Samples to a :class:`RaggedBatch`: tokenise, standardise, pack.
 
 A pure function of samples and settings; it can be sent to another process.
 """
@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from egmf_dist.config import DataConfig
+from egmf_dist.config import DataConfig, PromptConfig
 from egmf_dist.data.answers import AnswerTree
 from egmf_dist.data.batch import RaggedBatch
 from egmf_dist.data.others import OtherModalities, boundaries
-from egmf_dist.data.prompt_ids import Limits, PromptEncoder
+from egmf_dist.data.prompt_ids import Limits, PromptEncoder, PromptIds
 from egmf_dist.data.prompts import answer_index, answer_mark, prompt_pieces, render_answer
+from egmf_dist.data.rows import Asked, Rows, one_a_row, pack
 from egmf_dist.data.standardise import Standardisation
 from egmf_dist.data.streams import Streams, inputs_of, modalities_of
 from egmf_dist.errors import EgmfError
@@ -38,9 +39,12 @@ class Collator:
         config: what enters the prompt and how long sequences may be.
         limits: the backbone's.
         standardisations: by the key of each feature input how it is standardised; none where it is missing.
+        prompt: how a prompt is laid out; None: as the settings' defaults say.
 
     Attributes:
         answers: per task and language every legal answer's token ids, in order.
+        packed: several samples share a row of the LLM, which then takes a mask of four dimensions; right for a
+            backbone that was seen to honour one. Else each has a row of its own.
 
     Raises:
         EgmfError: two legal answers tokenise alike, or a question does not fit the prompt's limit.
@@ -55,6 +59,7 @@ class Collator:
         config: DataConfig,
         limits: Limits,
         standardisations: Mapping[str, Standardisation] | None = None,
+        prompt: PromptConfig | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.tasks = dict(tasks)
@@ -66,6 +71,7 @@ class Collator:
         self.config = config
         self.limits = limits
         self.standardisations = dict(standardisations or {})
+        self.packed = False
         self._task_number = {name: i for i, name in enumerate(self.tasks)}
         encoder = PromptEncoder(tokenizer, limits.vocabulary, config.max_text_tokens, 0)
         self.answers: dict[tuple[str, str], list[list[int]]] = {}
@@ -79,7 +85,10 @@ class Collator:
                     raise EgmfError(
                         f"task {name!r} in {language!r}: {error}; this backbone's tokenizer cannot tell them apart"
                     ) from error
-        self._encoder = PromptEncoder(tokenizer, limits.vocabulary, config.max_text_tokens, self._prompt_limit(encoder))
+        self._right = {key: [AnswerTree.build([ids]) for ids in answers] for key, answers in self.answers.items()}
+        limit = self._prompt_limit(encoder)
+        apart = prompt is not None and prompt.pseudo_tokens == "before_utterance"
+        self._encoder = PromptEncoder(tokenizer, limits.vocabulary, config.max_text_tokens, limit, apart)
 
     def _prompt_limit(self, encoder: PromptEncoder) -> int:
         """The most tokens of a prompt, by the setting and by the positions that the longest answer leaves."""
@@ -127,6 +136,18 @@ class Collator:
                 wanted = " or ".join(map(str, widths)) or "none"
                 raise EgmfError(f"sample {sample.id}: {stream} is {frames.shape[1]} wide; this run's is {wanted}")
 
+    def asked(self, prompt: PromptIds, source: int, answers: AnswerTree | None, owners: Sequence[int]) -> Asked:
+        """A prompt with what may follow it, for :meth:`rows`; see :class:`egmf_dist.data.rows.Asked`."""
+        context = (*self.limits.start, *prompt.ids[: prompt.before])
+        return Asked(context, prompt.ids[prompt.before :], source, answers, owners)
+
+    def rows(self, asked: Sequence[Asked], padding: int = 0) -> Rows:
+        """Sequences in rows: packed, or one a row behind ``padding`` more columns of padding."""
+        pseudo_tokens, eos = self.limits.pseudo_tokens, self.limits.eos
+        if self.packed:
+            return pack(asked, pseudo_tokens, eos)
+        return one_a_row(asked, pseudo_tokens, eos, padding)
+
     def __call__(self, samples: Sequence[Sample], weights: Sequence[float]) -> RaggedBatch:
         """Pack ``samples``.
 
@@ -152,9 +173,11 @@ class Collator:
         prompts = self._encoder.prompts(
             [prompt_pieces(s, t, self.config.context_turns) for s, t in zip(samples, tasks, strict=True)]
         )
-        targets = [[*self.answers[s.task, s.language][i], self.limits.eos] for s, i in zip(samples, right, strict=True)]
-        prompt_BL, prompt_mask_BL = pad_left([prompt.ids for prompt in prompts])
-        target_BA, target_mask_BA = pad_left(targets)
+        asked = [
+            self.asked(prompt, b, self._right[s.task, s.language][i], [b])
+            for b, (prompt, s, i) in enumerate(zip(prompts, samples, right, strict=True))
+        ]
+        rows = self.rows(asked)
         return RaggedBatch(
             ids=[s.id for s in samples],
             weight_B=torch.tensor(weights, dtype=torch.float32),
@@ -172,11 +195,9 @@ class Collator:
             position_T=torch.from_numpy(position),
             joint_length=int(lengths_BM.sum(1).max()),
             others=OtherModalities.of(lengths_BM),
-            prompt_BL=prompt_BL,
-            prompt_mask_BL=prompt_mask_BL,
-            target_BA=target_BA,
-            target_mask_BA=target_mask_BA,
-            cut=[prompt.cut for prompt in prompts],
+            prompts=prompts,
+            rows=rows,
+            tokens=len(order) + int((rows.end_RC > 0).sum()),
         )
 
 
@@ -204,14 +225,3 @@ def sample_major(lengths_BI: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     rows = [np.arange(s, s + n) for s, n in zip(start_BI.reshape(-1), lengths_BI.reshape(-1), strict=True)]
     places = [np.arange(n) for n in lengths_BI.reshape(-1)]
     return np.concatenate(rows).astype(np.int64), np.concatenate(places).astype(np.int64)
-
-
-def pad_left(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Stack id rows of different length, 0 on their left: ids int64 and a bool mask, both ``[B, longest]``."""
-    longest = max(len(r) for r in rows)
-    ids = torch.zeros(len(rows), longest, dtype=torch.long)
-    mask = torch.zeros(len(rows), longest, dtype=torch.bool)
-    for b, row in enumerate(rows):
-        ids[b, longest - len(row) :] = torch.tensor(row, dtype=torch.long)
-        mask[b, longest - len(row) :] = True
-    return ids, mask

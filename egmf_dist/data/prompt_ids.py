@@ -28,6 +28,10 @@ class Limits(NamedTuple):
     """Its end-of-sequence id."""
     columns: int | None
     """The most tokens of prompt and answer together; None where nothing limits them."""
+    start: tuple[int, ...]
+    """Ids before any text."""
+    pseudo_tokens: int
+    """K."""
 
 
 class PromptIds(NamedTuple):
@@ -36,6 +40,8 @@ class PromptIds(NamedTuple):
     ids: list[int]
     cut: int
     """How many tokens were left out."""
+    before: int
+    """How many of ``ids`` stand before the pseudo tokens."""
 
 
 class _Encoded(NamedTuple):
@@ -58,11 +64,19 @@ class PromptEncoder:
         vocabulary: rows of its embedding; an id beyond them is refused.
         max_text_tokens: the most tokens of an utterance or a preceding turn.
         limit: the most tokens of a prompt.
+        apart: the turns and what follows them are tokenized apart, because pseudo tokens stand between them.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocabulary: int, max_text_tokens: int, limit: int) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        vocabulary: int,
+        max_text_tokens: int,
+        limit: int,
+        apart: bool = False,
+    ) -> None:
         self.tokenizer, self.vocabulary = tokenizer, vocabulary
-        self.max_text_tokens, self.limit = max_text_tokens, limit
+        self.max_text_tokens, self.limit, self.apart = max_text_tokens, limit, apart
 
     def plain(self, text: str) -> list[int]:
         """All ids of a text, nothing cut.
@@ -98,11 +112,24 @@ class PromptEncoder:
         Raises:
             EgmfError: a question alone is longer, or a token has no row in the backbone's embedding.
         """
-        whole = self._tokenize(["".join(piece.text for piece in pieces) for pieces in prompts])["input_ids"]
-        return [
-            PromptIds(self._checked(ids, pieces[-2].text), 0) if self._fits(pieces, len(ids)) else self._fit(pieces)
-            for pieces, ids in zip(prompts, whole, strict=True)
-        ]
+        parts = [part for pieces in prompts for part in self._parts(pieces)]
+        encoded = self._tokenize(["".join(piece.text for piece in part) for part in parts])["input_ids"]
+        found, place = [], 0
+        for pieces in prompts:
+            own = encoded[place : place + len(self._parts(pieces))]
+            place += len(own)
+            ids = [number for part in own for number in part]
+            if self._fits(pieces, len(ids)):
+                before = len(own[0]) if len(own) > 1 else 0
+                found.append(PromptIds(self._checked(ids, pieces[-2].text), 0, before))
+            else:
+                found.append(self._fit(pieces))
+        return found
+
+    def _parts(self, pieces: Sequence[Piece]) -> list[Sequence[Piece]]:
+        """What is tokenized apart: the turns, where there are some, and the rest."""
+        turns = sum(piece.kind == "turn" for piece in pieces) if self.apart else 0
+        return [pieces[:turns], pieces[turns:]] if turns else [pieces]
 
     def _fits(self, pieces: Sequence[Piece], tokens: int) -> bool:
         """Whether nothing can have to be cut; most prompts, found without looking for the places of their tokens."""
@@ -117,7 +144,8 @@ class PromptEncoder:
         return longest < self.max_text_tokens
 
     def _fit(self, pieces: Sequence[Piece]) -> PromptIds:
-        tokens = self._encode([piece.text for piece in pieces])
+        parts = self._parts(pieces)
+        tokens = _end_to_end(parts, [self._encode([piece.text for piece in part]) for part in parts])
         keep = np.ones(len(tokens.ids), dtype=bool)
         ends = np.cumsum([len(piece.text) for piece in pieces])
         members = [np.flatnonzero(tokens.piece == number) for number in range(len(pieces))]
@@ -146,7 +174,8 @@ class PromptEncoder:
                 f"a question takes {len(kept)} tokens and a prompt may have {self.limit}; "
                 "raise data.max_prompt_tokens, or take a backbone with more positions"
             )
-        return PromptIds(self._checked(kept.tolist(), pieces[-2].text), int(len(keep) - len(kept)))
+        before = int(keep[tokens.piece < len(parts[0])].sum()) if len(parts) > 1 else 0
+        return PromptIds(self._checked(kept.tolist(), pieces[-2].text), int(len(keep) - len(kept)), before)
 
     def _checked(self, ids: list[int], text: str) -> list[int]:
         if ids and max(ids) >= self.vocabulary:
@@ -187,6 +216,17 @@ class PromptEncoder:
         )
         number_of = np.array(piece, dtype=np.int64)
         return _Encoded(np.array(ids, dtype=np.int64), number_of, last[number_of], last[number_of])
+
+
+def _end_to_end(parts: Sequence[Sequence[Piece]], encoded: Sequence[_Encoded]) -> _Encoded:
+    """The tokens of parts that were tokenized apart, pieces and characters counted from the first part's first."""
+    pieces = np.cumsum([0, *map(len, parts)])
+    characters = np.cumsum([0, *(sum(len(piece.text) for piece in part) for part in parts)])
+    moved = [
+        (own.ids, own.piece + piece, own.begin + character, own.end + character)
+        for own, piece, character in zip(encoded, pieces, characters, strict=False)
+    ]
+    return _Encoded(*(np.concatenate(columns) for columns in zip(*moved, strict=True)))
 
 
 def _keep_end(tokens: _Encoded, keep: np.ndarray, places: np.ndarray, most: int) -> None:

@@ -57,13 +57,14 @@ class RunData:
         said = "the folders' feature statistics are not those the run was started with; it keeps its own"
         return replace(self, standardisations=kept), said
 
-    def collator(self, tokenizer: PreTrainedTokenizerBase, config: DataConfig, limits: Limits) -> Collator:
+    def collator(self, tokenizer: PreTrainedTokenizerBase, config: Config, limits: Limits) -> Collator:
         """The collator that packs this run's samples.
 
         Raises:
             EgmfError: two legal answers tokenise alike, or a question does not fit.
         """
-        return Collator(tokenizer, self.tasks, self.languages, self.streams, config, limits, self.standardisations)
+        known = self.standardisations
+        return Collator(tokenizer, self.tasks, self.languages, self.streams, config.data, limits, known, config.prompt)
 
     def statistics(self) -> dict[str, Any]:
         """By feature input by what statistics features are standardised, JSON-able."""

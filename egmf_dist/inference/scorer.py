@@ -9,13 +9,14 @@ seen when the same samples are scored behind other padding, or one part in 256 o
 a model that ignores its padding mask; such a model is refused, because a sample's loss would depend on its batch.
 
 Memory is bounded whatever the number of answers (a task has at most 10,000): at most :data:`LOGITS` logits and
-:data:`MASK` numbers of a mask at once. How many passes that takes depends on the run's tasks and settings and never on
-a sample, so every rank makes as many; only the rows of the sequence way depend on the batch, so the ranks agree on
+:data:`MASK` numbers of a mask at once. How many forwards that takes depends on the run's tasks and settings and never
+on a sample, so every rank makes as many; only those of the sequence way depend on the batch, so the ranks agree on
 their number.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -25,17 +26,18 @@ from torch import nn
 
 from egmf_dist import distributed
 from egmf_dist.config import EvaluationConfig
-from egmf_dist.data.answers import AnswerRows, AnswerTree, TreeBatch, TreePasses, log_normalisers
+from egmf_dist.data.answers import AnswerTree
 from egmf_dist.data.batch import RaggedBatch
-from egmf_dist.data.collate import Collator, pad_left
+from egmf_dist.data.collate import Collator
+from egmf_dist.data.rows import COLUMNS, Passes, Rows
 from egmf_dist.errors import EgmfError
 from egmf_dist.model.backbone import Capabilities
 from egmf_dist.model.egmf import EGMF
-from egmf_dist.model.sequence import Columns, lay_out, tree_masks, tree_positions
+from egmf_dist.model.sequence import log_probabilities
 from egmf_shards import Sample, ShardSet
 
-LOGITS = 2**28
-"""The most logits of one forward: 1 GiB in fp32."""
+LOGITS = 2**27
+"""The most logits of one forward: 512 MiB in fp32."""
 MASK = 2**28
 """The most numbers of one 4-D mask: 1 GiB in fp32."""
 NODES = 512
@@ -101,66 +103,64 @@ def score(
     """
     with distributed.failing_together():
         batch = scorer.prepare(samples, weights)
-    if isinstance(batch.answers, AnswerRows):
-        # Every rank makes as many forwards as the one with the most rows.
-        most = max(distributed.share_objects([len(batch.answers.sample_R)]))
-        batch = batch._replace(answers=batch.answers.filled_to(most))
+    if scorer.way == "sequence":
+        # Every rank makes as many forwards as the one with the most rows; what is read once more adds up nowhere.
+        assert batch.answers is not None
+        rows = batch.answers.rows
+        most = max(distributed.share_objects([len(rows)]))
+        batch = batch._replace(answers=batch.answers._replace(rows=[*rows, *[_unasked(rows[0])] * (most - len(rows))]))
     batch = batch.to(distributed.device())
     with torch.no_grad():
         scores: Scores = model(batch, scorer)
     return scores, batch.cut
 
 
+def _unasked(rows: Rows) -> Rows:
+    """The same rows, about which nothing is asked."""
+    nothing = rows.at_E[:0]
+    return rows._replace(at_E=nothing, token_E=nothing, owner_E=nothing)
+
+
 class TreeScorer:
-    """All answers in one pass over their prefix tree."""
+    """All answers in one pass over their prefix tree, several samples in a row."""
 
     way = "tree"
 
-    def __init__(self, collator: Collator, capabilities: Capabilities, batch_size: int, pseudo_tokens: int) -> None:
-        self.collator, self.kinds, self.eos = collator, capabilities.kinds, capabilities.eos
+    def __init__(self, collator: Collator, capabilities: Capabilities, batch_size: int) -> None:
+        self.collator = collator
         vocabulary = capabilities.vocabulary
         most_nodes = max(1, min(NODES, LOGITS // vocabulary - 1))
         self.trees = {key: AnswerTree.build_passes(ids, most_nodes) for key, ids in collator.answers.items()}
         self.passes = max(len(trees) for trees in self.trees.values())
-        self.answers = max(len(ids) for ids in collator.answers.values())
         nodes = max(len(tree.tokens) for trees in self.trees.values() for tree in trees)
-        columns = len(capabilities.start) + pseudo_tokens + collator.prompt_limit + nodes
+        limits = collator.limits
+        columns = len(limits.start) + limits.pseudo_tokens + collator.prompt_limit + nodes
         masks = max(1, len(capabilities.kinds))
-        self.samples_at_once = max(
-            1, min(batch_size, LOGITS // (vocabulary * (nodes + 1)), MASK // (masks * columns * columns))
-        )
+        # Rows are as long as the longest tree of tokens, or as a row is filled to.
+        mask = masks * columns * max(columns, COLUMNS)
+        self.samples_at_once = max(1, min(batch_size, LOGITS // (vocabulary * (nodes + 1)), MASK // mask))
 
     def prepare(self, samples: Sequence[Sample], weights: Sequence[float]) -> RaggedBatch:
         """See :class:`Scorer`."""
         batch = self.collator(samples, weights)
-        trees = [self.trees[s.task, s.language] for s in samples]
-        passes = []
+        legal_BC = _legal(self.collator, samples)
+        trees, answers = [self.trees[s.task, s.language] for s in samples], legal_BC.shape[1]
+        rows, own = [], copy.copy(self.collator)
+        own.packed = True
         for number in range(self.passes):
-            own = [known[number] if number < len(known) else None for known in trees]
-            passes.append(TreeBatch.stack(own, [sum(len(t.paths) for t in known[:number]) for known in trees]))
-        return batch._replace(answers=TreePasses(passes, self.answers, self.samples_at_once))
+            for first in range(0, len(samples), self.samples_at_once):
+                asked = []
+                for b in range(first, min(first + self.samples_at_once, len(samples))):
+                    tree = trees[b][number] if number < len(trees[b]) else None
+                    done = b * answers + sum(len(t.paths) for t in trees[b][:number])
+                    owners = range(done, done + (0 if tree is None else len(tree.paths)))
+                    asked.append(own.asked(batch.prompts[b], b, tree, owners))
+                rows.append(own.rows(asked))
+        return batch._replace(answers=Passes(rows, legal_BC))
 
     def __call__(self, model: EGMF, batch: RaggedBatch) -> Scores:
         """See :class:`Scorer`."""
-        trees, fused = batch.answers, model.fuse(batch)
-        assert isinstance(trees, TreePasses), "another scorer has prepared this batch"
-        pseudo_BKH = model.speak(fused)
-        tokens = 0 if pseudo_BKH is None else pseudo_BKH.shape[1]
-        prefix = lay_out(model.start, tokens, batch.prompt_BL, batch.prompt_mask_BL)
-        embedded = model.embed_columns(prefix, pseudo_BKH)
-        # One more column takes what padding answers give.
-        log_p = embedded.new_full((len(embedded), trees.answers + 1), float("-inf"), dtype=torch.float32)
-        for whole in trees.passes:
-            for first in range(0, len(embedded), trees.samples_at_once):
-                rows = slice(first, first + trees.samples_at_once)
-                tree, own = whole.part(rows), Columns(*(part[rows] for part in prefix))
-                together = torch.cat([embedded[rows], model.embed(tree.tokens_BN)], 1)
-                masks = tree_masks(own, tree, self.kinds, together.dtype)
-                logits = model.logits(together, masks, tree_positions(own, tree), tree.tokens_BN.shape[1] + 1)
-                found_BC = tree.log_probabilities(logits, self.eos)
-                place_BC = torch.where(tree.place_BC < 0, trees.answers, tree.place_BC)
-                log_p[rows] = log_p[rows].scatter(1, place_BC, found_BC)
-        return Scores(log_p[:, : trees.answers], {} if fused is None else fused.diagnostics)
+        return _read(model, batch)
 
 
 class SequenceScorer:
@@ -179,46 +179,45 @@ class SequenceScorer:
         self.collator, self.padding = collator, padding
         longest = 1 + max(len(ids) for answers in collator.answers.values() for ids in answers)
         self.rows_at_once = max(1, min(batch_size, LOGITS // (capabilities.vocabulary * longest)))
+        self.alone = {key: [AnswerTree.build([ids]) for ids in answers] for key, answers in collator.answers.items()}
 
     def prepare(self, samples: Sequence[Sample], weights: Sequence[float]) -> RaggedBatch:
         """See :class:`Scorer`."""
         batch = self.collator(samples, weights)
-        answers = [self.collator.answers[s.task, s.language] for s in samples]
-        pairs = [(b, c) for b, own in enumerate(answers) for c in range(len(own))]
-        eos = self.collator.limits.eos
-        target_RA, mask_RA = pad_left([[*answers[b][c], eos] for b, c in pairs])
-        if self.padding:
-            nothing = torch.zeros(len(samples), self.padding, dtype=torch.long)
-            batch = batch._replace(
-                prompt_BL=torch.cat([nothing, batch.prompt_BL], 1),
-                prompt_mask_BL=torch.cat([nothing.bool(), batch.prompt_mask_BL], 1),
-            )
-        rows = AnswerRows(
-            sample_R=torch.tensor([b for b, _ in pairs]),
-            answer_R=torch.tensor([c for _, c in pairs]),
-            target_RA=target_RA,
-            target_mask_RA=mask_RA,
-            answers=max(len(ids) for ids in self.collator.answers.values()),
-            rows_at_once=self.rows_at_once,
-        )
-        return batch._replace(answers=rows)
+        legal_BC = _legal(self.collator, samples)
+        own = copy.copy(self.collator)
+        own.packed = False
+        asked = [
+            own.asked(batch.prompts[b], b, tree, [b * legal_BC.shape[1] + c])
+            for b, sample in enumerate(samples)
+            for c, tree in enumerate(self.alone[sample.task, sample.language])
+        ]
+        parts = [asked[first : first + self.rows_at_once] for first in range(0, len(asked), self.rows_at_once)]
+        return batch._replace(answers=Passes([own.rows(part, self.padding) for part in parts], legal_BC))
 
     def __call__(self, model: EGMF, batch: RaggedBatch) -> Scores:
         """See :class:`Scorer`."""
-        rows, fused = batch.answers, model.fuse(batch)
-        assert isinstance(rows, AnswerRows), "another scorer has prepared this batch"
-        pseudo_BKH = model.speak(fused)
-        # One more column takes what filling rows give.
-        log_p = batch.prompt_BL.new_full((len(batch.ids), rows.answers + 1), float("-inf"), dtype=torch.float32)
-        for first in range(0, len(rows.sample_R), rows.rows_at_once):
-            part = slice(first, first + rows.rows_at_once)
-            sample_R, target_RA, mask_RA = rows.sample_R[part], rows.target_RA[part], rows.target_mask_RA[part]
-            prompt = batch.prompt_BL[sample_R], batch.prompt_mask_BL[sample_R]
-            own_RKH = None if pseudo_BKH is None else pseudo_BKH[sample_R]
-            logits = model.answer_logits(prompt, target_RA, mask_RA, own_RKH)
-            picked_RA = logits.gather(2, target_RA[:, :, None])[:, :, 0].float() - log_normalisers(logits)
-            log_p[sample_R, rows.answer_R[part]] = torch.where(mask_RA, picked_RA, 0.0).sum(1)
-        return Scores(log_p[:, : rows.answers], {} if fused is None else fused.diagnostics)
+        return _read(model, batch)
+
+
+def _legal(collator: Collator, samples: Sequence[Sample]) -> torch.Tensor:
+    """bool ``[B, C]``: which answers each sample has, of as many as the task with the most has."""
+    most = max(len(ids) for ids in collator.answers.values())
+    counts = torch.tensor([len(collator.answers[s.task, s.language]) for s in samples])
+    return torch.arange(most) < counts[:, None]
+
+
+def _read(model: EGMF, batch: RaggedBatch) -> Scores:
+    """Every answer's log-probability, one forward of the LLM after another."""
+    assert batch.answers is not None, "no scorer has prepared this batch"
+    fused = model.fuse(batch)
+    pseudo_BKH = model.speak(fused)
+    legal_BC = batch.answers.legal_BC
+    log_p = torch.zeros(legal_BC.numel(), device=legal_BC.device)
+    for rows in batch.answers.rows:
+        log_p.index_add_(0, rows.owner_E, log_probabilities(model.read(rows, pseudo_BKH), rows))
+    log_p_BC = log_p.view_as(legal_BC).masked_fill(~legal_BC, float("-inf"))
+    return Scores(log_p_BC, {} if fused is None else fused.diagnostics)
 
 
 def check_samples(shards: ShardSet, chosen: Sequence[int], collator: Collator) -> list[Sample]:
@@ -236,7 +235,7 @@ def check_samples(shards: ShardSet, chosen: Sequence[int], collator: Collator) -
     found: dict[tuple[str, str], tuple[int, Sample]] = {}
     with distributed.failing_together():
         for sample in shards.read([*spread.tolist(), int(longest)]).samples:
-            tokens = int(collator([sample], [1.0]).prompt_mask_BL.sum())
+            tokens = len(collator([sample], [1.0]).prompts[0].ids)
             if tokens > found.get((sample.task, sample.language), (0, sample))[0]:
                 found[sample.task, sample.language] = tokens, sample
     return [sample for _, sample in found.values()]
@@ -310,7 +309,7 @@ def choose_scorer(
     reason, gap = capabilities.sequence_only or _attention_fault(model), 0.0
     allowed = AGREEMENT if dtype == torch.float32 else max(AGREEMENT, _NOISE * noise, 2**-8 * largest)
     if not reason:
-        tree = TreeScorer(collator, capabilities, batch_size, _pseudo_tokens(model))
+        tree = TreeScorer(collator, capabilities, batch_size)
         try:
             gap = _agreed(_distance(plain, scored(tree)))
         except torch.OutOfMemoryError:
@@ -341,11 +340,6 @@ def _short(error: Exception) -> str:
 def _finite(log_p_BC: torch.Tensor) -> bool:
     """Whether every legal answer has a finite score, on every rank; what is not legal is minus infinity."""
     return not _agreed(float(torch.isnan(log_p_BC).any() or torch.isposinf(log_p_BC).any()))
-
-
-def _pseudo_tokens(model: nn.Module) -> int:
-    config = getattr(model, "config", None)
-    return int(getattr(config, "pseudo_tokens", 0))
 
 
 def _distance(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -69,7 +69,7 @@ class Capabilities:
     def limits(self, pseudo_tokens: int) -> Limits:
         """What it can read beside its start and ``pseudo_tokens``."""
         columns = None if self.longest is None else self.longest - len(self.start) - pseudo_tokens
-        return Limits(self.vocabulary, self.eos, columns)
+        return Limits(self.vocabulary, self.eos, columns, self.start, pseudo_tokens)
 
     def describe(self) -> str:
         """One line: architecture and what limits it."""

@@ -1,11 +1,10 @@
 """EGMF whole: a batch's modalities to pseudo tokens, and pseudo tokens, prompt and answers to the LLM's logits.
 
-The LLM reads ``[padding | start | K pseudo tokens | prompt | answer]``, laid out by :mod:`egmf_dist.model.sequence`.
-Rows end together, so the logits of the last columns are the only ones computed (``logits_to_keep``: the hidden states
-are sliced before lm_head). What stands there is an objective's (the right answer) or a scorer's (all legal answers).
+What the LLM reads was laid out by :mod:`egmf_dist.data.rows`: behind each prompt stands an objective's answer (the
+right one) or a scorer's (all legal ones). Logits are computed where a next token is asked for and nowhere else.
 
 Invariants: a sample's result does not depend on what shares its batch; control flow depends on settings only.
-Shape legend: B samples, K pseudo tokens, L prompt columns, A answer columns, D width, H backbone width.
+Shape legend: B samples, K pseudo tokens, N columns that are read, D width, H backbone width.
 """
 
 from __future__ import annotations
@@ -18,13 +17,14 @@ from torch import nn
 
 from egmf_dist.config import ModelConfig
 from egmf_dist.data.batch import RaggedBatch
+from egmf_dist.data.rows import Rows
 from egmf_dist.data.run_data import RunData
 from egmf_dist.errors import EgmfError
 from egmf_dist.model.backbone import Capabilities
 from egmf_dist.model.encoders import Encoders
 from egmf_dist.model.fusion.base import FUSIONS, Fused
 from egmf_dist.model.pseudo_tokens import PseudoTokens
-from egmf_dist.model.sequence import Columns, causal_masks, lay_out
+from egmf_dist.model.sequence import masks
 
 if TYPE_CHECKING:
     from egmf_dist.objectives.base import Objective
@@ -50,8 +50,6 @@ class EGMF(nn.Module):
         objective: what it is trained for; what that trains for itself is ``auxiliary``.
     """
 
-    start: torch.Tensor
-
     def __init__(
         self,
         config: ModelConfig,
@@ -65,7 +63,6 @@ class EGMF(nn.Module):
         self.config = config
         self.capabilities = capabilities
         self.backbone = backbone
-        self.register_buffer("start", torch.tensor(capabilities.start, dtype=torch.long), persistent=False)
         self.diagnostics: Mapping[str, Sequence[str]] = {}
         self.fused = config.pseudo_tokens > 0
         if self.fused:
@@ -77,10 +74,6 @@ class EGMF(nn.Module):
             self.fusion: Any = fusion(config, data.modalities, len(data.tasks), len(data.languages))
             self.diagnostics = self.fusion.diagnostics
             self.pseudo_tokens = PseudoTokens(config, capabilities.width, embedding_rms)
-        self.masks_honoured = False
-        """Whether the backbone was seen to honour our 4-D masks; training then gives it those. A 2-D mask it looks at
-        on the host, for which a GPU is waited for at every forward; scoring by sequences keeps it: trees are held to
-        that."""
         self.objective = objective
         self.auxiliary = objective.head()
 
@@ -130,40 +123,37 @@ class EGMF(nn.Module):
         embedding: Any = self.backbone.get_input_embeddings()  # type: ignore[operator]
         return bool(embedding.weight.requires_grad)
 
-    def embed_columns(self, columns: Columns, pseudo_BKH: torch.Tensor | None) -> torch.Tensor:
-        """``[B, columns, H]``: word embeddings, and the pseudo tokens in their places."""
-        embedded = self.embed(columns.ids)
-        if pseudo_BKH is None:
-            return embedded
-        place_BKH = columns.pseudo_BK[:, :, None].expand(-1, -1, embedded.shape[-1])
-        return embedded.scatter(1, place_BKH, pseudo_BKH.to(embedded.dtype))
-
-    def logits(self, embedded: torch.Tensor, mask: Any, position: torch.Tensor, keep: int) -> torch.Tensor:
-        """Logits of the last ``keep`` columns; ``mask`` is 2-D, 4-D, or 4-D ones by kind of layer."""
-        out: torch.Tensor = self.backbone(
-            inputs_embeds=embedded, attention_mask=mask, position_ids=position, logits_to_keep=keep, use_cache=False
-        ).logits
-        return out
-
-    def answer_logits(
-        self,
-        prompt: tuple[torch.Tensor, torch.Tensor],
-        target_BA: torch.Tensor,
-        mask_BA: torch.Tensor,
-        pseudo_BKH: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """Logits ``[B, A, vocabulary]`` at the columns whose next tokens are ``target_BA`` (padded on the left).
+    def read(self, rows: Rows, pseudo_BKH: torch.Tensor | None) -> torch.Tensor:
+        """Logits ``[N, vocabulary]`` at the columns of ``rows`` that are read, and there alone.
 
         Args:
-            prompt: ids and mask, ``[B, L]``.
-            target_BA: int64, an answer's ids and end-of-sequence.
-            mask_BA: bool, which of them are real.
+            rows: on the model's device.
             pseudo_BKH: of :meth:`speak`.
         """
-        tokens = 0 if pseudo_BKH is None else pseudo_BKH.shape[1]
-        columns = lay_out(self.start, tokens, *prompt, target_BA[:, :-1], mask_BA[:, :-1])
-        embedded = self.embed_columns(columns, pseudo_BKH)
-        mask: Any = columns.real.long()
-        if self.training and self.masks_honoured:
-            mask = causal_masks(columns, self.capabilities.kinds, embedded.dtype)
-        return self.logits(embedded, mask, columns.position, target_BA.shape[1])
+        embedded = self.embed(rows.ids_RC)
+        if pseudo_BKH is not None:
+            pseudo = pseudo_BKH.flatten(0, 1)[rows.source_P].to(embedded.dtype)
+            embedded = embedded.flatten(0, 1).index_copy(0, rows.pseudo_P, pseudo).view_as(embedded)
+        return self.logits(
+            embedded, masks(rows, self.capabilities.kinds, embedded.dtype), rows.position_RC, rows.read_N
+        )
+
+    def logits(self, embedded: torch.Tensor, mask: Any, position: torch.Tensor, read_N: torch.Tensor) -> torch.Tensor:
+        """Logits ``[N, vocabulary]`` at some of the flattened columns; ``mask`` is of :func:`.sequence.masks`.
+
+        Hidden states are picked before the output layer: a vocabulary of 262,144 words costs 1 MiB a column in fp32.
+        ``logits_to_keep`` would take the same columns of every row.
+        """
+        head: Any = self.backbone.get_output_embeddings()  # type: ignore[operator]
+
+        def pick(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
+            return (inputs[0].flatten(0, 1)[read_N][None],)
+
+        hook = head.register_forward_pre_hook(pick)
+        try:
+            out: torch.Tensor = self.backbone(
+                inputs_embeds=embedded, attention_mask=mask, position_ids=position, use_cache=False
+            ).logits
+        finally:
+            hook.remove()
+        return out[0]

@@ -11,6 +11,7 @@ from torch import nn
 
 from egmf_dist.config import Config
 from egmf_dist.data.batch import RaggedBatch
+from egmf_dist.model.sequence import log_probabilities
 from egmf_dist.objectives.base import LossSums
 from egmf_shards import CLASSIFICATION, Task
 
@@ -38,10 +39,8 @@ class AnswerLoss:
     def __call__(self, model: EGMF, batch: RaggedBatch) -> LossSums:
         """The loss of a batch."""
         fused = model.fuse(batch)
-        prompt = batch.prompt_BL, batch.prompt_mask_BL
-        logits = model.answer_logits(prompt, batch.target_BA, batch.target_mask_BA, model.speak(fused))
-        nll_BA = F.cross_entropy(logits.float().flatten(0, 1), batch.target_BA.flatten(), reduction="none")
-        answer_B = (nll_BA.view_as(batch.target_BA) * batch.target_mask_BA).sum(1)
+        log_p_E = log_probabilities(model.read(batch.rows, model.speak(fused)), batch.rows)
+        answer_B = torch.zeros_like(batch.weight_B).index_add(0, batch.rows.owner_E, -log_p_E)
         auxiliary_B = torch.zeros_like(answer_B)
         if fused is not None and model.auxiliary is not None:
             auxiliary_B = model.auxiliary(fused.pooled_BKD, batch)

@@ -166,7 +166,8 @@ def started(config: Config, run: Run, start: Start) -> Iterator[Trainer]:
         scorer, scoring = check_scoring(
             engine, validation, chosen, collator, capabilities, config.evaluation, progress.step > 0
         )
-        model.masks_honoured = scorer.way == "tree"
+        if training.packing == "auto" and scorer.way == "tree":
+            collator.packed = True
         distributed.on_rank_zero(lambda: check_held(run, start.launch))  # records and manifest may be another's by now
         records = Records(run, rank == 0, start.console, progress.step)
         stack.callback(records.close)

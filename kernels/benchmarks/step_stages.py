@@ -134,7 +134,6 @@ class Stages:
         config = replace(Config(), model=ModelConfig(width=self.width, heads=max(4, self.width // 64), kernels=kernels))
         data, objective = run_data(), make_objective(config, {TASK.name: TASK})
         made = EGMF(config.model, self.backbone, capabilities, 0.02, data, objective)
-        made.masks_honoured = True  # as in a run whose answers are scored as a tree
         for parameter in made.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(DEVICE, torch.bfloat16)
@@ -350,6 +349,7 @@ def batch(size: int, kind: str, vocabulary: int) -> RaggedBatch:
             features=features,
         )
 
+    collator.packed = True  # as in a run whose answers are scored as a tree
     return collator([sample(number) for number in range(size)], [1.0] * size).to(DEVICE)
 
 
@@ -357,7 +357,7 @@ def limits_of(vocabulary: int) -> Any:
     """What the collator must know about the backbone."""
     from egmf_dist.data.prompt_ids import Limits
 
-    return Limits(vocabulary, 1, 32000)
+    return Limits(vocabulary, 1, 32000, (), ModelConfig().pseudo_tokens)
 
 
 def gradients(model: EGMF) -> dict[str, torch.Tensor]:

@@ -31,7 +31,7 @@ def main() -> None:
     data = RunData({task.name: task}, ["en"], {}, {})
     capabilities, collator = read_backbone(config, data)
     model = build_egmf(config, capabilities, data).eval()
-    scorer = TreeScorer(collator, capabilities, config.evaluation.batch_size, config.model.pseudo_tokens)
+    scorer = TreeScorer(collator, capabilities, config.evaluation.batch_size)
     samples = [
         Sample(f"s-{i}", "i am glad " * (i + 1), "en", task.name, "toy", "test", ("text",), value=0.0) for i in range(4)
     ]

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from egmf_dist.build import build_egmf, read_backbone
-from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, TrainingConfig
+from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, PromptConfig, TrainingConfig
 from egmf_dist.data import Collator
 from egmf_dist.data.run_data import RunData
 from egmf_dist.errors import EgmfError
@@ -24,6 +24,7 @@ from egmf_dist.model.backbone import load_tokenizer, read_capabilities
 from egmf_shards import Turn
 
 STREAMS = {"audio": [6], "vision": [5]}
+FIRST = PromptConfig()
 MIXED = ["sliding_attention", "full_attention"]
 SMALL = {
     "hidden_size": 32,
@@ -129,10 +130,11 @@ def load(families, tasks):
     """``load(family, **data settings)``: model in fp32 without dropout, collator and capabilities; made once each."""
     made = {}
 
-    def get(name: str, **data):
-        key = (name, *sorted(data.items()))
+    def get(name: str, prompt: PromptConfig = FIRST, **data):
+        key = (name, prompt, *sorted(data.items()))
         if key not in made:
             config = Config(
+                prompt=prompt,
                 data=DataConfig(shards=["unused"], **data),
                 backbone=BackboneConfig(path=str(families[name]), lora_rank=4, lora_alpha=8, lora_dropout=0.0),
                 model=ModelConfig(width=32, heads=2),
@@ -183,13 +185,12 @@ def test_a_batch_is_the_sum_of_its_samples(load, make_samples, monkeypatch, name
     torch.testing.assert_close(together.answer, one_by_one.sum(), rtol=1e-5, atol=1e-5)
     assert torch.isfinite(one_by_one).all()
     assert one_by_one.std() > 1e-2
-    if FAMILIES[name][3] == "tree":  # what honours the tree's masks is trained under ours
-        monkeypatch.setattr(model, "training", True)
-        monkeypatch.setattr(model, "masks_honoured", True)
+    if FAMILIES[name][3] == "tree":  # what honours the tree's masks is trained on rows of several samples
+        monkeypatch.setattr(collator, "packed", True)
+        batch = collator(samples, [1.0] * 6)
+        assert len(batch.rows.ids_RC) < 6
         with torch.no_grad():
-            torch.testing.assert_close(
-                model(collator(samples, [1.0] * 6)).answer, together.answer, rtol=1e-5, atol=1e-5
-            )
+            torch.testing.assert_close(model(batch).answer, together.answer, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -211,6 +212,45 @@ def test_scores_are_those_of_one_forward_an_answer(load, make_samples, tasks, al
                 torch.testing.assert_close(scored[b, index], -fed, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family[3] == "tree"])
+def test_utterances_that_share_their_context_are_read_as_if_alone(load, make_samples, tasks, name):
+    """Two dialogues, two questions: loss, every gradient and every score equal those of separate sequences."""
+    model, collator, capabilities = load(name, prompt=PromptConfig(pseudo_tokens="before_utterance"))
+    turns = tuple(Turn("AB"[i % 2], text) for i, text in enumerate(["i am glad " * 3, "no wait", "wait no no", "glad"]))
+    samples = [
+        replace(s, context=(turns if i < 5 else turns[::-1])[: i % 5], text=f"{s.text} {'wait ' * (i % 3)}")
+        for i, s in enumerate([*make_samples(8), *make_samples(2)])
+    ]
+    weights = [1.0, 2.0, 0.5, 1.0, 0.0, 1.0, 3.0, 1.0, 1.0, 1.0]
+
+    def computed(packed):
+        collator.packed = packed
+        model.zero_grad(set_to_none=True)
+        batch = collator(samples, weights)
+        total = model(batch).total
+        total.backward()
+        found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        return batch.tokens, total.detach(), found
+
+    try:
+        tokens, loss, gradients = computed(False)
+        fewer, shared, found = computed(True)
+    finally:
+        collator.packed = False
+    assert fewer < tokens - 40
+    torch.testing.assert_close(shared, loss, rtol=1e-5, atol=1e-5)
+    assert found.keys() == gradients.keys()
+    for parameter, gradient in gradients.items():
+        scale = float(gradient.abs().max())
+        torch.testing.assert_close(found[parameter], gradient, rtol=1e-4, atol=1e-5 * max(1.0, scale), msg=parameter)
+    with torch.no_grad():
+        for scorer in (TreeScorer(collator, capabilities, 10), SequenceScorer(collator, capabilities, 10)):
+            scored = model(scorer.prepare(samples, weights), scorer).log_p_BC
+            right = [list(tasks[s.task].labels or tasks[s.task].values).index(s.label or s.value) for s in samples]
+            picked = -(scored[range(10), right] * torch.tensor(weights)).sum()
+            torch.testing.assert_close(picked, model(collator(samples, weights)).answer, rtol=1e-5, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_pseudo_tokens_begin_at_the_size_of_words(load, make_samples, name):
     model, collator, _ = load(name)
@@ -219,7 +259,7 @@ def test_pseudo_tokens_begin_at_the_size_of_words(load, make_samples, name):
     def rms(x):
         return float(x.detach().pow(2).mean().sqrt())
 
-    words = rms(model.backbone.get_input_embeddings()(batch.prompt_BL[batch.prompt_mask_BL]))
+    words = rms(model.backbone.get_input_embeddings()(torch.tensor([i for p in batch.prompts for i in p.ids])))
     pseudo = rms(model.pseudo_tokens(model.fuse(batch).pooled_BKD))
     assert words / 2 < pseudo < words * 2
 
@@ -307,8 +347,8 @@ def test_a_model_that_ignores_its_padding_is_refused(load, make_samples, alone, 
     model, collator, capabilities = load("qwen2")
     plain = model.logits
 
-    def deaf(embedded, mask, position, keep):
-        return plain(embedded, torch.ones_like(mask) if mask.dim() == 2 else mask, position, keep)
+    def deaf(embedded, mask, position, read):
+        return plain(embedded, torch.ones_like(mask) if mask.dim() == 2 else mask, position, read)
 
     monkeypatch.setattr(model, "logits", deaf)
     with pytest.raises(EgmfError, match="ignores its padding mask"):
@@ -319,7 +359,7 @@ def test_a_tree_in_several_passes_scores_the_same(load, make_samples):
     """A tree cut into passes, and samples scored a few at a time, give what one pass gives."""
     model, collator, capabilities = load("gemma3")
     samples = spoken(make_samples, 6)
-    whole, cut = (TreeScorer(collator, capabilities, 6, 4) for _ in range(2))
+    whole, cut = (TreeScorer(collator, capabilities, 6) for _ in range(2))
     from egmf_dist.data.answers import AnswerTree
 
     cut.trees = {key: AnswerTree.build_passes(ids, 4) for key, ids in collator.answers.items()}
@@ -346,8 +386,8 @@ def test_a_prompt_past_the_longest_position_loses_its_oldest_turns_then_its_begi
     turns = tuple(Turn("B", f"turn {chr(97 + i)} " + "no wait " * 20) for i in range(12))
     text = "begin " + "glad no wait " * 60 + "the very end"
     batch = collator([replace(sample, text=text, context=turns)], [1.0])
-    words = collator.tokenizer.decode(batch.prompt_BL[0])
-    assert batch.prompt_BL.shape[1] <= collator.prompt_limit
+    words = collator.tokenizer.decode(batch.prompts[0].ids)
+    assert len(batch.prompts[0].ids) <= collator.prompt_limit
     assert batch.cut[0] > 0
     assert words.endswith("the very end\nEmotion? Answer:")
     assert "turn l" in words
@@ -407,7 +447,7 @@ def test_a_collator_can_be_sent_to_another_process(load, make_samples):
     _, collator, _ = load("qwen2")
     samples = make_samples(3)
     again = pickle.loads(pickle.dumps(collator))(samples, [1.0] * 3)
-    assert torch.equal(again.prompt_BL, collator(samples, [1.0] * 3).prompt_BL)
+    assert again.prompts == collator(samples, [1.0] * 3).prompts
 
 
 class TestMemory:

@@ -145,5 +145,7 @@ def test_a_recipe_is_known_by_its_name(tmp_path, monkeypatch):
         assert load_config(path.stem) == load_config(path)
     (tmp_path / "demo").write_text("data: {shards: [mine]}\n")
     assert load_config("demo").data.shards == ["mine"]
-    with pytest.raises(EgmfError, match=r"config nodemo: no such file; give a YAML file or a recipe \(demo, real\)"):
+    with pytest.raises(
+        EgmfError, match=r"config nodemo: no such file; give a YAML file or a recipe \(demo, real, real-llm\)"
+    ):
         load_config("nodemo")

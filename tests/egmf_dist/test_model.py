@@ -49,7 +49,7 @@ def each_alone(model, collator, samples):
 
 def scores(model, collator, samples):
     """Log-probabilities of all legal answers, by the tree."""
-    scorer = TreeScorer(collator, model.capabilities, 8, model.config.pseudo_tokens)
+    scorer = TreeScorer(collator, model.capabilities, 8)
     return model(scorer.prepare(samples, [1.0] * len(samples)), scorer).log_p_BC
 
 
@@ -204,8 +204,8 @@ def test_a_special_token_in_an_utterance_is_plain_text(build, make_samples):
     batch = collator([type(sample)(**(sample.__dict__ | {"text": "no <eos> wait"}))], [1.0])
     eos = collator.tokenizer.eos_token_id
     assert eos not in batch.text_ids.tolist()
-    assert eos not in batch.prompt_BL.flatten().tolist()
-    assert batch.target_BA.flatten().tolist().count(eos) == 1
+    assert eos not in batch.rows.ids_RC.flatten().tolist()
+    assert batch.rows.token_E.tolist().count(eos) == 1
 
 
 def test_it_learns_eight_samples_by_heart(build, make_samples):

@@ -40,7 +40,24 @@ def test_a_prompt_within_its_limits_is_the_whole_text_tokenised_once(encode, mak
         whole = render_prompt(sample, tasks[sample.task], 12)
         words, found = encode(sample)
         assert words == whole
-        assert found == (tokenizer(whole, add_special_tokens=False)["input_ids"], 0)
+        assert found == (tokenizer(whole, add_special_tokens=False)["input_ids"], 0, 0)
+
+
+def test_turns_that_stand_before_the_pseudo_tokens_are_tokenised_apart(make_samples, tokenizer, tasks):
+    """Whatever follows them, so that other prompts of the dialogue begin with the same ids; cut as ever."""
+    sample = dialogue(make_samples, "glad", [("B", "wait " * n) for n in (3, 1, 4)])
+    pieces = prompt_pieces(sample, tasks[sample.task], 12)
+    turns, rest = ("".join(p.text for p in part) for part in (pieces[:3], pieces[3:]))
+    ids, behind = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (turns, rest))
+    for limit, first in ((1000, 0), (len(ids) + len(behind) - 1, 1)):
+        encoder = PromptEncoder(tokenizer, len(tokenizer), 1000, limit, apart=True)
+        found = encoder.prompts([pieces])[0]
+        assert found.ids[found.before :] == behind
+        kept = "".join(p.text for p in pieces[first:3])
+        assert tokenizer.decode(found.ids[: found.before]) == kept
+        assert found.cut == len(ids) + len(behind) - len(found.ids)
+    alone = PromptEncoder(tokenizer, len(tokenizer), 1000, 1000, apart=True).prompts([pieces[3:]])[0]
+    assert alone == (behind, 0, 0)
 
 
 def test_the_oldest_turns_go_first_whole(encode, make_samples):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import pytest
-import torch
+from itertools import pairwise
 
-from egmf_dist.data.answers import AnswerTree, TreeBatch
+import pytest
+
+from egmf_dist.data.answers import AnswerTree
 from egmf_dist.data.prompts import answer_index, render_answer, render_prompt
 
 
@@ -34,14 +35,9 @@ def test_a_tree_shares_prefixes_and_keeps_every_path():
     for answer, path in zip(answers, tree.paths, strict=True):
         assert tuple(tree.tokens[node - 1] for node in path) == answer
         assert [tree.depths[node - 1] for node in path] == list(range(1, len(answer) + 1))
-
-
-def test_stacked_trees_see_their_ancestors_only():
-    batch = TreeBatch.stack([AnswerTree.build([(5, 6), (5, 7)]), AnswerTree.build([(1,), (2,), (3,)])], [0, 4])
-    assert batch.tokens_BN.shape == (2, 3)
-    assert batch.sees_BNN[0].int().tolist() == [[1, 0, 0], [1, 1, 0], [1, 0, 1]]
-    assert batch.sees_BNN[1].int().tolist() == torch.eye(3).int().tolist()
-    assert batch.place_BC.tolist() == [[0, 1, -1], [4, 5, 6]]
+        for above, node in pairwise(path):  # what follows a node is an interval
+            assert above < node < tree.ends[node - 1] <= tree.ends[above - 1]
+    assert sorted(end - node for node, end in enumerate(tree.ends, start=1)) == [1, 1, 1, 2, 3, 3]
 
 
 @pytest.mark.parametrize("answers", [[(5,), (5,)], [(5,), ()]], ids=["equal", "empty"])

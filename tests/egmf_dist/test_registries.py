@@ -87,7 +87,7 @@ def test_ones_own_fusion_is_trained_and_what_it_says_is_shown(build, make_sample
     model(collator(samples, [1.0] * 3)).total.backward()
     assert model.fusion.spread.weight.grad.abs().sum() > 0
     assert model.describe_kernels(torch.device("cpu")) == "kernels: none, a mean"
-    scorer = TreeScorer(collator, model.capabilities, 8, 2)
+    scorer = TreeScorer(collator, model.capabilities, 8)
     with torch.no_grad():
         scores = model(scorer.prepare(samples, [1.0] * 3), scorer)
     rows = predictions(samples, collator.tasks, scores, model.diagnostics, [0] * 3)

@@ -56,7 +56,7 @@ def model_and_collator(random_backbone, tasks):
     data = RunData(tasks, ["en", "zh"], {"audio": [6], "vision": [5]}, {})
     capabilities, collator = read_backbone(config, data)
     model = build_egmf(config, capabilities, data).train()
-    model.masks_honoured = True
+    collator.packed = True
     return model, collator
 
 
@@ -86,7 +86,8 @@ def test_forward_and_backward_wait_for_nothing(monkeypatch, model_and_collator, 
         monkeypatch.setattr(attention, "varlen_attn", lambda query, key, value, *rest: query + 0 * key.sum())
     with NoWait():
         model(batch).total.backward()
-    model.masks_honoured = False
+    collator.packed = False
+    batch = collator(make_samples(3), [1.0] * 3).to(torch.device("cpu"))
     with pytest.raises(AssertionError, match="wait"), NoWait():
         model(batch)
 
