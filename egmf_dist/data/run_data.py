@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from egmf_dist.config import Config, DataConfig
@@ -103,13 +104,24 @@ def open_split(config: Config, split: str) -> ShardSet:
     storage = StorageOptions(cache_dir=data.cache_dir, cache_bytes=int(data.cache_gib * 2**30), retries=data.retries)
     tolerate = split == "train" and data.bad_samples != "strict"
     shards = ShardSet.open(data.shards, split, storage=storage, tolerate=tolerate)
+    check_targets(shards, split)
+    return shards
+
+
+def check_targets(shards: ShardSet, split: str) -> None:
+    """Refuse samples without a target.
+
+    Raises:
+        EgmfError: names the first and its folder.
+    """
     unlabelled = shards.without_target
     if len(unlabelled):
+        first = int(unlabelled[0])
+        folder = shards.folders[int(np.searchsorted(np.cumsum(shards.counts), first, side="right"))]
         raise EgmfError(
             f"data.shards: {len(unlabelled)} of the {len(shards)} samples of the split {split!r} have no target, the "
-            f"first is {shards.key(int(unlabelled[0]))!r}; training and evaluation need one of every sample"
+            f"first is {shards.key(first)!r} in {folder}; training and evaluation need one of every sample"
         )
-    return shards
 
 
 def open_stream(config: Config, shards: ShardSet, rank: int, world: int) -> Stream:

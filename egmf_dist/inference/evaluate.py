@@ -59,6 +59,7 @@ def evaluate(
         saved = saved | {"evaluation": saved.get("evaluation", {}) | evaluation}
         config = places.put_into(config_from_dict(saved))
         run_data = RunData.from_json(description["data"])
+        remove = list(dict.fromkeys(remove))
         check_modalities(remove, run_data)
         check_trained(run, config, description)
         shards = open_split(config, split)

@@ -17,6 +17,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from egmf_dist.data.prompts import answer_index, render_answer, render_prompt
+from egmf_dist.data.run_data import check_targets
 from egmf_dist.errors import EgmfError
 from egmf_shards import Sample, ShardSet, Task
 
@@ -43,6 +44,7 @@ def read_sources(paths: Sequence[Path], context_turns: int) -> tuple[list[Docume
     for path in paths:
         if path.is_dir():
             shards = ShardSet.open([path], "train")
+            check_targets(shards, "train")
             read = render_documents(((shards[i], shards.tasks) for i in range(len(shards))), context_turns)
             sources.append({"shards": str(path), "index_hash": shards.index_hash, "documents": len(read)})
         elif path.is_file():

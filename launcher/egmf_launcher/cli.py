@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -181,10 +182,18 @@ def parse(words: Sequence[str]) -> Callable[[], Any]:
     try:
         parsed = root.parse_args(list(words))
     except jsonargparse.ArgumentError as error:
-        raise EgmfError(unbroken(str(error))) from error
+        raise EgmfError(_in_words(unbroken(str(error)))) from error
     for word in asked.split():
         parsed = parsed[word]
     return partial(call, function, parsed, words)
+
+
+def _in_words(message: str) -> str:
+    """The parser's message; of a value that should be a mapping it would name Python's types."""
+    found = re.search(r'key "([\w.]+)".*Expected a <class .collections.abc.Mapping.>.*Given value: (.*)', message)
+    if not found:
+        return message
+    return f"--{found[1]} is {found[2]}; names in braces are needed, each with its value, such as {{eda: DIR}}"
 
 
 def load(verb: Verb) -> Callable[..., Any]:

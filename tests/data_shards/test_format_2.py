@@ -173,7 +173,7 @@ def test_an_index_with_other_names_is_refused(folder, names, message, refused):
 
 def test_more_streams_than_the_index_can_count_are_refused(folder, sample):
     many = {f"s{i}": EDA for i in range(16)}
-    with pytest.raises(ShardError, match="holds 16 feature streams; at most 15"):
+    with pytest.raises(ShardError, match="s15 is one stream too many; this folder has s0, "):
         folder(samples=[sample(0, modalities=("text", *many), features=many)])
 
 
@@ -232,6 +232,7 @@ def test_ones_own_streams_and_unlabelled_lines(tmp_path):
     refuses("needs 'label'", {k: v for k, v in lines[0].items() if k != "label"}, eda=eda)
     refuses("unknown field 'eda'", lines[0] | {"eda": "a.npy"})
     refuses("a feature stream is called 'Eda'", lines[0], Eda=eda)
+    refuses("a feature stream is called 'speaker', as a field of a line is", lines[0], speaker=eda)
     for text, message in (
         ('{"rate": 0}', "rate is 0"),
         ('{"hz": 4}', "rate and made_by"),

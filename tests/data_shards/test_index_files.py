@@ -47,6 +47,7 @@ def test_columns_are_counted_even_where_shards_samples_and_members_are_as_many(f
     refused(lambda: load_index(out), f"the array {name} has 0 entries, and the others [12]")
 
 
+PER_MEMBER = ("member_kind", "member_shard", "member_offset", "member_size", "member_crc")
 BROKEN = {
     # The first sample in the index is toy-4: json, audio and vision. The fifth, toy-2, has no audio.
     "frames, no array": (lambda a: {"audio_frames": put(a["audio_frames"], 4, 5)}, "'toy-2' has the members json"),
@@ -64,6 +65,16 @@ BROKEN = {
     "offset overflows": (lambda a: {"member_offset": put(a["member_offset"], 0, 2**63 - 1)}, "behind its shard"),
     "negative size": (lambda a: {"shard_sizes": -a["shard_sizes"]}, "shard_sizes holds a negative number"),
     "a shard twice": (lambda a: {"shard_names": a["shard_names"][[0, 0, 2]]}, "a shard's name occurs twice"),
+    "a key twice": (lambda a: {"key": a["key"][[0, 0, *range(2, 10)]]}, "a key occurs twice"),
+    "NUL in a key": (
+        lambda a: {"key": np.array(["a\0b", *a["key"][1:]])},
+        r"key 'a\\x00b': an id may hold only letters",
+    ),
+    "a task twice": (lambda a: {"task_names": a["task_names"][[0, 0]]}, "the name of a task occurs twice"),
+    "members out of order": (
+        lambda a: {n: a[n][[1, 0, *range(2, len(a[n]))]] for n in PER_MEMBER},
+        "a sample's members are not in the order of their places",
+    ),
     "no characters": (lambda a: {"key": np.full(10, 0x110000, "<u4").view("<U1")}, "key holds something other"),
     "half a pair": (lambda a: {"task_names": np.full(2, 0xD800, "<u4").view("<U1")}, "task_names holds something"),
     "no version": (lambda a: {"version": np.array([1])}, "index version is None"),

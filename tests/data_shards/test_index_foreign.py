@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -17,8 +18,8 @@ import webdataset
 
 import egmf_shards
 from egmf_shards import ShardError, ShardSet, Stream
-from egmf_shards.check.verify import verify
-from egmf_shards.format.index import load_index
+from egmf_shards.check.verify import print_report, verify
+from egmf_shards.format.index import load_index, save_index
 from egmf_shards.format.index_checks import COLUMN_TYPES
 from egmf_shards.format.manifest import dims_of, read_manifest
 from egmf_shards.format.rules import FIELDS
@@ -346,8 +347,9 @@ def test_force_leaves_the_old_ones_where_a_sample_breaks_a_rule(tmp_path):
     assert digests(out) == before
 
 
+@pytest.mark.parametrize("stopped", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["full", "^C"])
 @pytest.mark.parametrize("forced", [False, True])
-def test_a_manifest_that_cannot_be_put_in_place_takes_the_index_back(tmp_path, monkeypatch, forced):
+def test_a_manifest_that_cannot_be_put_in_place_takes_the_index_back(tmp_path, monkeypatch, forced, stopped):
     out = foreign(tmp_path / "foreign", [record(i) for i in range(8)])
     if forced:
         index_foreign(out)
@@ -356,13 +358,47 @@ def test_a_manifest_that_cannot_be_put_in_place_takes_the_index_back(tmp_path, m
 
     def refuse(source: Path, target: Path) -> None:
         if Path(target).name == "manifest.json":
-            raise OSError(28, "No space left on device")
+            raise stopped
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(ShardError, match=r"cannot be written \(No space left on device\)"):
+    expected = pytest.raises(KeyboardInterrupt)
+    if isinstance(stopped, OSError):
+        expected = pytest.raises(ShardError, match=r"cannot be written \(No space left on device\)")
+    with expected:
         index_foreign(out, force=forced)
     assert digests(out) == before
+
+
+def test_force_keeps_the_streams_that_there_is_room_for(tmp_path):
+    """Fifteen are named, of which no sample has one; the tars bring a sixteenth."""
+    out = foreign(tmp_path / "foreign", [record(i) for i in range(8)])
+    manifest = index_foreign(out)
+    manifest["streams"] |= {f"s{i:02d}": {"dim": 0, "made_by": "x"} for i in range(15 - len(manifest["streams"]))}
+    for split in manifest["splits"].values():
+        split["missing"] |= dict.fromkeys(manifest["streams"], split["samples"])
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    assert len(ShardSet.open([out], "train").manifests[0]["streams"]) == 15
+    array = np.zeros((2, 3), np.float32)
+    extra = record(8)
+    extra["json"] = extra["json"] | {"modalities": [*extra["json"]["modalities"], "zz"]}
+    with webdataset.TarWriter(str(out / "part-9.tar")) as sink:
+        sink.write(extra | {"zz.npy": array})
+    again = index_foreign(out, force=True)
+    assert len(again["streams"]) == 15
+    assert again["streams"]["zz"]["dim"] == 3
+    assert verify(out).ok
+
+
+def test_a_version_1_folder_without_its_index_says_what_would_help(tmp_path):
+    out = foreign(tmp_path / "foreign", [record(i) for i in range(8)])
+    manifest = index_foreign(out)
+    streams = manifest.pop("streams")
+    dims = {name: stream["dim"] for name, stream in streams.items()}
+    (out / "manifest.json").write_text(json.dumps(manifest | {"schema": 1, "dims": dims}))
+    (out / "index.npz").unlink()
+    with pytest.raises(ShardError, match=r"holds no index.npz.*`--force` makes both anew from the tars"):
+        index_foreign(out)
 
 
 def test_tasks_from_elsewhere_and_one_task_alone(tmp_path):
@@ -392,3 +428,18 @@ def test_tars_of_plain_tarfile_in_gnu_form_with_long_names(tmp_path):
     index_foreign(out)
     assert np.array_equal(ShardSet.open([out], "train")[0].features["audio"], one["audio.npy"])
     assert verify(out).ok
+
+
+def test_a_task_that_only_the_index_names(tmp_path):
+    """The reader refuses it; verify names it."""
+    out = foreign(tmp_path / "[x]", [record(i) for i in range(8)])
+    manifest = index_foreign(out)
+    index = load_index(out)
+    odd = dataclasses.replace(index, task_names=np.array([*index.task_names.tolist(), "ghost"]))
+    save_index(out, odd)
+    (out / "manifest.json").write_text(json.dumps(manifest | {"index": odd.content_hash}))
+    with pytest.raises(ShardError, match="the index names task 'ghost'"):
+        ShardSet.open([out], "train")
+    report = verify(out)
+    assert "the index names task 'ghost', which the manifest lacks" in str(report.problems[0])
+    assert print_report(report) == 1  # in a folder whose name reads like markup

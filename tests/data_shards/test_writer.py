@@ -106,6 +106,9 @@ BAD = {
     "language": ({"language": "fr"}, "knows en, zh"),
     "context": ({"context": tuple(Turn("A", "x") for _ in range(13))}, "at most 12"),
     "turn": ({"turn": -1}, "count from 0"),
+    "turn of another type": ({"turn": True}, "turn has the wrong type, bool"),
+    "no speaker": ({"speaker": None}, "speaker has the wrong type"),
+    "too wide": ({"audio": np.zeros((1, 1_000_001), np.float32)}, "audio is 1000001 wide; at most 1000000"),
     "a modality without array": ({"modalities": ("text", "audio", "vision", "smell")}, "smell is declared present"),
     "a modality of no name": ({"modalities": ("text", "audio", "vision", "Smell")}, "stream is called 'Smell'"),
     "modality twice": ({"modalities": ("text", "text", "audio", "vision")}, "at most once"),
@@ -168,6 +171,11 @@ def test_bad_arguments(tmp_path, folder):
         ShardWriter(tmp_path / "x", "toy", [task, task])
     with pytest.raises(ShardError, match="a feature stream is called 'text'"):
         ShardWriter(tmp_path / "x", "toy", [task], streams={"text": 3})
+    for stream in (FeatureStream(-1), FeatureStream(3, rate=0), FeatureStream(3, rate=float("nan")), True):
+        with pytest.raises(ShardError, match=r"stream 'eda': (dim|rate) is"):
+            ShardWriter(tmp_path / "x", "toy", [task], streams={"eda": stream})
+    with pytest.raises(ShardError, match="16 feature streams; at most 15"):
+        ShardWriter(tmp_path / "x", "toy", [task], streams={f"s{i}": 3 for i in range(16)})
     with pytest.raises(ShardError, match="samples_per_shard is 0"):
         ShardWriter(tmp_path / "x", "toy", [task], samples_per_shard=0)
     (tmp_path / "file").write_text("")
@@ -187,3 +195,27 @@ def test_given_streams_are_kept_and_held(folder, sample):
     }
     with pytest.raises(ShardError, match="audio has width 4; it is 9 in this folder"):
         folder("held", [sample(0)], streams={"audio": 9})
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"provenance": {"x": float("nan")}}, "a number is nan"),
+        ({"ceilings": {"mood": {"metric": 1}}}, "ceilings is no object"),
+        ({"provenance": {"x": eval("[" * 90 + "]" * 90)}}, ""),
+    ],
+    ids=["nan", "ceilings", "deep enough"],
+)
+def test_a_manifest_that_could_not_be_read_again_is_not_written(tmp_path, sample, given, message):
+    def write() -> None:
+        task = Task(name="mood", kind="regression", questions={"en": "?"}, low=0, high=1, step=0.5)
+        with ShardWriter(tmp_path / "x", "toy", [task], **given) as writer:
+            writer.write(sample(0, label=None, value=0.5))
+
+    if not message:
+        write()
+        assert describe(tmp_path / "x")
+        return
+    with pytest.raises(ShardError, match=f"would not be readable again .{message}"):
+        write()
+    assert list(tmp_path.iterdir()) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from egmf_dist.build import build_egmf, read_backbone
 from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, TrainingConfig
 from egmf_dist.data.run_data import RunData, open_split
 from egmf_dist.errors import EgmfError
+from egmf_dist.recipes.tiny_corpus import read_sources
 from egmf_shards import ShardWriter
 
 SCALE = 100.0
@@ -127,3 +129,5 @@ def test_samples_without_a_target_are_refused_by_name(write, make_samples):
     message = "1 of the 4 samples of the split 'train' have no target, the first is 's-3'"
     with pytest.raises(EgmfError, match=message):
         open_split(Config(data=DataConfig(shards=[folder])), "train")
+    with pytest.raises(EgmfError, match=message + f" in {re.escape(str(folder))}"):  # to pre-train on, too
+        read_sources([Path(folder)], 1)

@@ -22,6 +22,7 @@ from rich.table import Table
 from egmf_shards.check.scan import CAP, Problem, Recorded, Report, Scan
 from egmf_shards.errors import ShardError
 from egmf_shards.format.index import INDEX_NAME, Index, load_index
+from egmf_shards.format.index_checks import tasks_fault
 from egmf_shards.format.manifest import MANIFEST_NAME, FeatureStream, dims_of, read_manifest, tasks_of
 from egmf_shards.progress import progress as bar
 from egmf_shards.write.writer import ShardWriter
@@ -51,6 +52,9 @@ def verify(folder: str | os.PathLike[str], progress: Callable[[list[str], str], 
         ledger = ShardWriter(path, manifest["dataset"], list(tasks_of(manifest, path).values()), streams)
         if index is not None and index.content_hash != manifest["index"]:
             report.add("index", INDEX_NAME, "", "", "is not the one that the manifest names (content hashes differ)")
+        fault = None if index is None else tasks_fault(index, ledger.tasks)
+        if fault:
+            report.add("index", INDEX_NAME, "", "", fault)
     recorded = _recorded(index, manifest)
     found = {p.name for p in path.iterdir() if p.name.endswith(".tar")}
     scan = Scan(report, ledger, index)
@@ -126,7 +130,7 @@ def print_report(report: Report, console: Console | None = None) -> int:
         print(problem)
     console = console or Console()
     if not report.ok:
-        table = Table("problem", title=f"{report.counts.total()} problems in {report.folder}")
+        table = Table("problem", title=f"{report.counts.total()} problems in {escape(str(report.folder))}")
         table.add_column("found", justify="right")
         table.add_column("first in", overflow="fold")
         for kind, count in sorted(report.counts.items()):

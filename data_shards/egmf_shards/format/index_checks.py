@@ -6,7 +6,7 @@ Every function says what is wrong; ``docs/shard-format.md`` says the same in wor
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -48,6 +48,12 @@ def shard_faults(storage: Storage, index: Index, split: int | None = None) -> It
             yield f"{storage.where(name)}: {found[name]} bytes, but the index counts on {size}: truncated or replaced"
 
 
+def tasks_fault(index: Index, tasks: Collection[str]) -> str | None:
+    """A task that the index names and the manifest lacks; None where there is none."""
+    unknown = sorted(set(index.task_names.tolist()) - set(tasks))
+    return f"the index names task {unknown[0]!r}, which the manifest lacks" if unknown else None
+
+
 def structure_fault(index: Index) -> str | None:
     """What a reader must be able to rely on before it takes a slice; None where all of it holds."""
     shards, samples, members = len(index.shard_names), len(index.key), len(index.member_kind)
@@ -72,6 +78,10 @@ def structure_fault(index: Index) -> str | None:
     wrong = rules.first_bad_key(index.key)
     if wrong is not None:
         return f"key {str(index.key[wrong])!r}: {rules.key_fault(str(index.key[wrong]))}"
+    if len(set(index.key.tolist())) != samples:
+        return "a key occurs twice"
+    if len(set(index.task_names.tolist())) != len(index.task_names):
+        return "the name of a task occurs twice"
     if len(set(index.shard_names.tolist())) != shards:
         return "a shard's name occurs twice"
     for name in index.shard_names.tolist():
@@ -101,7 +111,17 @@ def structure_fault(index: Index) -> str | None:
             return "a member ends behind its shard's end"
         if np.any(index.member_shard != np.repeat(index.member_shard[first[:-1]], np.diff(first))):
             return "a sample's members lie in two shards"
-    return _members_fault(index)
+    return _members_fault(index) or _order_fault(index)
+
+
+def _order_fault(index: Index) -> str | None:
+    """A sample is read as one slice, from its first member's beginning to its last one's end."""
+    follows = np.ones(len(index.member_kind), dtype=bool)
+    follows[index.first_member[:-1]] = False
+    ends = index.member_offset + index.member_size
+    if np.any(follows[1:] & (index.member_offset[1:] < ends[:-1])):
+        return "a sample's members are not in the order of their places in the shard"
+    return None
 
 
 def _members_fault(index: Index) -> str | None:

@@ -10,6 +10,7 @@ Keys: ``schema``, ``dataset``, ``tasks``, ``streams`` (by feature stream its wid
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -27,7 +28,6 @@ from egmf_shards.storage.opening import open_storage
 
 MANIFEST_NAME = "manifest.json"
 SCHEMA = 2
-MAX_DIM = 1_000_000
 MAX_DEPTH = 200
 """Levels of objects and lists in a manifest; its own keys need 6, ``source`` may add more."""
 _KEYS = ("schema", "dataset", "tasks", "streams", "languages", "splits", "shards", "index", "source")
@@ -60,7 +60,19 @@ class FeatureStream:
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write ``manifest`` into ``folder``; the same manifest gives the same bytes."""
+    """Write ``manifest`` into ``folder``; the same manifest gives the same bytes.
+
+    Raises:
+        ShardError: what :func:`read_manifest` would refuse, by the same rules.
+    """
+    try:
+        fault = next(_faults(manifest, [task["name"] for task in manifest["tasks"]]), "")
+        if levels(manifest) > MAX_DEPTH:
+            fault = f"nested deeper than {MAX_DEPTH} levels"
+    except ValueError as error:
+        fault = one_line(error)
+    if fault:
+        raise ShardError(f"{folder / MANIFEST_NAME}: would not be readable again ({fault}); nothing was written")
     text = json.dumps(manifest, ensure_ascii=False, allow_nan=False, indent=2)
     text = _NUMBERS.sub(_numbers_in_one_line, text)  # hundreds of dimensions stay on one line each
     (folder / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
@@ -120,7 +132,8 @@ def parse_json(data: bytes) -> Any:
     """The value of a JSON file that anybody may have written.
 
     Raises:
-        ValueError: not JSON, nested deeper than :data:`MAX_DEPTH`, or with a text that is not Unicode. One line.
+        ValueError: not JSON, nested deeper than :data:`MAX_DEPTH`, with a text that is not Unicode or a number that is
+            not finite. One line.
     """
     try:
         value = json.loads(data)
@@ -137,7 +150,7 @@ def levels(value: Any) -> int:
     """How many levels of objects and lists there are in a JSON value; a plain value has none.
 
     Raises:
-        ValueError: a text is no Unicode: it could be neither printed nor written.
+        ValueError: a text is no Unicode, or a number is not finite: it could be neither printed nor written.
     """
     found, level = -1, [value]
     while level:
@@ -145,6 +158,8 @@ def levels(value: Any) -> int:
         for text in level:
             if isinstance(text, str) and not text.isascii():
                 text.encode()
+            elif isinstance(text, float) and not math.isfinite(text):
+                raise ValueError(f"a number is {text}; JSON has none such")
         level = [x for items in level if isinstance(items, dict | list) for x in _children(items)]
     return found
 
@@ -207,9 +222,9 @@ def stream_fault(name: str, stream: Any) -> str:
     """What is wrong with a feature stream's name, and with what a manifest says about it."""
     if rules.stream_fault(name):
         return rules.stream_fault(name)
-    if not isinstance(stream, dict) or not _whole(stream.get("dim"), MAX_DIM):
+    if not isinstance(stream, dict) or not _whole(stream.get("dim"), rules.MAX_DIM):
         found = shown(stream.get("dim")) if isinstance(stream, dict) else shown(stream)
-        return f"dim is {found}; a whole number from 0 (no sample has it) to {MAX_DIM} is needed"
+        return f"dim is {found}; a whole number from 0 (no sample has it) to {rules.MAX_DIM} is needed"
     rate = stream.get("rate")
     if rate is not None and not (_number(rate) and rate > 0):
         return f"rate is {shown(rate)}; frames a second, above 0, are needed"

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 TEXT = "text"
 """The modality that every data set may have; the others are feature streams, and each folder names its own."""
 STREAM = re.compile(r"[a-z][a-z0-9_]{0,31}")
+MAX_DIM = 1_000_000
+"""Numbers of a frame."""
 MAX_STREAMS = 15
 """Of a folder: the index counts a sample's members in numbers of four bits, in 64 bits."""
 LABELLED_SPLITS = ("train", "valid", "test")
@@ -129,7 +131,8 @@ def first_bad_key(keys: np.ndarray) -> int | None:
         part = keys[start : start + _KEYS_AT_ONCE]
         codes = part.view(np.uint32).reshape(len(part), -1)
         odd = codes.max() > 127 or codes.astype(np.uint8).tobytes().translate(None, _KEY_BYTES)
-        if odd or not codes[:, 0].all():
+        # A NUL inside a key would pass for the filling behind it.
+        if odd or not codes[:, 0].all() or np.any((codes[:, :-1] == 0) & (codes[:, 1:] != 0)):
             wrong = next((row for row, key in enumerate(part.tolist()) if key_fault(key)), None)
             if wrong is not None:
                 return start + wrong
@@ -207,6 +210,8 @@ def array_fault(array: Any) -> str:
     if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind not in "fiu" or 0 in array.shape:
         shape = f"{getattr(array, 'dtype', type(array).__name__)} {list(getattr(array, 'shape', []))}"
         return f"is {shape}; numbers [frames, dim] with at least one frame are needed"
+    if array.shape[1] > MAX_DIM:
+        return f"is {array.shape[1]} wide; at most {MAX_DIM} numbers a frame are needed"
     with np.errstate(over="ignore"):
         finite = np.isfinite(array.astype(np.float32)).all()
     return "" if finite else "holds a number that is not finite in float32"

@@ -36,6 +36,7 @@ from egmf_shards.format.manifest import (
     tasks_of,
     write_manifest,
 )
+from egmf_shards.format.rules import MAX_STREAMS
 from egmf_shards.format.tar_walk import walk_tar
 from egmf_shards.format.task import Task
 from egmf_shards.importers.report import print_summary
@@ -98,7 +99,9 @@ def index_foreign(
     # Which streams a data set has, and what made them, is written nowhere else; widths are those that were found.
     known = current(before).get("streams")
     for name, stream in known.items() if isinstance(known, dict) else ():
-        if not stream_fault(name, stream):
+        # One that no sample has is kept as long as there is room for it.
+        room = name in ledger.streams or len(ledger.streams) < MAX_STREAMS
+        if room and not stream_fault(name, stream):
             found = ledger.streams.get(name, FeatureStream())
             ledger.streams[name] = FeatureStream.from_json(stream | {"dim": found.dim})
     manifest = ledger.manifest_for(index, scan.hashes)
@@ -109,7 +112,11 @@ def index_foreign(
 
 def _upgrade(folder: Path) -> dict[str, Any]:
     """Index and manifest of version 1 in the words of version 2."""
-    manifest, index = read_manifest(folder), load_index(folder, check_shards=False)
+    try:
+        manifest, index = read_manifest(folder), load_index(folder, check_shards=False)
+    except ShardError as error:
+        again = "" if "--force" in str(error) else "; `--force` makes both anew from the tars"
+        raise ShardError(f"{error}{again}") from error
     if index.content_hash != manifest["index"]:
         raise ShardError(
             f"{folder}: index and manifest do not belong together (the content hashes differ): "
@@ -180,7 +187,7 @@ def _place(folder: Path, index: Index, manifest: dict[str, Any]) -> None:
         os.replace(temporary / INDEX_NAME, folder / INDEX_NAME)
         try:
             os.replace(temporary / MANIFEST_NAME, folder / MANIFEST_NAME)
-        except OSError:
+        except BaseException:  # Ctrl-C, too: the new index and the old manifest do not belong together
             if old.exists():
                 os.replace(old, folder / INDEX_NAME)
             else:

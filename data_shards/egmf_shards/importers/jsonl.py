@@ -88,6 +88,9 @@ def import_jsonl(
     twice = sorted(given.keys() & (features or {}).keys())
     if twice:
         raise ShardError(f"the folder of {twice[0]} features is given twice; once is needed")
+    taken = sorted((features or {}).keys() & {*NEEDED, *OPTIONAL} - set(STREAMS))
+    if taken:
+        raise ShardError(f"a feature stream is called {taken[0]!r}, as a field of a line is; give it another name")
     folders = [FeatureFolder(path, name) for name, path in {**given, **(features or {})}.items()]
     about = provenance("jsonl", [source])
     lines = list(_lines(Path(source), (*OPTIONAL, *(features or ()))))

@@ -19,7 +19,7 @@ import numpy as np
 
 from egmf_shards.errors import ShardError
 from egmf_shards.format.index import Index, load_index
-from egmf_shards.format.index_checks import shard_faults
+from egmf_shards.format.index_checks import shard_faults, tasks_fault
 from egmf_shards.format.manifest import dims_of, read_manifest, tasks_of
 from egmf_shards.format.sample import SPLITS, Sample
 from egmf_shards.format.task import Task
@@ -45,9 +45,9 @@ class _Folder:
                 f"{storage.location}: index and manifest do not belong together (the content hashes differ): "
                 "write the folder anew"
             )
-        unknown = sorted(set(self.index.task_names.tolist()) - self.tasks.keys())
-        if unknown:
-            raise ShardError(f"{storage.location}: the index names task {unknown[0]!r}, which the manifest lacks")
+        fault = tasks_fault(self.index, self.tasks)
+        if fault:
+            raise ShardError(f"{storage.location}: {fault}")
         if not np.any(self.index.split == SPLITS.index(split)):
             raise ShardError(
                 f"{storage.location}: its split {split!r} is empty; it holds {', '.join(self.manifest['splits'])}"

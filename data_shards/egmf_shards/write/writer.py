@@ -25,9 +25,10 @@ from egmf_shards.errors import ShardError
 from egmf_shards.format import codec, rules
 from egmf_shards.format.index import Index, save_index
 from egmf_shards.format.index_build import build_index
-from egmf_shards.format.manifest import SCHEMA, FeatureStream, write_manifest
+from egmf_shards.format.manifest import SCHEMA, FeatureStream, stream_fault, write_manifest
 from egmf_shards.format.sample import SPLITS, TEXT, Sample
 from egmf_shards.format.task import Task
+from egmf_shards.messages import shown
 from egmf_shards.write.tar import new_tar
 
 
@@ -134,10 +135,6 @@ class ShardWriter:
             raise ShardError(f"samples_per_shard is {samples_per_shard}; at least 1 is needed")
         if len({task.name for task in tasks}) != len(tasks) or not tasks:
             raise ShardError(f"tasks are {[task.name for task in tasks]}; at least one is needed, each name once")
-        for name in streams or {}:
-            fault = rules.stream_fault(name)
-            if fault:
-                raise ShardError(fault)
         self.out = Path(os.path.abspath(out_dir))
         self.dataset = dataset
         self.tasks = {task.name: task for task in tasks}
@@ -146,6 +143,12 @@ class ShardWriter:
         self._ceilings = ceilings
         self.streams = {m: FeatureStream(s) if isinstance(s, int) else s for m, s in (streams or {}).items()}
         """The feature streams, as far as they are known."""
+        for name, stream in self.streams.items():
+            fault = stream_fault(name, stream.to_json())
+            if fault:
+                raise ShardError(f"stream {shown(name)}: {fault}")
+        if len(self.streams) > rules.MAX_STREAMS:
+            raise ShardError(f"{len(self.streams)} feature streams; at most {rules.MAX_STREAMS} are kept in one folder")
         self._samples_per_shard = samples_per_shard
         self._keys: dict[str, str] = {}  # to the place in the source file, where the importer names it
         self._languages: set[str] = set()
@@ -233,9 +236,9 @@ class ShardWriter:
         """
         where = f"{place}: sample {sample.id!r}" if place else f"sample {sample.id!r}"
         fault = (
-            rules.key_fault(sample.id)
+            next(iter(rules.json_faults(sample.to_json())), "")
+            or rules.key_fault(sample.id)
             or rules.sample_fault(sample, self.tasks, self.dataset, None)
-            or rules.lists_fault((), tuple(sample.modalities))
         )
         if not fault and sample.id in self._keys:
             first = self._keys[sample.id]
@@ -246,6 +249,9 @@ class ShardWriter:
         for name, array in sample.features.items():
             fault = rules.array_fault(array)
             if not fault:
+                if name not in self.streams and len(self.streams) == rules.MAX_STREAMS:
+                    known = ", ".join(self.streams)
+                    raise ShardError(f"{where}: {name} is one stream too many; this folder has {known}")
                 stream = self.streams.setdefault(name, FeatureStream(array.shape[1]))
                 if not stream.dim:
                     stream = self.streams[name] = replace(stream, dim=array.shape[1])
