@@ -8,7 +8,7 @@ export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo real test kernel-tables check wheel install clean
+.PHONY: demo real real-llm test kernel-tables check wheel install clean
 install: $(VENV)/installed
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -20,6 +20,10 @@ demo: install            ## data and backbone, training on 2 ZeRO-3 ranks under 
 
 real: install            ## the same steps on MELD's and SIMS-V2's real text: make real DATA=DIR
 	$(BIN)/egmf real --data "$(DATA)"
+
+real-llm: install        ## Gemma 3 270M on the same rows, fetched first (Google's terms of use): make real-llm DATA=DIR
+	[ -d backbones/gemma3-270m ] || $(BIN)/egmf backbone fetch gemma3-270m --out backbones/gemma3-270m
+	$(BIN)/egmf real --data "$(DATA)" --backbone backbones/gemma3-270m
 
 test: install            ## on two cores, a file's tests in one process
 	$(BIN)/python -m pytest -n 2 --dist loadfile

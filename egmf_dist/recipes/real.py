@@ -1,4 +1,4 @@
-"""The ingredients of the run on real rows: MELD's and CH-SIMS v2's text, and a backbone pre-trained on both."""
+"""The ingredients of the run on real rows: MELD's and CH-SIMS v2's text, and a stand-in pre-trained on both."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from egmf_dist.config import Config
 from egmf_dist.errors import EgmfError
 
 RUN = Path("runs/real")
+RUN_LLM = Path("runs/real-llm")
 MELD = Path("data/meld")
 SIMSV2 = Path("data/simsv2")
 BACKBONE = Path("backbones/real")

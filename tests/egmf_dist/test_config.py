@@ -146,6 +146,7 @@ def test_a_recipe_is_known_by_its_name(tmp_path, monkeypatch):
     (tmp_path / "demo").write_text("data: {shards: [mine]}\n")
     assert load_config("demo").data.shards == ["mine"]
     with pytest.raises(
-        EgmfError, match=r"config nodemo: no such file; give a YAML file or a recipe \(demo, real, real-llm\)"
+        EgmfError,
+        match=r"config nodemo: no such file; give a YAML file or a recipe \(demo, real, real-llm, real-llm-gpu\)",
     ):
         load_config("nodemo")

