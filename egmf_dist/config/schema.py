@@ -90,9 +90,10 @@ class DataConfig:
     weights: list[float] = field(default_factory=list)
     """The folders' shares of what is trained on, one number a folder, only their proportions count; each folder is
     then seen once per epoch of its own. Empty: every sample of every folder once an epoch."""
-    shuffle: Literal["auto", "full", "block"] = "auto"
+    shuffle: Literal["auto", "full", "block", "dialogue"] = "auto"
     """`full` mixes everything with everything; `block` reads blocks of neighbours, which object stores want; `auto` is
-    block where a folder is a URL."""
+    block where a folder is a URL; `dialogue` mixes dialogues and keeps each together, so that a context can be read
+    once for its utterances (prompt.pseudo_tokens before_utterance, prompt.context stepped)."""
     block_samples: int = fixed(256, at_least(1))
     """Samples of a block."""
     window_blocks: int = fixed(32, at_least(1))
@@ -145,6 +146,10 @@ class PromptConfig:
     pseudo_tokens: Literal["first", "before_utterance"] = "first"
     """Where the pseudo tokens stand: before everything, or between the preceding turns and the utterance. The latter
     lets utterances of one dialogue share their context in a row, which is then read once."""
+    context: Literal["sliding", "stepped"] = "sliding"
+    """Which preceding turns are shown where there are more than data.context_turns: the last ones (`sliding`), or from
+    a turn on that moves by half as many turns at a time, so that several utterances have it in common (`stepped`: at
+    least half as many, at most as many)."""
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,7 @@ class Collator:
         self.limits = limits
         self.standardisations = dict(standardisations or {})
         self.packed = False
+        self._stepped = prompt is not None and prompt.context == "stepped"
         self._task_number = {name: i for i, name in enumerate(self.tasks)}
         encoder = PromptEncoder(tokenizer, limits.vocabulary, config.max_text_tokens, 0)
         self.answers: dict[tuple[str, str], list[list[int]]] = {}
@@ -171,7 +172,7 @@ class Collator:
             lengths_BM[:, modality] += lengths_B
 
         prompts = self._encoder.prompts(
-            [prompt_pieces(s, t, self.config.context_turns) for s, t in zip(samples, tasks, strict=True)]
+            [prompt_pieces(s, t, self.config.context_turns, self._stepped) for s, t in zip(samples, tasks, strict=True)]
         )
         asked = [
             self.asked(prompt, b, self._right[s.task, s.language][i], [b])

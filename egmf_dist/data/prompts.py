@@ -34,16 +34,27 @@ class Piece(NamedTuple):
     """The last ``spoken`` characters before a closing line break are what was said; the rest is the speaker's name."""
 
 
-def prompt_pieces(sample: Sample, task: Task, context_turns: int) -> list[Piece]:
+def shown_turns(sample: Sample, most: int, stepped: bool) -> int:
+    """How many preceding turns of a sample are shown, of at most ``most``; see the setting ``prompt.context``."""
+    before = max(len(sample.context), sample.turn)
+    if stepped and before > most > 0:
+        step = most - most // 2
+        return min(most // 2 + 1 + (before - most - 1) % step, len(sample.context))
+    return min(most, len(sample.context))
+
+
+def prompt_pieces(sample: Sample, task: Task, context_turns: int, stepped: bool = False) -> list[Piece]:
     """The prompt of one sample, up to where the answer begins, in parts that may be cut one by one.
 
     Args:
         sample: the utterance; its language chooses the question's.
         task: the sample's task.
-        context_turns: how many of the preceding turns to show, the most recent ones.
+        context_turns: how many of the preceding turns to show at most, the most recent ones.
+        stepped: see the setting ``prompt.context``.
     """
     pieces = []
-    for turn in sample.context[-context_turns:] if context_turns else ():
+    turns = shown_turns(sample, context_turns, stepped)
+    for turn in sample.context[-turns:] if turns else ():
         line = f"{turn.speaker}: {turn.text}" if turn.speaker else turn.text
         pieces.append(Piece("turn", line + "\n", len(turn.text)))
     return [

@@ -23,8 +23,9 @@ import torch
 
 from egmf_dist.data.answers import AnswerTree
 
-COLUMNS = 512
-"""A row is filled to about so many columns: attention's work grows with the square of a row."""
+COLUMNS = 2048
+"""In a row of so many columns attention, which grows with the square, costs as much as everything else."""
+_MOST_ROWS = 64
 _SHARED = 8
 """Fewer common tokens than this are read again: what shares a tree must share a row."""
 
@@ -148,13 +149,13 @@ def _common(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def pack(sequences: Sequence[Asked], pseudo_tokens: int, eos: int, columns: int = COLUMNS) -> Rows:
-    """Rows of about ``columns`` columns (or of the longest tree), filled alike.
+    """As many rows, filled alike, as cost least.
 
     Args:
         sequences: at least one.
         pseudo_tokens: K.
         eos: the end-of-sequence id.
-        columns: of a row.
+        columns: see :data:`COLUMNS`.
     """
     ordered = sorted(sequences, key=lambda sequence: tuple(sequence.context))
     trees, begin = [], 0
@@ -164,14 +165,25 @@ def pack(sequences: Sequence[Asked], pseudo_tokens: int, eos: int, columns: int 
             tree.grow(ordered[begin:number], 0)
             trees.append(tree)
             begin = number
-    total, longest = sum(len(tree.ids) for tree in trees), max(len(tree.ids) for tree in trees)
-    rows: list[list[_Tree]] = [[] for _ in range(-(-total // max(longest, columns)))]
-    filled = [0] * len(rows)
-    for tree in sorted(trees, key=lambda tree: -len(tree.ids)):
+    trees.sort(key=lambda tree: -len(tree.ids))
+    shares = [_share_out(trees, count) for count in range(1, min(len(trees), _MOST_ROWS) + 1)]
+    rows = min(shares, key=lambda rows: len(rows) * _width(rows) * (1 + _width(rows) / columns))
+    return _assemble(rows, _width(rows), pseudo_tokens, eos, packed=True)
+
+
+def _share_out(trees: Sequence[_Tree], count: int) -> list[list[_Tree]]:
+    """Trees, the longest first, each into the row that is emptiest."""
+    rows: list[list[_Tree]] = [[] for _ in range(count)]
+    filled = [0] * count
+    for tree in trees:
         emptiest = filled.index(min(filled))
         rows[emptiest].append(tree)
         filled[emptiest] += len(tree.ids)
-    return _assemble(rows, max(filled), pseudo_tokens, eos, packed=True)
+    return rows
+
+
+def _width(rows: Sequence[Sequence[_Tree]]) -> int:
+    return max(sum(len(tree.ids) for tree in row) for row in rows)
 
 
 def one_a_row(sequences: Sequence[Asked], pseudo_tokens: int, eos: int, padding: int = 0) -> Rows:

@@ -136,7 +136,7 @@ class TreeScorer:
         limits = collator.limits
         columns = len(limits.start) + limits.pseudo_tokens + collator.prompt_limit + nodes
         masks = max(1, len(capabilities.kinds))
-        # Rows are as long as the longest tree of tokens, or as a row is filled to.
+        # A row may hold several samples, but is never much longer than COLUMNS or the longest sample.
         mask = masks * columns * max(columns, COLUMNS)
         self.samples_at_once = max(1, min(batch_size, LOGITS // (vocabulary * (nodes + 1)), MASK // mask))
 

@@ -326,7 +326,7 @@ def batch(size: int, kind: str, vocabulary: int) -> RaggedBatch:
     letters_only.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     letters_only.decoder = decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=letters_only)
-    collator = run_data().collator(tokenizer, Config().data, limits_of(vocabulary))
+    collator = run_data().collator(tokenizer, Config(), limits_of(vocabulary))
     draw = np.random.default_rng(0)
 
     def sample(number: int) -> Sample:

@@ -236,7 +236,7 @@ def test_the_specification_names_everything_the_code_has(tmp_path):
     manifest = index_foreign(out)
     index = load_index(out)
     with np.load(out / "index.npz") as written:
-        assert len(written.files) == len(COLUMN_TYPES) + 2 + len(index.frames)
+        assert len(written.files) == len(COLUMN_TYPES) + 3 + len(index.frames)
         for name in written.files:
             kind, column = written[name].dtype, "STREAM_frames" if name.endswith("_frames") else name
             assert f"\n| `{column}` | {'str' if kind.kind == 'U' else kind.name} |" in text

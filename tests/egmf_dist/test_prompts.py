@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 
 from egmf_dist.data.answers import AnswerTree
-from egmf_dist.data.prompts import answer_index, render_answer, render_prompt
+from egmf_dist.data.prompts import answer_index, render_answer, render_prompt, shown_turns
+from egmf_shards import Turn
 
 
 def test_prompt_in_each_language_with_and_without_context(make_samples, tasks):
@@ -44,3 +46,19 @@ def test_a_tree_shares_prefixes_and_keeps_every_path():
 def test_answers_that_cannot_be_told_apart_are_refused(answers):
     with pytest.raises(ValueError, match="different and not empty"):
         AnswerTree.build(answers)
+
+
+def test_stepped_context_is_common_to_neighbours_and_never_short(make_samples):
+    """Of 12 turns at most, at least 7 where there are more; up to 12 they are all shown, as ever."""
+    sample = make_samples(1)[0]
+    for most in range(13):
+        first = []
+        for turn in range(40):
+            before = tuple(Turn("A", str(i)) for i in range(turn))[-12:]
+            shown = shown_turns(replace(sample, turn=turn, context=before), most, stepped=True)
+            assert shown == turn if turn <= most else most // 2 < shown + (most == 0) <= most + (most == 0)
+            first.append(turn - shown)
+            assert shown_turns(replace(sample, turn=turn, context=before), most, stepped=False) == min(most, turn)
+        assert first == sorted(first)
+        if most == 12:
+            assert [first.count(n) for n in dict.fromkeys(first)] == [13, 6, 6, 6, 6, 3]

@@ -43,7 +43,7 @@ def seen_from(rows, flat):
 def test_a_sequence_sees_itself_and_nothing_else(seed):
     """Followed back from where each of its answers ends, ids and positions are those of the sequence alone."""
     sequences = forest(seed)
-    rows = pack(sequences, PSEUDO, EOS, columns=60)
+    rows = pack(sequences, PSEUDO, EOS, columns=240)
     wanted = {}
     for s in sequences:
         for answer, owner in zip(s.answers.paths if s.answers else (), s.owners, strict=True):
@@ -79,7 +79,7 @@ def test_what_sequences_share_stands_once():
     assert int((separate.end_RC > 0).sum()) == sum(len(s.context) + PSEUDO + 3 for s in alike)
     # Three tokens in common would tie sequences to one row for nothing.
     few = [Asked([7, 8, 9, n], [1] * 40, n, None, ()) for n in range(4)]
-    assert pack(few, PSEUDO, EOS, columns=60).ids_RC.shape == (4, 46)
+    assert pack(few, PSEUDO, EOS, columns=240).ids_RC.shape == (4, 46)
 
 
 def test_rows_are_filled_alike():

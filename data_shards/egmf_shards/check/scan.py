@@ -94,6 +94,8 @@ class Scan:
         self._dims: dict[str, tuple[int, str]] = {}
         self._ids: dict[str, tuple[str, str]] = {}
         self._texts: dict[int, int] = {}
+        self._dialogues: dict[tuple[str, str], int] = {}
+        self._numbered: dict[int, tuple[str, str]] = {}
 
     def shard(self, name: str, recorded: Recorded) -> None:
         """Read one shard of the folder."""
@@ -262,9 +264,20 @@ class Scan:
             found[frames_column(stream)] = len(sample.features.get(stream, ()))
             recorded[frames_column(stream)] = int(index.frames[stream][row]) if stream in index.frames else 0
         found["task"], recorded["task"] = sample.task, str(index.task_names[index.task[row]])
+        if index.dialogue is not None and not self._numbered_alike(sample, int(index.dialogue[row])):
+            what = f"dialogue is {sample.dialogue!r}; the index counts it among another's, or among none's"
+            self.report.add("index", name, key, "", what)
         for column, value in found.items():
             if value != recorded[column]:
                 self.report.add("index", name, key, "", f"{column} is {value}; the index says {recorded[column]}")
+
+    def _numbered_alike(self, sample: Sample, number: int) -> bool:
+        """Whether one number stands for one dialogue so far, and the other way round."""
+        dialogue = sample.split, sample.dialogue
+        if not sample.dialogue or number < 0:
+            return not sample.dialogue and number < 0
+        known = self._dialogues.setdefault(dialogue, number), self._numbered.setdefault(number, dialogue)
+        return known == (number, dialogue)
 
     def repeats(self) -> list[str]:
         """Notes: how many texts occur with the same answer in two splits."""

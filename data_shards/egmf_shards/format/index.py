@@ -78,6 +78,8 @@ class Index:
     """uint32 ``[M]``; CRC32 of the payload."""
     frames: dict[str, np.ndarray]
     """By feature stream, sorted by name, int32 ``[S]``; 0 where absent."""
+    dialogue: np.ndarray | None = None
+    """int32 ``[S]``; samples of one split and dialogue have the same number, -1: of none. None: an index of before."""
 
     def __len__(self) -> int:
         return len(self.key)
@@ -91,8 +93,9 @@ class Index:
     def content_hash(self) -> str:
         """SHA-256 (hex) over names, types, shapes and contents of all columns.
 
-        As version 1 wrote them: with audio and vision, of 0 frames where the folder has none; other streams, and where
-        there is one a sample without a target, come behind them.
+        All but ``dialogue``, which follows from the samples' JSON. As version 1 wrote them: with audio and vision, of 0
+        frames where the folder has none; other streams, and where there is one a sample without a target, come behind
+        them.
         """
         none = np.zeros(len(self), np.int32)
         others = [stream for stream in self.frames if stream not in _FIRST_STREAMS]
@@ -124,6 +127,8 @@ def save_index(folder: Path, index: Index) -> None:
     columns = {name: getattr(index, name) for name in COLUMN_TYPES}
     columns["streams"] = np.array(list(index.frames), dtype="<U")
     columns |= {frames_column(stream): frames for stream, frames in index.frames.items()}
+    if index.dialogue is not None:
+        columns["dialogue"] = index.dialogue
     np.savez(folder / INDEX_NAME, allow_pickle=False, version=np.int64(VERSION), **columns)
 
 
@@ -153,7 +158,8 @@ def load_index(folder: Path | Storage, check_shards: bool = True) -> Index:
             lacking = [name for name in (*wanted, *map(frames_column, streams)) if f"{name}.npy" not in found]
             if lacking:
                 raise ValueError(f"it lacks {', '.join(lacking)}")
-            names = [*wanted, *map(frames_column, streams)]
+            optional = ["dialogue"] if version != 1 and "dialogue.npy" in found else []
+            names = [*wanted, *map(frames_column, streams), *optional]
             if sum(file.getinfo(f"{name}.npy").file_size for name in names) > MAX_BYTES:
                 raise ValueError(f"its arrays declare more than {MAX_BYTES >> 30} GiB")
             columns = {name: _entry(file, name) for name in names}

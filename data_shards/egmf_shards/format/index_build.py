@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -17,7 +17,7 @@ from egmf_shards.errors import ShardError
 from egmf_shards.foreign_files import foreign_file
 from egmf_shards.format import codec, rules
 from egmf_shards.format.index import Index
-from egmf_shards.format.index_checks import COLUMN_TYPES, FRAMES_TYPE
+from egmf_shards.format.index_checks import COLUMN_TYPES, DIALOGUE_TYPE, FRAMES_TYPE
 from egmf_shards.format.sample import SPLITS
 from egmf_shards.format.tar_walk import MAX_MEMBER, SPARSE
 from egmf_shards.messages import one_line
@@ -35,6 +35,7 @@ def build_index(folder: Path, shards: Sequence[str]) -> Index:
     frames: dict[str, dict[int, int]] = {}
     task_numbers: dict[str, int] = {}
     seen: set[str] = set()
+    dialogue: list[tuple[str, str]] = []
     names = sorted(shards)
     for number, name in enumerate(progress(names, "indexing shards")):
         columns["shard_names"].append(name)
@@ -58,6 +59,7 @@ def build_index(folder: Path, shards: Sequence[str]) -> Index:
             columns["split"].append(SPLITS.index(sample.split))
             columns["task"].append(task_numbers.setdefault(sample.task, len(task_numbers)))
             columns["text_chars"].append(len(sample.text))
+            dialogue.append((sample.split, sample.dialogue))
             for stream, array in sample.features.items():
                 frames.setdefault(stream, {})[len(columns["target"])] = len(array)
             columns["target"].append(sample.has_target)
@@ -78,7 +80,37 @@ def build_index(folder: Path, shards: Sequence[str]) -> Index:
     return Index(
         **{name: np.array(columns[name], dtype=kind) for name, kind in COLUMN_TYPES.items()},
         frames={stream: _dense(frames[stream], len(columns["key"])) for stream in streams},
+        dialogue=numbered(dialogue),
     )
+
+
+def numbered(dialogues: Iterable[tuple[str, str]]) -> np.ndarray:
+    """The index's column ``dialogue`` from each sample's split and dialogue; an empty name is none."""
+    numbers: dict[tuple[str, str], int] = {}
+    found = [numbers.setdefault(pair, len(numbers)) if pair[1] else -1 for pair in dialogues]
+    return np.array(found, dtype=DIALOGUE_TYPE)
+
+
+def dialogues_of(folder: Path, index: Index) -> np.ndarray:
+    """The column for an index of before, read from the samples' JSON, where ``index`` says that it lies.
+
+    Raises:
+        ShardError: a sample's JSON is not what the index says.
+    """
+    json = np.flatnonzero(index.member_kind == 0)
+    columns = (index.member_shard, index.member_offset, index.member_size, index.member_crc)
+    places = zip(index.key.tolist(), *(column[json].tolist() for column in columns), strict=True)
+    found, opened = [], (-1, b"")
+    for key, shard, offset, size, crc in progress(list(places), "reading dialogues"):
+        name = folder / str(index.shard_names[shard])
+        if opened[0] != shard:
+            opened = shard, name.read_bytes()
+        data = opened[1][offset : offset + size]
+        if crc32(data) != crc:
+            raise ShardError(f"{name}, sample {key!r}: its JSON has changed since it was indexed")
+        said = codec.decode_json(data, f"{name}, sample {key!r}")
+        found.append((str(said.get("split")), str(said.get("dialogue", ""))))
+    return numbered(found)
 
 
 def _dense(found: dict[int, int], samples: int) -> np.ndarray:

@@ -26,6 +26,7 @@ COLUMN_TYPES = {
 }  # fmt: skip
 """The numpy type of each column that every index has; ``<U`` of any length. The streams' frames are ``FRAMES_TYPE``."""
 FRAMES_TYPE = "<i4"
+DIALOGUE_TYPE = "<i4"
 
 
 def shard_faults(storage: Storage, index: Index, split: int | None = None) -> Iterator[str]:
@@ -71,6 +72,9 @@ def structure_fault(index: Index) -> str | None:
     for name, found, length in [*counts, *((name, len(column), samples) for name, column in frames.items())]:
         if found != length:
             return f"the array {name} has {found} entries, and the others {length}"
+    fault = _dialogue_fault(index)
+    if fault:
+        return fault
     for name in ("shard_names", "task_names", "key"):
         codes = getattr(index, name).view("<u4")
         if len(codes) and (codes.max() > 0x10FFFF or np.any((codes >= 0xD800) & (codes < 0xE000))):
@@ -112,6 +116,15 @@ def structure_fault(index: Index) -> str | None:
         if np.any(index.member_shard != np.repeat(index.member_shard[first[:-1]], np.diff(first))):
             return "a sample's members lie in two shards"
     return _members_fault(index) or _order_fault(index)
+
+
+def _dialogue_fault(index: Index) -> str | None:
+    column = index.dialogue
+    if column is None:
+        return None
+    if column.ndim != 1 or column.dtype.str != DIALOGUE_TYPE or len(column) != len(index.key):
+        return f"the array dialogue is {column.dtype.str} {list(column.shape)}; one number for each sample is needed"
+    return "the array dialogue holds a number below -1" if len(column) and column.min() < -1 else None
 
 
 def _order_fault(index: Index) -> str | None:

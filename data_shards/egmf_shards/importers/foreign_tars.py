@@ -3,7 +3,7 @@
 The folder holds the tars and ``tasks.json``: one task or a list of tasks, with the fields of the manifest's ``tasks``.
 Members and their JSON are as ``docs/shard-format.md`` says. Everything that ``egmf shards verify`` checks is checked
 first, so an indexed folder is a sound one. A folder whose index and manifest are of version 1 gets those of version 2,
-and its tars are not read: no hash changes, so runs go on as they were.
+and of its tars only the samples' JSON is read: no hash changes, so runs go on as they were.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from egmf_shards.check.scan import Recorded, Report, Scan
 from egmf_shards.errors import ShardError
 from egmf_shards.format import codec
 from egmf_shards.format.index import INDEX_NAME, Index, load_index, save_index
-from egmf_shards.format.index_build import build_index
+from egmf_shards.format.index_build import build_index, dialogues_of
 from egmf_shards.format.manifest import (
     MANIFEST_NAME,
     MAX_DEPTH,
@@ -68,7 +68,7 @@ def index_foreign(
     path = Path(folder)
     if not path.is_dir():
         raise ShardError(f"{path}: there is no such folder of tars")
-    if not force and tasks is None and _old_manifest(path).get("schema") == 1:
+    if not force and tasks is None and _of_before(path):
         return _upgrade(path)
     for name in (INDEX_NAME, MANIFEST_NAME):
         if os.path.lexists(path / name) and not force:
@@ -110,8 +110,18 @@ def index_foreign(
     return manifest
 
 
+def _of_before(folder: Path) -> bool:
+    """Whether index and manifest are of version 1, or of version 2 without the index's column ``dialogue``."""
+    schema = _old_manifest(folder).get("schema")
+    if schema != SCHEMA:
+        return schema == 1
+    with suppress(ShardError):
+        return load_index(folder, check_shards=False).dialogue is None
+    return False
+
+
 def _upgrade(folder: Path) -> dict[str, Any]:
-    """Index and manifest of version 1 in the words of version 2."""
+    """Index and manifest of version 1, or of an early version 2, in the words of version 2."""
     try:
         manifest, index = read_manifest(folder), load_index(folder, check_shards=False)
     except ShardError as error:
@@ -122,7 +132,8 @@ def _upgrade(folder: Path) -> dict[str, Any]:
             f"{folder}: index and manifest do not belong together (the content hashes differ): "
             "`--force` makes them anew"
         )
-    index = replace(index, frames={stream: frames for stream, frames in index.frames.items() if frames.any()})
+    frames = {stream: frames for stream, frames in index.frames.items() if frames.any()}
+    index = replace(index, frames=frames, dialogue=dialogues_of(folder, index))
     order = [*list(manifest)[:3], "streams"]
     manifest = {key: manifest[key] for key in dict.fromkeys([*order, *manifest])} | {"schema": SCHEMA}
     _place(folder, index, manifest)

@@ -19,6 +19,7 @@ import numpy as np
 
 from egmf_shards.errors import ShardError
 from egmf_shards.format.sample import Sample
+from egmf_shards.order.dialogues import DialogueOrder
 from egmf_shards.order.mixture import Mixture
 from egmf_shards.order.order import Order, Slot
 from egmf_shards.order.partition import partition, partition_by_length
@@ -58,6 +59,8 @@ class StreamOptions:
     """Blocks that are mixed with each other."""
     by_length: bool = False
     """Partition a global batch so that ranks get alike loads and micro-batches hold alike lengths."""
+    dialogues: bool = False
+    """Dialogues are shuffled and each stays together."""
     tolerate: bool = False
     """A sample that cannot be read keeps its place with weight 0; otherwise it is an error."""
 
@@ -98,13 +101,19 @@ class Stream:
             )
         partition(global_batch, rank, world)  # refuses a rank that is none
         self.shards = shards
-        self.order: Order | Mixture
-        blocks = (options.block, options.window)
+        self.order: Order | DialogueOrder | Mixture
+
+        def order(first: int, n: int, name: str) -> Order | DialogueOrder:
+            if options.dialogues:
+                return DialogueOrder(shards.dialogues[first : first + n], seed, name)
+            return Order(n, seed, name, options.block, options.window)
+
         if options.weights:
-            orders = [Order(n, seed, f"{shards.index_hash} {d}", *blocks) for d, n in enumerate(shards.counts)]
+            starts = np.cumsum([0, *shards.counts]).tolist()
+            orders = [order(starts[d], n, f"{shards.index_hash} {d}") for d, n in enumerate(shards.counts)]
             self.order = Mixture(orders, options.weights, seed, shards.index_hash)
         else:
-            self.order = Order(len(shards), seed, shards.index_hash, *blocks)
+            self.order = order(0, len(shards), shards.index_hash)
         self.global_batch, self.rank, self.world, self.tolerate = global_batch, rank, world, options.tolerate
         self._lengths = _lengths(shards) if options.by_length else None
         self.micro_batches = -(-len(partition(global_batch, 0, world)) // micro_batch)

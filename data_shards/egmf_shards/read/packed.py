@@ -65,6 +65,14 @@ class Packed:
     """Empty unless bad samples are tolerated."""
 
 
+def _numbers(index: Index, rows: np.ndarray, first: int) -> np.ndarray:
+    """The dialogues of some samples, counted from ``first``; -1 for none, -2 where the index does not know them."""
+    if index.dialogue is None:
+        return np.full(len(rows), -2, np.int32)
+    own = index.dialogue[rows]
+    return np.where(own < 0, -1, own + np.int32(first)).astype(np.int32)
+
+
 class Table:
     """The rows of one split over several folders, side by side: where every member lies, and what is in it."""
 
@@ -84,7 +92,7 @@ class Table:
         self.counts: list[int] = []
         numbers = {name: number for number, name in enumerate(tasks)}
         columns: dict[str, list[np.ndarray]] = {}
-        shards = 0
+        shards = dialogues = 0
         for (storage, index), own in zip(parts, dims, strict=True):
             kinds = np.array([_JSON, *(self._kind(storage, index, m, own.get(m, 0)) for m in index.frames)], np.uint16)
             rows = np.flatnonzero(index.split == SPLITS.index(split))
@@ -98,6 +106,7 @@ class Table:
                 "members": lengths,
                 "text_chars": index.text_chars[rows],
                 "target": index.target[rows],
+                "dialogue": _numbers(index, rows, dialogues),
                 "kind": kinds[index.member_kind[members]],
                 "shard": index.member_shard[members] + np.int32(shards),
                 "offset": index.member_offset[members],
@@ -111,8 +120,10 @@ class Table:
                 columns.setdefault(name, []).append(column)
             self.counts.append(len(rows))
             shards += len(index.shard_names)
+            dialogues = max(dialogues, int(part["dialogue"].max(initial=-1)) + 1)
         joined = {name: parts[0] if len(parts) == 1 else np.concatenate(parts) for name, parts in columns.items()}
         self.key, self.task, self.target = joined["key"], joined["task"], joined["target"]
+        self.dialogue = joined["dialogue"]
         self.last = np.cumsum(joined["members"])
         self.first = self.last - joined["members"]
         self.kind, self.shard, self.offset = joined["kind"], joined["shard"], joined["offset"]

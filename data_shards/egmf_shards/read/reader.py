@@ -178,6 +178,21 @@ class ShardSet(Sequence[Sample]):
         return np.flatnonzero(self.table.target == 0)
 
     @property
+    def dialogues(self) -> np.ndarray:
+        """int32 ``[len(self)]``: samples of one dialogue have the same number; -1 for those of none.
+
+        Raises:
+            ShardError: the index of a folder does not say it.
+        """
+        unknown = np.flatnonzero(self.table.dialogue == -2)
+        if len(unknown):
+            folder = self.folders[self.table.folder[unknown[0]]]
+            raise ShardError(
+                f"{folder}: its index does not say which dialogue a sample is of; `egmf shards index` adds it"
+            )
+        return self.table.dialogue
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """The index's columns of lengths: ``text_chars``, and ``audio_frames`` and the like for every stream."""
         return tuple(self.table.columns)
