@@ -24,7 +24,7 @@ def read_backbone(config: Config, data: RunData) -> tuple[Capabilities, Collator
     """
     tokenizer = load_tokenizer(config.backbone)
     capabilities = read_capabilities(config.backbone, tokenizer)
-    return capabilities, data.collator(tokenizer, config, capabilities.limits(config.model.pseudo_tokens))
+    return capabilities, data.collator(tokenizer, config, capabilities.limits(config.model))
 
 
 def build_egmf(config: Config, capabilities: Capabilities, data: RunData) -> EGMF:

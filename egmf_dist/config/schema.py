@@ -126,9 +126,6 @@ class DataConfig:
     max_prompt_tokens: int = fixed(1024, at_least(1))
     """The most tokens of a whole prompt, beside what the backbone's positions allow: the oldest turns go first, then
     the utterance keeps its end; question and answer are never cut."""
-    max_frames: int = fixed(1024, at_least(1))
-    """A stream's sequence longer than this many frames is averaged down to it: one mis-cut clip must not
-    cost the whole batch its memory, which grows with the square of the longest joint sequence."""
     standardise: bool = True
     """Features as deviations from the training split's mean, per dimension, at most 10; constant
     dimensions become 0. Off: the features as they are."""
@@ -209,6 +206,9 @@ class ModelConfig:
     text_stream: Literal["backbone", "learned"] = "backbone"
     """The experts' text: the backbone's input embeddings (which it trains only where the backbone is
     trained whole), or an embedding of its own that is learnt."""
+    max_stream_tokens: int = fixed(128, at_least(1))
+    """The most tokens of a feature stream: longer sequences are averaged down to so many, neighbours together, so that
+    clips of 50 and of 2,000 frames cost alike; attention's work grows with the square of a sample's tokens."""
     dropout: float = fixed(0.0, PART)
     """Dropout on the tokens that enter the experts."""
     kernels: Literal["auto", "reference", "triton"] = free("auto")

@@ -120,7 +120,7 @@ class Collator:
             frames = sample.features.get(own.stream)
             if frames is None or frames.shape[1] != own.dim:
                 frames = np.zeros((0, own.dim), np.float32)
-            frames = average_down(frames, self.config.max_frames)
+            frames = average_down(frames, self.limits.stream_tokens)
             out.append(frames if known is None else known.apply(frames))
         return out
 

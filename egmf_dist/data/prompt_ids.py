@@ -20,10 +20,10 @@ from egmf_dist.errors import EgmfError
 
 
 class Limits(NamedTuple):
-    """What a backbone can read."""
+    """What a model can read."""
 
     vocabulary: int
-    """Rows of its embedding."""
+    """Rows of the backbone's embedding."""
     eos: int
     """Its end-of-sequence id."""
     columns: int | None
@@ -32,6 +32,8 @@ class Limits(NamedTuple):
     """Ids before any text."""
     pseudo_tokens: int
     """K."""
+    stream_tokens: int
+    """The most tokens of a feature stream."""
 
 
 class PromptIds(NamedTuple):

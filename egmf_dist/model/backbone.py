@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils.logging import disable_progress_bar
 
-from egmf_dist.config import BackboneConfig
+from egmf_dist.config import BackboneConfig, ModelConfig
 from egmf_dist.data.prompt_ids import Limits
 from egmf_dist.errors import EgmfError
 from egmf_dist.model.tuning.base import TUNINGS, Tuning
@@ -66,10 +66,10 @@ class Capabilities:
     beyond: int
     """How many special tokens of the tokenizer have no row in the embedding; they cannot occur in a prompt."""
 
-    def limits(self, pseudo_tokens: int) -> Limits:
-        """What it can read beside its start and ``pseudo_tokens``."""
-        columns = None if self.longest is None else self.longest - len(self.start) - pseudo_tokens
-        return Limits(self.vocabulary, self.eos, columns, self.start, pseudo_tokens)
+    def limits(self, model: ModelConfig) -> Limits:
+        """What can be read, beside its start and the pseudo tokens of ``model``."""
+        columns = None if self.longest is None else self.longest - len(self.start) - model.pseudo_tokens
+        return Limits(self.vocabulary, self.eos, columns, self.start, model.pseudo_tokens, model.max_stream_tokens)
 
     def describe(self) -> str:
         """One line: architecture and what limits it."""

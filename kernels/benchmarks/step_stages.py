@@ -357,7 +357,7 @@ def limits_of(vocabulary: int) -> Any:
     """What the collator must know about the backbone."""
     from egmf_dist.data.prompt_ids import Limits
 
-    return Limits(vocabulary, 1, 32000, (), ModelConfig().pseudo_tokens)
+    return Limits(vocabulary, 1, 32000, (), ModelConfig().pseudo_tokens, 2**20)
 
 
 def gradients(model: EGMF) -> dict[str, torch.Tensor]:

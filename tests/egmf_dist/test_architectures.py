@@ -379,7 +379,9 @@ def test_a_prompt_past_the_longest_position_loses_its_oldest_turns_then_its_begi
     model, collator, capabilities = load(name, max_text_tokens=128, context_turns=12)
     if name != "gpt2":  # no table of positions: past the trained length it would go on silently
         capabilities = replace(capabilities, longest=256)
-        collator = Collator(collator.tokenizer, tasks, ["en", "zh"], STREAMS, collator.config, capabilities.limits(4))
+        collator = Collator(
+            collator.tokenizer, tasks, ["en", "zh"], STREAMS, collator.config, capabilities.limits(ModelConfig())
+        )
     longest_answer = max(len(ids) for answers in collator.answers.values() for ids in answers)
     assert collator.prompt_limit == 256 - len(capabilities.start) - 4 - longest_answer
     sample = make_samples(1)[0]
@@ -397,7 +399,7 @@ def test_a_prompt_past_the_longest_position_loses_its_oldest_turns_then_its_begi
 
 def test_a_question_that_does_not_fit_is_refused(load, tasks):
     _, collator, capabilities = load("gpt2")
-    limits = replace(capabilities, longest=24).limits(4)
+    limits = replace(capabilities, longest=24).limits(ModelConfig())
     with pytest.raises(EgmfError, match=r"its question takes \d+ tokens, the backbone's longest position leaves"):
         Collator(collator.tokenizer, tasks, ["en", "zh"], STREAMS, collator.config, limits)
 

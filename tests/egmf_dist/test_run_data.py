@@ -79,7 +79,6 @@ def test_the_table_of_changes_is_whole():
         "context_turns",
         "max_text_tokens",
         "max_prompt_tokens",
-        "max_frames",
         "standardise",
     } == set(DataConfig.__dataclass_fields__)
 
