@@ -232,6 +232,10 @@ class TrainingConfig:
     """Samples in one optimiser step, over all ranks and micro-batches."""
     micro_batch: int = free(16, at_least(1))
     """The most samples one rank puts through the model at once; the rest is gradient accumulation."""
+    micro_tokens: int = free(0, at_least(0, "0 (training.micro_batch decides) or more"))
+    """Tokens of the LLM in one micro-batch on one rank, about: a rank's part of a global batch is cut where the tokens
+    say, and how many cuts there are follows from the data, the same in every step and on every rank. 0: cut by
+    training.micro_batch samples. The gradient is that of the global batch either way."""
     packing: Literal["auto", "off"] = free("auto")
     """`auto`: a micro-batch's prompts stand end to end in the LLM's rows, where the backbone honours the mask that
     keeps them apart. `off`: one a row, padded to the longest. The same losses."""

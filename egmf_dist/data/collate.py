@@ -137,6 +137,11 @@ class Collator:
                 wanted = " or ".join(map(str, widths)) or "none"
                 raise EgmfError(f"sample {sample.id}: {stream} is {frames.shape[1]} wide; this run's is {wanted}")
 
+    def prompt_bytes(self, sample: Sample) -> int:
+        """Bytes of a sample's prompt in UTF-8: what its tokens are about in proportion to, in any language."""
+        pieces = prompt_pieces(sample, self.tasks[sample.task], self.config.context_turns, self._stepped)
+        return sum(len(piece.text.encode()) for piece in pieces)
+
     def asked(self, prompt: PromptIds, source: int, answers: AnswerTree | None, owners: Sequence[int]) -> Asked:
         """A prompt with what may follow it, for :meth:`rows`; see :class:`egmf_dist.data.rows.Asked`."""
         context = (*self.limits.start, *prompt.ids[: prompt.before])

@@ -7,6 +7,7 @@ travels as a message, not as an exception, because an exception loses its one li
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -18,6 +19,9 @@ from egmf_dist.data.batch import RaggedBatch
 from egmf_dist.data.collate import Collator
 from egmf_dist.errors import EgmfError
 from egmf_shards import BadSlot, ShardError, Slot, Stream
+
+_LOOKED_AT = 8
+"""Global batches that say how many micro-batches there are."""
 
 
 class Step(NamedTuple):
@@ -34,27 +38,48 @@ class Step(NamedTuple):
 
 
 class Steps(Dataset[Step]):
-    """A rank's steps by position: ``steps[position]`` reads and packs."""
+    """A rank's steps by position: ``steps[position]`` reads and packs; ``by_length`` cuts by the prompts' lengths."""
 
-    def __init__(self, stream: Stream, collator: Collator) -> None:
+    def __init__(self, stream: Stream, collator: Collator, by_length: bool = False) -> None:
         self.stream, self.collator = stream, collator
+        self.size = collator.prompt_bytes if by_length else None
 
     def __getitem__(self, position: int) -> Step:
         try:
-            micro_batches = self.stream.read(position)
+            micro_batches = self.stream.read(position, self.size)
             batches = [self.collator(m.samples, m.weights) for m in micro_batches]
         except (EgmfError, ShardError) as error:
             return Step([], [], [], str(error))
         return Step(batches, [m.slots for m in micro_batches], [b for m in micro_batches for b in m.bad], None)
 
 
-def load(stream: Stream, collator: Collator, positions: range, config: DataConfig) -> Iterator[Step]:
+def micro_batches_of(stream: Stream, collator: Collator, tokens: int, packed: bool) -> int:
+    """Into how many micro-batches of about ``tokens`` tokens of the LLM a rank's part of a global batch is cut.
+
+    Of a few global batches, spread over the first epoch, the one with the most tokens says it; every rank reads the
+    same ones. Where rows are ``packed``, what a batch shares (contexts) counts once.
+    """
+    epoch = len(stream.shards)
+    most, own = 0, copy.copy(collator)
+    own.packed = packed
+    for position in range(0, epoch, max(1, epoch // _LOOKED_AT)):
+        indices = [slot.index for slot in stream.global_slots(position)]
+        batch = own(stream.shards.read(indices, stream.tolerate).samples, [1.0] * len(indices))
+        most = max(most, int((batch.rows.end_RC > 0).sum()))
+    wanted = -(-most // (stream.world * tokens))
+    return max(1, min(wanted, -(-stream.global_batch // stream.world)))
+
+
+def load(
+    stream: Stream, collator: Collator, positions: range, config: DataConfig, by_length: bool = False
+) -> Iterator[Step]:
     """The steps at ``positions``, in that order.
 
     Args:
         stream: of this rank.
         collator: packs its samples.
         positions: where global batches begin.
+        by_length: micro-batches are cut by their prompts' lengths.
         config: ``workers`` processes read ``prefetch`` global batches ahead each; with 0 the caller reads.
 
     Raises:
@@ -62,7 +87,7 @@ def load(stream: Stream, collator: Collator, positions: range, config: DataConfi
     """
     workers = config.workers if config.workers is not None else 2 * torch.cuda.is_available()
     loader: DataLoader[Step] = DataLoader(
-        Steps(stream, collator),
+        Steps(stream, collator, by_length),
         batch_size=None,
         sampler=positions,
         num_workers=workers,

@@ -124,18 +124,26 @@ def check_targets(shards: ShardSet, split: str) -> None:
         )
 
 
-def open_stream(config: Config, shards: ShardSet, rank: int, world: int) -> Stream:
+def open_stream(config: Config, shards: ShardSet, rank: int, world: int, micro_batches: int = 0) -> Stream:
     """What one rank trains on.
+
+    Args:
+        config: the run's settings.
+        shards: the training split.
+        rank: of the process.
+        world: how many there are.
+        micro_batches: into how many its part of a global batch is cut; 0: as ``training.micro_batch`` says.
 
     Raises:
         ShardError: the settings do not fit the shards or the number of ranks.
     """
     data, training = config.data, config.training
+    most = -(-training.global_batch // world)
     return Stream(
         shards,
         seed=training.seed,
         global_batch=training.global_batch,
-        micro_batch=training.micro_batch,
+        micro_batch=-(-most // micro_batches) if micro_batches else training.micro_batch,
         rank=rank,
         world=world,
         options=StreamOptions(

@@ -14,7 +14,7 @@ from egmf_dist import distributed
 from egmf_dist.build import build_egmf, read_backbone
 from egmf_dist.config import Config, without_effect
 from egmf_dist.data.bad_samples import BadSamples
-from egmf_dist.data.loader import Step, load
+from egmf_dist.data.loader import Step, load, micro_batches_of
 from egmf_dist.data.run_data import RunData, open_split, open_stream
 from egmf_dist.engine import Engine, deepspeed_settings, initialise, partitioned_loading
 from egmf_dist.inference.scorer import Scorer
@@ -146,6 +146,10 @@ def started(config: Config, run: Run, start: Start) -> Iterator[Trainer]:
     check_selection(training.select_by, data.tasks)
     stream = open_stream(config, shards, rank, ranks)
     capabilities, collator = read_backbone(config, data)
+    if training.micro_tokens:
+        packed = training.packing == "auto" and not capabilities.sequence_only
+        cuts = micro_batches_of(stream, collator, training.micro_tokens, packed)
+        stream = open_stream(config, shards, rank, ranks, cuts)
     identity = Identity(ranks, shards.index_hash, training.seed, backbone_identity(config.backbone))
     settings = deepspeed_settings(config, stream.micro_batches)
     with contextlib.ExitStack() as stack:
@@ -178,6 +182,7 @@ def started(config: Config, run: Run, start: Start) -> Iterator[Trainer]:
         said_once = [*without_effect(config), *resumed.skipped, *shards.faults, *filter(None, [other_statistics])]
         for message in said_once:
             records.write({"kind": "warning", "step": progress.step, "message": message})
+        by_length = training.micro_tokens > 0
         end = progress.position + (training.steps - progress.step) * training.global_batch
         yield Trainer(
             config=config,
@@ -189,7 +194,7 @@ def started(config: Config, run: Run, start: Start) -> Iterator[Trainer]:
             peaks=peaks,
             device=device,
             shards=shards,
-            steps=load(stream, collator, range(progress.position, end, training.global_batch), config.data),
+            steps=load(stream, collator, range(progress.position, end, training.global_batch), config.data, by_length),
             validation=validation,
             chosen=chosen,
             scorer=scorer,

@@ -167,6 +167,32 @@ def test_a_mixture_of_folders(folder, sample):
         Stream(shards, seed=0, global_batch=4, micro_batch=4, rank=0, world=1, options=StreamOptions([1.0]))
 
 
+@settings(max_examples=150, deadline=None)
+@given(**sizes, world=st.sampled_from([1, 2, 3]))
+def test_a_cut_by_sizes_keeps_the_samples_and_the_number_of_micro_batches(
+    count, seed, global_batch, micro_batch, start, world
+):
+    """Whatever the sizes; a micro-batch that gets nothing holds the first sample with weight 0."""
+    for stream in streams(count, seed, global_batch, micro_batch, world):
+        plain = stream.read(start)
+        cut = stream.read(start, lambda sample: 1 + sample**3 % 101)
+        assert len(cut) == len(plain)
+        real = [[(s, w) for m in part for s, w in zip(m.slots, m.weights, strict=True) if w] for part in (plain, cut)]
+        assert real[0] == real[1]
+        for m in cut:
+            assert m.weights == [1.0] * len(m.samples) or (m.weights == [0.0] and m.samples == cut[0].samples[:1])
+            assert [slot.index for slot in m.slots] == m.samples
+
+
+def test_a_cut_by_sizes_is_even():
+    stream = streams(64, 0, 64, 16, 1)[0]
+    size = [1 + (i * 37) % 50 for i in range(64)]
+    found = [sum(size[i] for i in m.samples) for m in stream.read(0, lambda sample: size[sample])]
+    assert max(found) - min(found) <= max(size)
+    plain = [sum(size[i] for i in m.samples) for m in stream.read(0)]
+    assert max(plain) - min(plain) > max(found) - min(found)
+
+
 def test_the_position_is_the_whole_state(folder, equal):
     """A stream opened anew, or pickled, goes on where another stopped; global batch 7 on 2 ranks: 4 + 3."""
     out = folder()

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from egmf_dist.config import DataConfig
-from egmf_dist.data.loader import load
+from egmf_dist.data.loader import load, micro_batches_of
 from egmf_dist.errors import EgmfError
 from egmf_shards import ShardError, Stream, StreamOptions
 
@@ -142,3 +142,21 @@ def test_a_loader_process_that_dies_is_one_line():
     with pytest.raises(EgmfError, match=r"data.workers: a loader process died .*data.workers 0") as caught:
         list(load(stream, die, range(0, 30, 10), DataConfig(workers=1)))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("share", "wanted"), [(1.0, 7), (0.5, 4)], ids=["one a row", "packed"])
+def test_as_many_micro_batches_as_the_tokens_say(share, wanted):
+    """From the fullest of eight global batches, 60 samples of 10 tokens each, on two ranks of 50 tokens at once."""
+
+    class Counting:
+        packed = False
+
+        def __call__(self, samples, weights):
+            columns = int(len(samples) * 10 * (share if self.packed else 1))
+            return SimpleNamespace(rows=SimpleNamespace(end_RC=torch.ones(1, columns)))
+
+    made = [Stream(Numbers([500]), seed=0, global_batch=60, micro_batch=60, rank=rank, world=2) for rank in range(2)]
+    found = [micro_batches_of(stream, Counting(), 45, packed=share < 1) for stream in made]
+    assert found == [wanted, wanted]
+    assert micro_batches_of(made[0], Counting(), 1, packed=False) == 30  # a sample is the least there is
+    assert micro_batches_of(made[0], Counting(), 10**6, packed=False) == 1

@@ -12,8 +12,9 @@ be read keeps its position with weight 0 and is never replaced.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -139,25 +140,43 @@ class Stream:
         cuts = [partition(len(slots), i, self.micro_batches) for i in range(self.micro_batches)]
         return [slots[cut.start : cut.stop] for cut in cuts]
 
-    def read(self, position: int) -> list[MicroBatch]:
+    def read(self, position: int, size: Callable[[Sample], float] | None = None) -> list[MicroBatch]:
         """The samples of :meth:`plan`; an empty micro-batch holds the rank's first sample with weight 0.
+
+        Args:
+            position: where the global batch begins.
+            size: what a sample counts, above 0: the same samples are then cut into as many micro-batches of about the
+                same size.
 
         Raises:
             ShardError: a sample cannot be read whole, and bad samples are not tolerated.
         """
-        batches: list[MicroBatch] = []
-        for slots in self.plan(position):
-            if slots:
-                packed = self.shards.read([s.index for s in slots], self.tolerate)
-                weights = [1.0] * len(slots)
-                for known in packed.bad:
-                    weights[known.place] = 0.0
-                bad = [BadSlot(slots[known.place], known.key, known.reason) for known in packed.bad]
-                batches.append(MicroBatch(packed.samples, slots, weights, bad))
-            else:  # never the first: a rank has at least one sample
-                first = batches[0]
-                batches.append(MicroBatch(first.samples[:1], first.slots[:1], [0.0], []))
+        parts = self.plan(position)
+        slots = [slot for part in parts for slot in part]
+        packed = self.shards.read([s.index for s in slots], self.tolerate)
+        cuts = np.cumsum([len(part) for part in parts])[:-1].tolist()
+        if size is not None:
+            cuts = _cuts([size(sample) for sample in packed.samples], len(parts))
+        weights = [1.0] * len(slots)
+        bad = [BadSlot(slots[known.place], known.key, known.reason) for known in packed.bad]
+        for known in packed.bad:
+            weights[known.place] = 0.0
+        batches = []
+        for first, last in pairwise([0, *cuts, len(slots)]):
+            own = slice(first, last)
+            inside = [fault for known, fault in zip(packed.bad, bad, strict=True) if first <= known.place < last]
+            if first < last:
+                batches.append(MicroBatch(packed.samples[own], slots[own], weights[own], inside))
+            else:
+                batches.append(MicroBatch(packed.samples[:1], slots[:1], [0.0], []))
         return batches
+
+
+def _cuts(sizes: Sequence[float], pieces: int) -> list[int]:
+    """Where a sequence is cut into so many pieces of about the same size: what lies across a cut goes where its middle
+    is."""
+    middle = np.cumsum(sizes) - np.asarray(sizes) / 2
+    return np.searchsorted(middle, np.sum(sizes) * np.arange(1, pieces) / pieces).tolist()
 
 
 def _lengths(shards: ShardSet) -> np.ndarray:
