@@ -26,6 +26,7 @@ from egmf_dist.data.answers import AnswerTree
 COLUMNS = 2048
 """In a row of so many columns attention, which grows with the square, costs as much as everything else."""
 _MOST_ROWS = 64
+_ALIGNED = 8
 _SHARED = 8
 """Fewer common tokens than this are read again: what shares a tree must share a row."""
 
@@ -168,7 +169,8 @@ def pack(sequences: Sequence[Asked], pseudo_tokens: int, eos: int, columns: int 
     trees.sort(key=lambda tree: -len(tree.ids))
     shares = [_share_out(trees, count) for count in range(1, min(len(trees), _MOST_ROWS) + 1)]
     rows = min(shares, key=lambda rows: len(rows) * _width(rows) * (1 + _width(rows) / columns))
-    return _assemble(rows, _width(rows), pseudo_tokens, eos, packed=True)
+    # Attention on a GPU copies a mask whose rows do not begin at multiples of 16 bytes.
+    return _assemble(rows, -(-_width(rows) // _ALIGNED) * _ALIGNED, pseudo_tokens, eos, packed=True)
 
 
 def _share_out(trees: Sequence[_Tree], count: int) -> list[list[_Tree]]:

