@@ -65,6 +65,10 @@ _WITHOUT_PASSWORD = Must(
     lambda folders: not any(re.match(r"\w+://[^/]*@", folder) for folder in folders),
     "a URL without: it is written into the run's folder; credentials come from the environment",
 )
+_LAYERS = Must(
+    lambda layers: len(set(layers)) == len(layers) and all(n >= 0 for n in layers),
+    "numbers of layers from 0, each once",
+)
 PART = Must(lambda value: 0 <= value < 1, "in [0, 1)")
 
 
@@ -169,6 +173,17 @@ class BackboneConfig:
     """Of tuning `lora`: dropout before its matrices."""
     lora_targets: str = "all-linear"
     """Of tuning `lora`: PEFT target modules, `all-linear`, or module names separated by commas."""
+    lora_layers: list[int] = field(default_factory=list, metadata={MUST: _LAYERS})
+    """Of tuning `lora`: the layers that get matrices, counted from 0; empty: every one."""
+    lora_rslora: bool = False
+    """Of tuning `lora`: scale the update by alpha / sqrt(r) in place of alpha / r (Kalajdzievski 2023): a high rank
+    then learns as fast as a low one."""
+    lora_dora: bool = False
+    """Of tuning `lora`: learn each column's length apart from its direction (DoRA, Liu et al. 2024); slower."""
+    attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = free("auto")
+    """What computes its attention: transformers' choice, torch's fused kernels (`sdpa`), plain matrix products
+    (`eager`), or FlashAttention where that is installed, which takes no mask of ours: rows are then padded and answers
+    scored one by one."""
     gradient_checkpointing: bool = free(False)
     """Keep of each layer its input alone and compute the rest again in the backward pass: less memory, about a third
     more time, the same gradients."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -270,13 +272,26 @@ def load_backbone(config: BackboneConfig, dtype: torch.dtype) -> PreTrainedModel
     # step (kernels/benchmarks/results/2026-11-27-*). The other kernels take any shape as it comes.
     torch.backends.cuda.enable_cudnn_sdp(False)
     disable_progress_bar()  # one bar per rank would drown the run's own
-    model = _load("weights", AutoModelForCausalLM, config, dtype=dtype)
+    attention = {} if config.attn_implementation == "auto" else {"attn_implementation": config.attn_implementation}
+    with _attention_named(config):
+        model = _load("weights", AutoModelForCausalLM, config, dtype=dtype, **attention)
     model.config.use_cache = False
     model.requires_grad_(False)
     if config.gradient_checkpointing:
         _checkpoint_layers(model, config)
     tune: Tuning = TUNINGS.find(config.tuning)
     return tune(model, config)
+
+
+@contextmanager
+def _attention_named(config: BackboneConfig) -> Iterator[None]:
+    """What transformers raises where it cannot compute attention as asked, as one line."""
+    try:
+        yield
+    except ImportError as error:
+        reason = str(error).splitlines()[0]
+        asked = config.attn_implementation
+        raise EgmfError(f"config: backbone.attn_implementation {asked!r} cannot be used here: {reason}") from error
 
 
 def _checkpoint_layers(model: PreTrainedModel, config: BackboneConfig) -> None:

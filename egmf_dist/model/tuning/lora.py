@@ -17,10 +17,10 @@ def lora(backbone: PreTrainedModel, config: BackboneConfig) -> PreTrainedModel:
 
     Args:
         backbone: frozen.
-        config: rank, alpha, dropout, targets.
+        config: rank, alpha, dropout, targets and their variants.
 
     Raises:
-        EgmfError: its targets are not in the model.
+        EgmfError: its targets or layers are not in the model.
     """
     if config.lora_rank == 0:
         return backbone
@@ -35,7 +35,9 @@ def lora(backbone: PreTrainedModel, config: BackboneConfig) -> PreTrainedModel:
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
         target_modules=targets,
-        exclude_modules=_excluded(backbone),
+        exclude_modules=_excluded(backbone, config),
+        use_rslora=config.lora_rslora,
+        use_dora=config.lora_dora,
     )
     try:
         adapted: Any = get_peft_model(backbone, settings, autocast_adapter_dtype=False)
@@ -46,11 +48,29 @@ def lora(backbone: PreTrainedModel, config: BackboneConfig) -> PreTrainedModel:
     return adapted
 
 
-def _excluded(model: PreTrainedModel) -> str | None:
+def _other_layers(model: PreTrainedModel, config: BackboneConfig) -> str | None:
+    """A pattern of the modules in layers that get no adapter; None for none.
+
+    PEFT's own ``layers_to_transform`` does not go with ``all-linear``, and passes over a layer that is not there.
+    """
+    if not config.lora_layers:
+        return None
+    count = model.config.get_text_config().num_hidden_layers
+    beyond = [n for n in config.lora_layers if n >= count]
+    if beyond:
+        raise EgmfError(f"config: backbone.lora_layers names {beyond[0]}; this backbone has layers 0 to {count - 1}")
+    lists = (
+        name for name, m in model.get_decoder().named_modules() if isinstance(m, nn.ModuleList) and len(m) == count
+    )
+    chosen = "|".join(map(str, config.lora_layers))
+    return rf"(?:.*\.)?{re.escape(next(lists))}\.(?!(?:{chosen})\.)\d+\..*"
+
+
+def _excluded(model: PreTrainedModel, config: BackboneConfig) -> str | None:
     """A pattern of the modules that get no adapter; None for none.
 
-    Those beside the language model (a vision tower), which no prompt reaches, and linear layers whose own forward gives
-    something else than one tensor (Llama 4's routers).
+    Those beside the language model (a vision tower), which no prompt reaches, linear layers whose own forward gives
+    something else than one tensor (Llama 4's routers), and those of layers that were not chosen.
     """
     patterns = {
         rf".*\.{re.escape(name.rpartition('.')[2])}"
@@ -63,4 +83,6 @@ def _excluded(model: PreTrainedModel) -> str | None:
         decoder = model.get_decoder()
         beside = next((name for name, module in model.named_modules() if module is decoder and name), None)
         patterns |= set() if beside is None else {rf"(?!{re.escape(beside)}\.).*"}
+    others = _other_layers(model, config)
+    patterns |= set() if others is None else {others}
     return "|".join(sorted(patterns)) or None
