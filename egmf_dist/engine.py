@@ -90,7 +90,7 @@ def deepspeed_settings(config: Config, micro_batches: int) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def partitioned_loading(config: Config, settings: dict[str, Any]) -> Iterator[None]:
-    """Inside, transformers partitions a model's weights over the ranks as it loads them (ZeRO stage 3 only)."""
+    """Inside, a backbone's weights are partitioned over the ranks as they are loaded (ZeRO stage 3 only)."""
     if config.training.zero_stage != 3:
         yield
         return

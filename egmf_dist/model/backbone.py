@@ -9,19 +9,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils.logging import disable_progress_bar
 
 from egmf_dist.config import BackboneConfig, ModelConfig
 from egmf_dist.data.prompt_ids import Limits
 from egmf_dist.errors import EgmfError
+from egmf_dist.model.loading import in_one_line, load_by_tensor
 from egmf_dist.model.tuning.base import TUNINGS, Tuning
 
 # Where configurations of different families keep the number of positions.
@@ -100,13 +100,10 @@ def _check_path(config: BackboneConfig) -> None:
 
 def _load(what: str, loader: Any, config: BackboneConfig, **options: Any) -> Any:
     _check_path(config)
-    try:
+    with in_one_line(config.path, what):
         return loader.from_pretrained(
             config.path, revision=config.revision, trust_remote_code=config.trust_remote_code, **options
         )
-    except (OSError, ValueError, SafetensorError, UnpicklingError, EOFError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise EgmfError(f"backbone {config.path!r}: its {what} cannot be loaded: {reason}") from error
 
 
 def load_tokenizer(config: BackboneConfig) -> PreTrainedTokenizerBase:
@@ -259,7 +256,8 @@ def _start(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def load_backbone(config: BackboneConfig, dtype: torch.dtype) -> PreTrainedModel:
     """The causal LM, frozen but for what ``backbone.tuning`` trains.
 
-    Under ZeRO-3 an ``HfDeepSpeedConfig`` must be alive: transformers then partitions each weight as it is loaded.
+    Under ZeRO-3 an ``HfDeepSpeedConfig`` must be alive, and every rank must call this: each weight is partitioned as it
+    is loaded, read one by one where the model allows it (:mod:`egmf_dist.model.loading`).
 
     Args:
         config: where the model is and how its adapter looks.
@@ -273,8 +271,15 @@ def load_backbone(config: BackboneConfig, dtype: torch.dtype) -> PreTrainedModel
     torch.backends.cuda.enable_cudnn_sdp(False)
     disable_progress_bar()  # one bar per rank would drown the run's own
     attention = {} if config.attn_implementation == "auto" else {"attn_implementation": config.attn_implementation}
+    model = None
     with _attention_named(config):
-        model = _load("weights", AutoModelForCausalLM, config, dtype=dtype, **attention)
+        if is_deepspeed_zero3_enabled():
+            settings = load_backbone_config(config)
+            if attention:
+                settings._attn_implementation = config.attn_implementation
+            model = load_by_tensor(config, settings, dtype)
+        if model is None:
+            model = _load("weights", AutoModelForCausalLM, config, dtype=dtype, **attention)
     model.config.use_cache = False
     model.requires_grad_(False)
     if config.gradient_checkpointing:
