@@ -34,7 +34,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _AT_ONCE = 2**17
 """glibc's own first values: a block from this size on goes back to the system when it is freed."""
 _USUAL = {_M_MMAP_THRESHOLD: 2**25, _M_TRIM_THRESHOLD: 2**26}
-"""What glibc raises both to by itself in a process that has freed large blocks. It stops doing so where they are set."""
+"""What glibc raises both to by itself where large blocks are freed; once they are set it leaves them alone."""
 
 
 @contextlib.contextmanager
@@ -123,12 +123,10 @@ def _plan(config: BackboneConfig, settings: PreTrainedConfig, dtype: torch.dtype
     named = _named(model)
     if not own.keys() <= named.keys() or not missing <= _tied(model, files) or _translated(model, files):
         return None
-    for name in own.keys() & files.keys():
-        if shapes[name] != list(own[name].shape):
-            raise EgmfError(
-                f"backbone {config.path!r}: its weights cannot be loaded: {files[name].name}: {name} is {shapes[name]}, "
-                f"by config.json it is {list(own[name].shape)}"
-            )
+    for name, shape in shapes.items():
+        if name in own and shape != list(own[name].shape):
+            with in_one_line(config.path, "weights", files[name].name):
+                raise ValueError(f"{name} is {shape}, by config.json it is {list(own[name].shape)}")
     return _Plan({name: file for name, file in files.items() if name in own}, missing)
 
 

@@ -1,8 +1,8 @@
 """One rank that loads backbones under ZeRO-3, and says what it got and what memory it took.
 
-argv[1] holds ``{name: job}``, argv[2] gets ``{name: what each rank has to say}``, rank 0's first. A job has ``path`` and
-``precision``; with ``present`` transformers loads the model as it does by itself, with ``fails`` the read of that number
-fails, and with ``weights`` everything is gathered and said.
+argv[1] holds ``{name: job}``, argv[2] gets ``{name: what each rank has to say}``, rank 0's first. A job has ``path``
+and ``precision``; with ``present`` transformers loads the model as it does by itself, with ``fails`` the read of that
+number fails, and with ``weights`` everything is gathered and said.
 """
 
 from __future__ import annotations
