@@ -93,7 +93,7 @@ def test_an_index_that_does_not_hold_together(folder, sample, change, message, r
 
 def first(arrays: Arrays, samples: int, members: int) -> Arrays:
     """All other columns of so many samples and members, members over and over the first one."""
-    per_sample = ("key", "split", "task", "text_chars", "target", "audio_frames", "vision_frames")
+    per_sample = ("key", "split", "task", "text_chars", "target", "audio_frames", "vision_frames", "dialogue")
     per_member = ("member_shard", "member_offset", "member_size", "member_crc")
     return {n: arrays[n][:samples] for n in per_sample} | {n: np.repeat(arrays[n][:1], members) for n in per_member}
 
