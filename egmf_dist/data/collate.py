@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from egmf_dist.config import DataConfig, PromptConfig
+from egmf_dist.config import Config
 from egmf_dist.data.answers import AnswerTree
 from egmf_dist.data.batch import RaggedBatch
 from egmf_dist.data.others import OtherModalities, boundaries
 from egmf_dist.data.prompt_ids import Limits, PromptEncoder, PromptIds
-from egmf_dist.data.prompts import answer_index, answer_mark, prompt_pieces, render_answer
+from egmf_dist.data.prompts import Piece, answer_index, answer_mark, prompt_pieces, render_answer
 from egmf_dist.data.rows import Asked, Rows, one_a_row, pack
 from egmf_dist.data.standardise import Standardisation
 from egmf_dist.data.streams import Streams, inputs_of, modalities_of
@@ -36,13 +36,13 @@ class Collator:
         tasks: the run's tasks by name; their order numbers them.
         languages: the run's languages; their order numbers them.
         streams: the run's feature streams and their widths.
-        config: what enters the prompt and how long sequences may be.
+        config: its sections ``data`` and ``prompt``: what enters the prompt, how it is laid out and how long it may be.
         limits: the backbone's.
         standardisations: by the key of each feature input how it is standardised; none where it is missing.
-        prompt: how a prompt is laid out; None: as the settings' defaults say.
 
     Attributes:
         answers: per task and language every legal answer's token ids, in order.
+        alone: each of them as a tree of its own.
         packed: several samples share a row of the LLM, which then takes a mask of four dimensions; right for a
             backbone that was seen to honour one. Else each has a row of its own.
 
@@ -56,10 +56,9 @@ class Collator:
         tasks: Mapping[str, Task],
         languages: Sequence[str],
         streams: Streams,
-        config: DataConfig,
+        config: Config,
         limits: Limits,
         standardisations: Mapping[str, Standardisation] | None = None,
-        prompt: PromptConfig | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.tasks = dict(tasks)
@@ -72,9 +71,8 @@ class Collator:
         self.limits = limits
         self.standardisations = dict(standardisations or {})
         self.packed = False
-        self._stepped = prompt is not None and prompt.context == "stepped"
         self._task_number = {name: i for i, name in enumerate(self.tasks)}
-        encoder = PromptEncoder(tokenizer, limits.vocabulary, config.max_text_tokens, 0)
+        encoder = PromptEncoder(tokenizer, limits.vocabulary, config.data.max_text_tokens, 0)
         self.answers: dict[tuple[str, str], list[list[int]]] = {}
         for name, task in self.tasks.items():
             for language in task.languages:
@@ -86,15 +84,15 @@ class Collator:
                     raise EgmfError(
                         f"task {name!r} in {language!r}: {error}; this backbone's tokenizer cannot tell them apart"
                     ) from error
-        self._right = {key: [AnswerTree.build([ids]) for ids in answers] for key, answers in self.answers.items()}
+        self.alone = {key: [AnswerTree.build([ids]) for ids in answers] for key, answers in self.answers.items()}
         limit = self._prompt_limit(encoder)
-        apart = prompt is not None and prompt.pseudo_tokens == "before_utterance"
-        self._encoder = PromptEncoder(tokenizer, limits.vocabulary, config.max_text_tokens, limit, apart)
+        apart = config.prompt.pseudo_tokens == "before_utterance"
+        self._encoder = PromptEncoder(tokenizer, limits.vocabulary, config.data.max_text_tokens, limit, apart)
 
     def _prompt_limit(self, encoder: PromptEncoder) -> int:
         """The most tokens of a prompt, by the setting and by the positions that the longest answer leaves."""
         longest = max(len(ids) for answers in self.answers.values() for ids in answers)
-        limit, reason = self.config.max_prompt_tokens, "data.max_prompt_tokens"
+        limit, reason = self.config.data.max_prompt_tokens, "data.max_prompt_tokens"
         if self.limits.columns is not None and self.limits.columns - longest < limit:
             limit, reason = self.limits.columns - longest, "the backbone's longest position"
         for name, task in self.tasks.items():
@@ -139,8 +137,12 @@ class Collator:
 
     def prompt_bytes(self, sample: Sample) -> int:
         """Bytes of a sample's prompt in UTF-8: what its tokens are about in proportion to, in any language."""
-        pieces = prompt_pieces(sample, self.tasks[sample.task], self.config.context_turns, self._stepped)
-        return sum(len(piece.text.encode()) for piece in pieces)
+        return sum(len(piece.text.encode()) for piece in self._pieces(sample))
+
+    def _pieces(self, sample: Sample) -> list[Piece]:
+        """A sample's prompt in words, as the settings say."""
+        stepped = self.config.prompt.context == "stepped"
+        return prompt_pieces(sample, self.tasks[sample.task], self.config.data.context_turns, stepped)
 
     def asked(self, prompt: PromptIds, source: int, answers: AnswerTree | None, owners: Sequence[int]) -> Asked:
         """A prompt with what may follow it, for :meth:`rows`; see :class:`egmf_dist.data.rows.Asked`."""
@@ -176,11 +178,9 @@ class Collator:
         for modality, lengths_B in zip(self._modality_of, lengths_BI.T, strict=True):
             lengths_BM[:, modality] += lengths_B
 
-        prompts = self._encoder.prompts(
-            [prompt_pieces(s, t, self.config.context_turns, self._stepped) for s, t in zip(samples, tasks, strict=True)]
-        )
+        prompts = self._encoder.prompts([self._pieces(sample) for sample in samples])
         asked = [
-            self.asked(prompt, b, self._right[s.task, s.language][i], [b])
+            self.asked(prompt, b, self.alone[s.task, s.language][i], [b])
             for b, (prompt, s, i) in enumerate(zip(prompts, samples, right, strict=True))
         ]
         rows = self.rows(asked)

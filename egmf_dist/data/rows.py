@@ -95,8 +95,8 @@ class Passes(NamedTuple):
 class _Tree:
     """One tree in depth-first order; columns count from its own first."""
 
-    def __init__(self, pseudo_tokens: int, eos: int) -> None:
-        self.pseudo_tokens, self.eos = pseudo_tokens, eos
+    def __init__(self, pseudo_tokens: int) -> None:
+        self.pseudo_tokens = pseudo_tokens
         self.ids: list[int] = []
         self.position: list[int] = []
         self.end: list[int] = []
@@ -162,7 +162,7 @@ def pack(sequences: Sequence[Asked], pseudo_tokens: int, eos: int, columns: int 
     trees, begin = [], 0
     for number in range(1, len(ordered) + 1):
         if number == len(ordered) or _common(ordered[number - 1].context, ordered[number].context) < _SHARED:
-            tree = _Tree(pseudo_tokens, eos)
+            tree = _Tree(pseudo_tokens)
             tree.grow(ordered[begin:number], 0)
             trees.append(tree)
             begin = number
@@ -199,7 +199,7 @@ def one_a_row(sequences: Sequence[Asked], pseudo_tokens: int, eos: int, padding:
     """
     trees = []
     for sequence in sequences:
-        tree = _Tree(pseudo_tokens, eos)
+        tree = _Tree(pseudo_tokens)
         tree.grow([sequence], 0)
         trees.append(tree)
     columns = padding + max(len(tree.ids) for tree in trees)

@@ -65,7 +65,7 @@ class RunData:
             EgmfError: two legal answers tokenise alike, or a question does not fit.
         """
         known = self.standardisations
-        return Collator(tokenizer, self.tasks, self.languages, self.streams, config.data, limits, known, config.prompt)
+        return Collator(tokenizer, self.tasks, self.languages, self.streams, config, limits, known)
 
     def statistics(self) -> dict[str, Any]:
         """By feature input by what statistics features are standardised, JSON-able."""

@@ -179,7 +179,6 @@ class SequenceScorer:
         self.collator, self.padding = collator, padding
         longest = 1 + max(len(ids) for answers in collator.answers.values() for ids in answers)
         self.rows_at_once = max(1, min(batch_size, LOGITS // (capabilities.vocabulary * longest)))
-        self.alone = {key: [AnswerTree.build([ids]) for ids in answers] for key, answers in collator.answers.items()}
 
     def prepare(self, samples: Sequence[Sample], weights: Sequence[float]) -> RaggedBatch:
         """See :class:`Scorer`."""
@@ -190,7 +189,7 @@ class SequenceScorer:
         asked = [
             own.asked(batch.prompts[b], b, tree, [b * legal_BC.shape[1] + c])
             for b, sample in enumerate(samples)
-            for c, tree in enumerate(self.alone[sample.task, sample.language])
+            for c, tree in enumerate(own.alone[sample.task, sample.language])
         ]
         parts = [asked[first : first + self.rows_at_once] for first in range(0, len(asked), self.rows_at_once)]
         return batch._replace(answers=Passes([own.rows(part, self.padding) for part in parts], legal_BC))

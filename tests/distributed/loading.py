@@ -16,6 +16,7 @@ import time
 import torch
 import torch.distributed as dist
 from safetensors import safe_open
+from watched_file import Watched
 
 from egmf_dist import distributed
 from egmf_dist.config import BackboneConfig, Config, TrainingConfig
@@ -52,31 +53,6 @@ class Peak:
         self.bytes, self.left = self._most - self._start, anonymous() - self._start
 
 
-class Failing:
-    """An opened file of which a certain read fails."""
-
-    reads, fails = 0, 0
-
-    def __init__(self, *arguments, **options):
-        self._opened = safe_open(*arguments, **options)
-
-    def __enter__(self):
-        self._file = self._opened.__enter__()
-        return self
-
-    def __exit__(self, *rest):
-        return self._opened.__exit__(*rest)
-
-    def __getattr__(self, name):
-        return getattr(self._file, name)
-
-    def get_tensor(self, name):
-        Failing.reads += 1
-        if Failing.reads == Failing.fails:
-            raise OSError("Input/output error")
-        return self._file.get_tensor(name)
-
-
 def gathered(model):
     """Every weight and buffer, whole, on rank 0, and how each weight is partitioned here."""
     from deepspeed.runtime.zero import GatheredParameters
@@ -105,8 +81,14 @@ def load(job):
         return model
 
     backbone.load_by_tensor = noted
-    Failing.reads, Failing.fails = 0, job.get("fails", 0)
-    loading.safe_open = Failing
+    reads = []
+
+    def note(name):
+        reads.append(name)
+        if len(reads) == job.get("fails"):
+            raise OSError("Input/output error")
+
+    loading.safe_open = lambda *a, **k: Watched(safe_open(*a, **k), note)
     found = {}
     with partitioned_loading(config, deepspeed_settings(config, 1)):
         try:

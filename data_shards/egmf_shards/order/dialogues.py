@@ -6,15 +6,13 @@ still one integer: the permutation's running lengths say which dialogue it falls
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import numpy as np
 
-from egmf_shards.errors import ShardError
-from egmf_shards.order.permutation import by_value, permutation
+from egmf_shards.order.order import Order
+from egmf_shards.order.permutation import permutation
 
 
-class DialogueOrder:
+class DialogueOrder(Order):
     """The endless sequence of sample numbers of a run, dialogue by dialogue; each sample exactly once an epoch.
 
     A dialogue's samples come in the order of their numbers, a sample of no dialogue as a dialogue of its own.
@@ -26,30 +24,19 @@ class DialogueOrder:
     """
 
     def __init__(self, dialogues: np.ndarray, seed: int, index_hash: str) -> None:
-        if not len(dialogues):
-            raise ShardError("an order of 0 samples: at least 1 sample is needed")
-        self.n, self.seed, self.index_hash = len(dialogues), seed, index_hash
+        super().__init__(len(dialogues), seed, index_hash)
         alone = np.where(dialogues < 0, dialogues.max() + 1 + np.arange(self.n), dialogues)
         self._samples = np.argsort(alone, kind="stable")
-        starts = np.flatnonzero(np.diff(alone[self._samples], prepend=-1))
-        self._starts, self._lengths = starts, np.diff(starts, append=self.n)
-        self._epoch = lru_cache(maxsize=2)(self._of_epoch)
+        self._starts = np.flatnonzero(np.diff(alone[self._samples], prepend=-1))
+        self._lengths = np.diff(self._starts, append=self.n)
+        self._epoch: tuple[int, np.ndarray, np.ndarray] | None = None
 
-    def at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Sample numbers and epochs, int64 ``[P]`` each, of the int ``positions`` ``[P]``."""
-        if positions.size and positions.min() < 0:
-            raise ShardError(f"position is {positions.min()}; positions count samples from 0")
-        epochs, places = np.divmod(positions.astype(np.int64), self.n)
-        indices = np.empty_like(places)
-        for epoch, own in by_value(epochs):
-            ends, starts = self._epoch(epoch)
-            dialogue = np.searchsorted(ends, places[own], side="right")
-            # A dialogue ends where its last sample is the one before ``ends``; counted back from there.
-            indices[own] = self._samples[starts[dialogue] + places[own] - np.concatenate([[0], ends])[dialogue]]
-        return indices, epochs
-
-    def _of_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Of the epoch's dialogues in their order: where each ends, and where its samples begin in ``_samples``."""
-        count = len(self._starts)
-        order = permutation(count, self.seed, "dialogues", epoch, self.index_hash)(np.arange(count))
-        return np.cumsum(self._lengths[order]), self._starts[order]
+    def _of_epoch(self, epoch: int, places: np.ndarray) -> np.ndarray:
+        if self._epoch is None or self._epoch[0] != epoch:
+            count = len(self._starts)
+            order = permutation(count, self.seed, "dialogues", epoch, self.index_hash)(np.arange(count))
+            self._epoch = epoch, np.concatenate([[0], np.cumsum(self._lengths[order])]), self._starts[order]
+        _, bounds, starts = self._epoch
+        dialogue = np.searchsorted(bounds, places, side="right") - 1
+        found: np.ndarray = self._samples[starts[dialogue] + places - bounds[dialogue]]
+        return found

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from egmf_shards.errors import ShardError
-from egmf_shards.order.dialogues import DialogueOrder
 from egmf_shards.order.order import Order
 from egmf_shards.order.permutation import by_value, permutation
 
@@ -31,9 +30,7 @@ class Mixture:
 
     SLOTS = 1000
 
-    def __init__(
-        self, orders: Sequence[Order | DialogueOrder], weights: Sequence[float], seed: int, index_hash: str
-    ) -> None:
+    def __init__(self, orders: Sequence[Order], weights: Sequence[float], seed: int, index_hash: str) -> None:
         self.orders, self.seed, self.index_hash = list(orders), seed, index_hash
         self.quotas = quotas(weights, len(orders), self.SLOTS)
         self._slots = np.concatenate([[0], np.cumsum(self.quotas)])

@@ -102,9 +102,9 @@ class Stream:
             )
         partition(global_batch, rank, world)  # refuses a rank that is none
         self.shards = shards
-        self.order: Order | DialogueOrder | Mixture
+        self.order: Order | Mixture
 
-        def order(first: int, n: int, name: str) -> Order | DialogueOrder:
+        def order(first: int, n: int, name: str) -> Order:
             if options.dialogues:
                 return DialogueOrder(shards.dialogues[first : first + n], seed, name)
             return Order(n, seed, name, options.block, options.window)
