@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from egmf_dist.config import Config
+from egmf_dist.data.chat import read_chat
 from egmf_dist.data.collate import Collator
 from egmf_dist.data.run_data import RunData
 from egmf_dist.errors import EgmfError
@@ -24,7 +25,10 @@ def read_backbone(config: Config, data: RunData) -> tuple[Capabilities, Collator
     """
     tokenizer = load_tokenizer(config.backbone)
     capabilities = read_capabilities(config.backbone, tokenizer)
-    return capabilities, data.collator(tokenizer, config, capabilities.limits(config.model))
+    limits = capabilities.limits(config.model)
+    if config.prompt.chat_template == "auto":
+        limits = limits.spoken_as(read_chat(tokenizer, capabilities.vocabulary, capabilities.eos))
+    return capabilities, data.collator(tokenizer, config, limits)
 
 
 def build_egmf(config: Config, capabilities: Capabilities, data: RunData) -> EGMF:

@@ -68,6 +68,10 @@ def deepspeed_settings(config: Config, micro_batches: int) -> dict[str, Any]:
     """
     training = config.training
     bf16 = training.precision == "bf16"
+    host = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    offload: dict[str, Any] = {} if training.offload == "none" else {"offload_optimizer": host}
+    if training.offload == "weights":
+        offload["offload_param"] = host
     return {
         "train_micro_batch_size_per_gpu": training.micro_batch,
         "gradient_accumulation_steps": micro_batches,
@@ -83,7 +87,10 @@ def deepspeed_settings(config: Config, micro_batches: int) -> dict[str, Any]:
             # Stages 1 and 2 lay parameters end to end; a bias of 3 numbers would leave every later weight at an odd
             # address, and kernels load 16 bytes at a time.
             "parameter_alignment": True,
+            **offload,
         },
+        # Its own Adam for hosts is C++ that is compiled at the first start; ours is torch's, fused into one pass.
+        "zero_force_ds_cpu_optimizer": False,
         "zero_allow_untested_optimizer": True,
     }
 
@@ -152,7 +159,8 @@ def initialise_for_scoring(config: Config, model: nn.Module, settings: dict[str,
         # what is scored must be what was selected.
         dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
         for parameter in model.parameters():
-            parameter.data = parameter.data.to(dtype)
+            if parameter.is_floating_point():  # weights of four bits stay as they are
+                parameter.data = parameter.data.to(dtype)
         return model.to(distributed.device()).eval()
     import deepspeed
 

@@ -63,6 +63,20 @@ def _together(config: Config) -> Iterator[tuple[bool, str, object, str]]:
         "frozen",
         "lora or full when model.pseudo_tokens is 0: nothing would be trained",
     )
+    stage = config.training.zero_stage
+    yield (
+        backbone.quantise == "none" or (stage < 3 and backbone.tuning != "full"),
+        "backbone.quantise",
+        backbone.quantise,
+        f"none under training.zero_stage 3 and backbone.tuning full (here {stage} and {backbone.tuning}): weights of "
+        "four bits are neither partitioned nor trained",
+    )
+    yield (
+        config.training.offload != "weights" or stage == 3,
+        "training.offload",
+        "weights",
+        f"none or optimizer under training.zero_stage {stage}: stage 3 alone partitions weights",
+    )
 
 
 def without_effect(config: Config) -> list[str]:

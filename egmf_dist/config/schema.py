@@ -151,6 +151,9 @@ class PromptConfig:
     """Which preceding turns are shown where there are more than data.context_turns: the last ones (`sliding`), or from
     a turn on that moves by half as many turns at a time, so that several utterances have it in common (`stepped`: at
     least half as many, at most as many)."""
+    chat_template: Literal["auto", "off"] = "auto"
+    """`auto`: where the backbone's tokenizer has a chat template, as instruct models' have, the prompt is the user's
+    turn in it and the answer the assistant's. `off`: plain text."""
 
 
 @dataclass(frozen=True)
@@ -180,10 +183,16 @@ class BackboneConfig:
     then learns as fast as a low one."""
     lora_dora: bool = False
     """Of tuning `lora`: learn each column's length apart from its direction (DoRA, Liu et al. 2024); slower."""
-    attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = free("auto")
+    attn_implementation: Literal["auto", "sdpa", "eager", "flex_attention", "flash_attention_2"] = free("auto")
     """What computes its attention: transformers' choice, torch's fused kernels (`sdpa`), plain matrix products
-    (`eager`), or FlashAttention where that is installed, which takes no mask of ours: rows are then padded and answers
-    scored one by one."""
+    (`eager`), FlexAttention on a GPU, which skips what a packed row's mask hides (`flex_attention`), or FlashAttention
+    where that is installed, which takes no mask of ours: rows are then padded and answers scored one by one."""
+    liger: bool = free(False)
+    """liger-kernel's RMSNorm, rotary positions and gated MLP in place of transformers' (CUDA; needs the extra `cuda`):
+    fewer passes over memory."""
+    quantise: Literal["none", "4bit"] = "none"
+    """`4bit`: frozen weights of linear layers in four bits (bitsandbytes' NF4, Dettmers et al. 2023; needs the extra
+    `cuda`), a quarter of bf16's memory; with tuning `lora` or `frozen`, under ZeRO stage 1 or 2."""
     gradient_checkpointing: bool = free(False)
     """Keep of each layer its input alone and compute the rest again in the backward pass: less memory, about a third
     more time, the same gradients."""
@@ -269,6 +278,9 @@ class TrainingConfig:
     zero_stage: Literal[1, 2, 3] = 3
     """DeepSpeed ZeRO stage. Where the backbone fits one device, 1 or 2 are faster: only the adapter's bytes move, and
     stage 3's work around every module falls away."""
+    offload: Literal["none", "optimizer", "weights"] = "none"
+    """What waits in the hosts' memory in place of the GPUs': the `optimizer` with its fp32 copies of what is trained,
+    or the `weights`, too (stage 3). Slower; the step is the same."""
     validate_every: int = free(200, at_least(1))
     """Steps between scorings of the validation split."""
     validation_samples: int = fixed(0, at_least(0, "0 (all) or more"))

@@ -76,8 +76,10 @@ class Collator:
         self.answers: dict[tuple[str, str], list[list[int]]] = {}
         for name, task in self.tasks.items():
             for language in task.languages:
-                texts = [render_answer(task, language, i) for i in range(len(task.legal_answers(language)))]
-                self.answers[name, language] = [encoder.following(answer_mark(language), text) for text in texts]
+                count = len(task.legal_answers(language))
+                texts = [render_answer(task, language, i, limits.chat is None) for i in range(count)]
+                mark = answer_mark(language) if limits.chat is None else limits.chat.opening
+                self.answers[name, language] = [encoder.following(mark, text) for text in texts]
                 try:
                     AnswerTree.build(self.answers[name, language])
                 except ValueError as error:
@@ -98,7 +100,8 @@ class Collator:
         for name, task in self.tasks.items():
             for language in task.languages:
                 empty = Sample("", "", language, name, "", "", ())
-                question = len(encoder.plain("".join(piece.text for piece in prompt_pieces(empty, task, 0))))
+                pieces = prompt_pieces(empty, task, 0, marked=self.limits.chat is None)
+                question = len(encoder.plain("".join(piece.text for piece in pieces)))
                 if question + MIN_ROOM > limit:
                     raise EgmfError(
                         f"task {name!r} in {language!r}: its question takes {question} tokens, {reason} leaves "
@@ -142,12 +145,13 @@ class Collator:
     def _pieces(self, sample: Sample) -> list[Piece]:
         """A sample's prompt in words, as the settings say."""
         stepped = self.config.prompt.context == "stepped"
-        return prompt_pieces(sample, self.tasks[sample.task], self.config.data.context_turns, stepped)
+        turns, marked = self.config.data.context_turns, self.limits.chat is None
+        return prompt_pieces(sample, self.tasks[sample.task], turns, stepped, marked)
 
     def asked(self, prompt: PromptIds, source: int, answers: AnswerTree | None, owners: Sequence[int]) -> Asked:
         """A prompt with what may follow it, for :meth:`rows`; see :class:`egmf_dist.data.rows.Asked`."""
         context = (*self.limits.start, *prompt.ids[: prompt.before])
-        return Asked(context, prompt.ids[prompt.before :], source, answers, owners)
+        return Asked(context, [*prompt.ids[prompt.before :], *self.limits.after], source, answers, owners)
 
     def rows(self, asked: Sequence[Asked], padding: int = 0) -> Rows:
         """Sequences in rows: packed, or one a row behind ``padding`` more columns of padding."""

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from egmf_dist.data.chat import Chat
 from egmf_dist.data.prompts import Piece
 from egmf_dist.errors import EgmfError
 
@@ -25,7 +26,7 @@ class Limits(NamedTuple):
     vocabulary: int
     """Rows of the backbone's embedding."""
     eos: int
-    """Its end-of-sequence id."""
+    """What ends an answer."""
     columns: int | None
     """The most tokens of prompt and answer together; None where nothing limits them."""
     start: tuple[int, ...]
@@ -34,6 +35,21 @@ class Limits(NamedTuple):
     """K."""
     stream_tokens: int
     """The most tokens of a feature stream."""
+    chat: Chat | None = None
+    """What stands around a prompt of an instruct model; it has its own start and end of an answer."""
+
+    def spoken_as(self, chat: Chat | None) -> Limits:
+        """The same for prompts inside ``chat``."""
+        if chat is None:
+            return self
+        more = len(chat.before) + len(chat.after) - len(self.start)
+        columns = None if self.columns is None else self.columns - more
+        return self._replace(start=chat.before, eos=chat.end, columns=columns, chat=chat)
+
+    @property
+    def after(self) -> tuple[int, ...]:
+        """Ids between a prompt and its answer."""
+        return () if self.chat is None else self.chat.after
 
 
 class PromptIds(NamedTuple):

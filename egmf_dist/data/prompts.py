@@ -43,7 +43,9 @@ def shown_turns(sample: Sample, most: int, stepped: bool) -> int:
     return min(most, len(sample.context))
 
 
-def prompt_pieces(sample: Sample, task: Task, context_turns: int, stepped: bool = False) -> list[Piece]:
+def prompt_pieces(
+    sample: Sample, task: Task, context_turns: int, stepped: bool = False, marked: bool = True
+) -> list[Piece]:
     """The prompt of one sample, up to where the answer begins, in parts that may be cut one by one.
 
     Args:
@@ -51,17 +53,19 @@ def prompt_pieces(sample: Sample, task: Task, context_turns: int, stepped: bool 
         task: the sample's task.
         context_turns: how many of the preceding turns to show at most, the most recent ones.
         stepped: see the setting ``prompt.context``.
+        marked: the words that an answer follows stand behind the question; a chat template has its own.
     """
     pieces = []
     turns = shown_turns(sample, context_turns, stepped)
     for turn in sample.context[-turns:] if turns else ():
         line = f"{turn.speaker}: {turn.text}" if turn.speaker else turn.text
         pieces.append(Piece("turn", line + "\n", len(turn.text)))
+    mark = f" {answer_mark(sample.language)}" if marked else ""
     return [
         *pieces,
         Piece("speaker", f"[{sample.speaker}] ", 0),
         Piece("text", sample.text, len(sample.text)),
-        Piece("question", f"\n{task.questions[sample.language]} {answer_mark(sample.language)}", 0),
+        Piece("question", f"\n{task.questions[sample.language]}{mark}", 0),
     ]
 
 
@@ -75,9 +79,10 @@ def answer_mark(language: str) -> str:
     return _ANSWER_MARK.get(language, _ANSWER_MARK["en"])
 
 
-def render_answer(task: Task, language: str, index: int) -> str:
-    """The text of legal answer number ``index`` as it follows the prompt."""
-    return _SPACE.get(language, " ") + task.legal_answers(language)[index]
+def render_answer(task: Task, language: str, index: int, marked: bool = True) -> str:
+    """The text of legal answer number ``index`` as it follows the prompt; it begins a turn where that is not
+    ``marked``."""
+    return (_SPACE.get(language, " ") if marked else "") + task.legal_answers(language)[index]
 
 
 def answer_index(sample: Sample, task: Task) -> int:

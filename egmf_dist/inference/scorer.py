@@ -134,7 +134,8 @@ class TreeScorer:
         self.passes = max(len(trees) for trees in self.trees.values())
         nodes = max(len(tree.tokens) for trees in self.trees.values() for tree in trees)
         limits = collator.limits
-        columns = len(limits.start) + limits.pseudo_tokens + collator.prompt_limit + nodes
+        around = len(limits.start) + len(limits.after)
+        columns = around + limits.pseudo_tokens + collator.prompt_limit + nodes
         masks = max(1, len(capabilities.kinds))
         # A row may hold several samples, but is never much longer than COLUMNS or the longest sample.
         mask = masks * columns * max(columns, COLUMNS)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +19,8 @@ from transformers.utils.logging import disable_progress_bar
 from egmf_dist.config import BackboneConfig, ModelConfig
 from egmf_dist.data.prompt_ids import Limits
 from egmf_dist.errors import EgmfError
-from egmf_dist.model.loading import in_one_line, load_by_tensor
+from egmf_dist.model import fitting
+from egmf_dist.model.loading import in_one_line, load_by_tensor, without_weights
 from egmf_dist.model.tuning.base import TUNINGS, Tuning
 
 # Where configurations of different families keep the number of positions.
@@ -271,41 +270,31 @@ def load_backbone(config: BackboneConfig, dtype: torch.dtype) -> PreTrainedModel
     torch.backends.cuda.enable_cudnn_sdp(False)
     disable_progress_bar()  # one bar per rank would drown the run's own
     attention = {} if config.attn_implementation == "auto" else {"attn_implementation": config.attn_implementation}
+    options = attention | fitting.quantised(config, dtype)
+    tune: Tuning = TUNINGS.find(config.tuning)
+    if config.tuning == "lora" and not config.trust_remote_code:
+        # Settings that name what is not there are found before a byte of the weights is read.
+        with in_one_line(config.path, "layers"):
+            weightless = without_weights(load_backbone_config(config), dtype)
+        tune(weightless, config)
     model = None
-    with _attention_named(config):
+    with fitting.attention_named(config):
         if is_deepspeed_zero3_enabled():
             settings = load_backbone_config(config)
             if attention:
                 settings._attn_implementation = config.attn_implementation
             model = load_by_tensor(config, settings, dtype)
         if model is None:
-            model = _load("weights", AutoModelForCausalLM, config, dtype=dtype, **attention)
+            model = _load("weights", AutoModelForCausalLM, config, dtype=dtype, **options)
     model.config.use_cache = False
     model.requires_grad_(False)
+    if config.quantise != "none":
+        fitting.keep_layout(model)
+    if config.liger:
+        fitting.use_liger(model, config)
     if config.gradient_checkpointing:
-        _checkpoint_layers(model, config)
-    tune: Tuning = TUNINGS.find(config.tuning)
+        fitting.checkpoint_layers(model, config)
     return tune(model, config)
-
-
-@contextmanager
-def _attention_named(config: BackboneConfig) -> Iterator[None]:
-    """What transformers raises where it cannot compute attention as asked, as one line."""
-    try:
-        yield
-    except ImportError as error:
-        reason = str(error).splitlines()[0]
-        asked = config.attn_implementation
-        raise EgmfError(f"config: backbone.attn_implementation {asked!r} cannot be used here: {reason}") from error
-
-
-def _checkpoint_layers(model: PreTrainedModel, config: BackboneConfig) -> None:
-    if not model.supports_gradient_checkpointing:
-        raise EgmfError(
-            f"config: backbone.gradient_checkpointing is true, but {model.config.model_type} in {config.path!r} cannot "
-            "compute its layers again; leave it false"
-        )
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def embedding_rms(embedding: nn.Module, vocabulary: int) -> float:

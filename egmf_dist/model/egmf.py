@@ -134,9 +134,9 @@ class EGMF(nn.Module):
         if pseudo_BKH is not None:
             pseudo = pseudo_BKH.flatten(0, 1)[rows.source_P].to(embedded.dtype)
             embedded = embedded.flatten(0, 1).index_copy(0, rows.pseudo_P, pseudo).view_as(embedded)
-        return self.logits(
-            embedded, masks(rows, self.capabilities.kinds, embedded.dtype), rows.position_RC, rows.read_N
-        )
+        flex = self.backbone.config._attn_implementation == "flex_attention"  # type: ignore[union-attr]
+        mask = masks(rows, self.capabilities.kinds, embedded.dtype, flex)
+        return self.logits(embedded, mask, rows.position_RC, rows.read_N)
 
     def logits(self, embedded: torch.Tensor, mask: Any, position: torch.Tensor, read_N: torch.Tensor) -> torch.Tensor:
         """Logits ``[N, vocabulary]`` at some of the flattened columns; ``mask`` is of :func:`.sequence.masks`.

@@ -117,7 +117,7 @@ def _plan(config: BackboneConfig, settings: PreTrainedConfig, dtype: torch.dtype
     if not files:
         return None
     with in_one_line(config.path, "weights"):
-        model = _without_weights(settings, dtype)
+        model = without_weights(settings, dtype)
     own = model.state_dict()
     missing = own.keys() - files.keys()
     named = _named(model)
@@ -154,7 +154,7 @@ def _files(path: str) -> list[Path]:
         return [folder / file for file in sorted(set(places.values()))]
 
 
-def _without_weights(settings: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+def without_weights(settings: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     """The model's names and shapes: on the meta device, as transformers makes one that it fills without DeepSpeed."""
     from transformers import initialization
     from transformers.modeling_utils import local_torch_dtype, set_zero3_state

@@ -17,7 +17,7 @@ CHUNK = 2**25
 """The most logits that are widened to float32 at once: 128 MiB."""
 
 
-def masks(rows: Rows, kinds: Sequence[LayerKind], dtype: torch.dtype) -> torch.Tensor | dict[str, torch.Tensor]:
+def masks(rows: Rows, kinds: Sequence[LayerKind], dtype: torch.dtype, flex: bool = False) -> Any:
     """What the LLM is given as its attention mask.
 
     Where one sequence stands in a row: int64 ``[R, C]``, 1 where it is no padding. Else additive 4-D masks
@@ -25,16 +25,21 @@ def masks(rows: Rows, kinds: Sequence[LayerKind], dtype: torch.dtype) -> torch.T
     reaches. Distances are between positions, so a window is what it would be if the sequence stood alone. A padding
     column sees itself: a row of nothing would be NaN.
 
+    FlexAttention gets the same as block masks, of which it skips the blocks that nobody sees.
+
     Args:
         rows: on the device.
         kinds: the LLM's kinds of layers.
         dtype: of the embeddings.
+        flex: the LLM's attention is FlexAttention.
 
     Returns:
         One mask where there is one kind of layer, else one for each kind by name.
     """
     if not rows.packed:
         return (rows.end_RC > 0).long()
+    if flex:
+        return _one_or_all({kind.name: _block_mask(rows, kind) for kind in kinds})
     device, position = rows.end_RC.device, rows.position_RC
     column = torch.arange(rows.end_RC.shape[1], device=device)
     sees = (column[:, None] >= column[None, :]) & (column[None, :, None] < rows.end_RC[:, None, :])
@@ -49,7 +54,28 @@ def masks(rows: Rows, kinds: Sequence[LayerKind], dtype: torch.dtype) -> torch.T
             chunk = position // kind.chunk
             reached = reached & (chunk[:, :, None] == chunk[:, None, :])
         made[kind.name] = torch.where(reached | itself, nothing, hidden)[:, None]
+    return _one_or_all(made)
+
+
+def _one_or_all(made: dict[str, Any]) -> Any:
     return made if len(made) > 1 else next(iter(made.values()))
+
+
+def _block_mask(rows: Rows, kind: LayerKind) -> Any:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    end, position = rows.end_RC, rows.position_RC
+
+    def sees(row: torch.Tensor, _: torch.Tensor, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
+        reached = (i >= j) & (i < end[row, j])
+        if kind.window is not None:
+            reached = reached & (position[row, i] - position[row, j] < kind.window)
+        if kind.chunk is not None:
+            reached = reached & (position[row, i] // kind.chunk == position[row, j] // kind.chunk)
+        return reached | (i == j)
+
+    count, columns = end.shape
+    return create_block_mask(sees, count, None, columns, columns, device=end.device)
 
 
 def log_probabilities(logits_NV: torch.Tensor, rows: Rows) -> torch.Tensor:

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from egmf_dist.errors import EgmfError
+from egmf_launcher.bench_report import kind_before, make_folder, make_table, new_console, picked, progress_bar
 
-FILE_WIDTH = 160
-"""Characters a line where the tables go to a file or a pipe."""
 MEASURED_SECONDS, QUICK_SECONDS = 480.0, 240.0
 
 
@@ -39,9 +34,7 @@ def bench_kernels(out: Path, architectures: Sequence[str] = (), *, trace: bool =
     """
     import torch
 
-    console = Console(highlight=False, soft_wrap=True)
-    if not console.is_terminal:
-        console.width = max(console.width, FILE_WIDTH)
+    console = new_console()
     measured = torch.cuda.is_available()
     if trace and not measured:
         raise EgmfError("--trace needs a CUDA device, and there is none; leave it out for the predicted report")
@@ -80,21 +73,14 @@ def _capabilities(architectures: Sequence[str]) -> list[int]:
 
 def _prepare(out: Path, measured: bool) -> None:
     """The folder exists afterwards; a prediction does not take the place of what a GPU measured."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        raise EgmfError(f"--out {out}: {error.strerror or error}; it must be a folder that can be written") from error
-    before = out / "summary.json"
-    if measured or not before.is_file():
-        return
-    try:
-        kind = json.loads(before.read_text(encoding="utf-8"))["kind"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise EgmfError(f"{before}: not a report of egmf bench kernels; give --out another folder") from error
+    make_folder(out)
+    kind = None if measured else kind_before(out)
+    if kind == "":
+        raise EgmfError(f"{out / 'summary.json'}: not a report of egmf bench kernels; give --out another folder")
     if kind == "measured":
-        raise EgmfError(f"{before}: holds what a GPU measured; give --out another folder for a prediction")
+        raise EgmfError(
+            f"{out / 'summary.json'}: holds what a GPU measured; give --out another folder for a prediction"
+        )
 
 
 def _measure(out: Path, trace: bool, quick: bool, console: Console) -> dict[str, Any]:
@@ -115,13 +101,7 @@ def _measure(out: Path, trace: bool, quick: bool, console: Console) -> dict[str,
 def _predict(out: Path, architectures: Sequence[int], quick: bool, console: Console) -> dict[str, Any]:
     from egmf_kernels.bench.static import static_report
 
-    columns = (BarColumn(bar_width=30), TimeElapsedColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("starting", total=None)
-
-        def progress(doing: str, done: int, total: int) -> None:
-            bar.update(task, description=doing, completed=done, total=total)
-
+    with progress_bar(console) as progress:
         return static_report(out, architectures=architectures, quick=quick, progress=progress)
 
 
@@ -166,21 +146,6 @@ _SHARE = {
 }  # fmt: skip
 
 
-def make_table(title: str, rows: Sequence[dict[str, Any]]) -> Table:
-    """Rows with the same keys, which are the headings; numbers to the right."""
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    for heading in rows[0] if rows else ():
-        numbers = any(isinstance(row[heading], int | float) for row in rows)
-        table.add_column(heading, no_wrap=True, justify="right" if numbers else "left")
-    for row in rows:
-        table.add_row(*map(_cell, row.values()))
-    return table
-
-
-def picked(columns: Mapping[str, str], rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{heading: row.get(key) for key, heading in columns.items()} for row in rows]
-
-
 def _passes(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """An operator, width and direction a row, an implementation a column."""
     table: dict[tuple[str, int, str], dict[str, Any]] = {}
@@ -206,11 +171,3 @@ def _bounds(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _first(tile: Mapping[str, Any], *names: str) -> Any:
     return next((tile[name] for name in names if name in tile), None)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
-    return escape(str(value))

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-from egmf_dist.errors import EgmfError
-from egmf_launcher.bench import FILE_WIDTH, make_table, picked
+from egmf_launcher.bench_report import make_table, new_console, own_folder, picked, progress_bar, write_files
 
 
 def bench_data(
@@ -41,28 +33,24 @@ def bench_data(
     Raises:
         EgmfError: an option that does not fit, an ``out`` that cannot be written or holds another report.
     """
-    from egmf_dist.bench.data import PEER_NAMES, READERS, measure_data
+    from egmf_dist.bench.data import KIND, PEER_NAMES, READERS, measure_data
     from egmf_dist.bench.environments import default_folder
     from egmf_dist.report.data_bench import write_data_report
 
-    console = Console(highlight=False, soft_wrap=True)
-    if not console.is_terminal:
-        console.width = max(console.width, FILE_WIDTH)
-    _prepare(out)
-    columns = (BarColumn(bar_width=30), TimeElapsedColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("starting", total=None)
+    console = new_console()
+    own_folder(out, [KIND], "egmf bench data")
+    with progress_bar(console) as progress:
         summary = measure_data(
             out,
             samples=samples,
             quick=quick,
             peers=PEER_NAMES if peers is None else list(dict.fromkeys(peers)),
             environments=_folder(environments, default_folder()),
-            progress=lambda doing, done, total: bar.update(task, description=doing, completed=done, total=total),
+            progress=progress,
             say=lambda line: console.print(line, markup=False),
         )
     titles = {name: reader.title for name, reader in READERS.items()}
-    written = [*_write(summary, out), write_data_report(summary, out, titles)]
+    written = [*write_files(summary, out), write_data_report(summary, out, titles)]
     for size in summary["samples"]:
         payload = f"{summary['samples'][size]} samples of {summary['payload_bytes'][size] / 1000:.0f} KB"
         console.print(
@@ -84,39 +72,6 @@ def _folder(given: str | None, default: Path) -> Path | None:
     if given is None:
         return default
     return Path(given).absolute() if given else None
-
-
-def _prepare(out: Path) -> None:
-    """The folder exists afterwards; another command's report does not lose its place."""
-    from egmf_dist.bench.data import KIND
-
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        raise EgmfError(f"--out {out}: {error.strerror or error}; it must be a folder that can be written") from error
-    before = out / "summary.json"
-    if not before.is_file():
-        return
-    try:
-        kind = json.loads(before.read_text(encoding="utf-8"))["kind"]
-    except (ValueError, KeyError, TypeError):
-        kind = None
-    if kind != KIND:
-        raise EgmfError(f"{before}: not a report of egmf bench data; give --out another folder")
-
-
-def _write(summary: dict[str, Any], out: Path) -> list[Path]:
-    from egmf_dist.files import write_json, write_text
-
-    table = io.StringIO()
-    writer = csv.DictWriter(table, list(summary["rows"][0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(summary["rows"])
-    write_text(out / "results.csv", table.getvalue())
-    write_json(out / "summary.json", summary)
-    return [out / "summary.json", out / "results.csv"]
 
 
 _FIRST = {"reader": "reader", "first_batch_s": "open to first batch", "imports_s": "imports"}

@@ -41,7 +41,7 @@ BRANCHES = {
     "shards": ("shard_verb", "make and describe data"),
     "shards import": ("format", "a published data set to shards"),
     "backbone": ("backbone_verb", "language models made, fetched or converted here"),
-    "bench": ("bench_verb", "what kernels and readers cost"),
+    "bench": ("bench_verb", "what kernels, readers and training steps cost"),
 }
 """Words that verbs begin with: how an error calls what follows, and help."""
 _FEATURES = dict.fromkeys(("audio", "vision"), "folder of one .npy [frames, dim] a clip")
@@ -162,6 +162,11 @@ VERBS = {
         "egmf_launcher.verbs:bench_data",
         "samples a second of this project's reader and of other libraries, each in its pinned environment",
         "--out runs/data",
+    ),
+    "bench step": Verb(
+        "egmf_launcher.verbs:bench_step",
+        "samples a second of a training step beside other ways to train the same",
+        "--out runs/step",
     ),
 }
 

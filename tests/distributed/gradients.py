@@ -65,6 +65,7 @@ def measure(job):
     settings["gradient_clipping"] = 0.0
     data = RunData(tasks, ["en", "zh"], job["streams"], {})
     capabilities, collator = read_backbone(config, data)
+    collator.packed = job["packed"]
     with partitioned_loading(config, settings):
         model = build_egmf(config, capabilities, data)
     if job["branch"]:
@@ -88,8 +89,9 @@ def measure(job):
     batches = [collator(m.samples, m.weights) for m in micro]
     sums_3 = train_step(engine, batches, len(samples), distributed.device())
     distributed.sum_on_device(sums_3)
+    tokens = sum(distributed.share_objects([batch.tokens for batch in batches if batch.weight_B.any()]))
     engine.destroy()
-    return {"gradients": gradients, "sums": sums_3.tolist()}
+    return {"gradients": gradients, "sums": sums_3.tolist(), "tokens": tokens}
 
 
 main()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, TrainingConfig
+from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, PromptConfig, TrainingConfig
+from egmf_shards import Turn
 
 pytestmark = pytest.mark.distributed
 # The first half falls to rank 0 and the second to rank 1: one rank without audio, one without vision, one sample with
@@ -14,11 +17,13 @@ PATTERNS = [(1, 0, 1), (1, 0, 1), (0, 0, 1), (1, 0, 0), (1, 1, 0), (0, 1, 0), (1
 
 @pytest.fixture(scope="module")
 def job(random_backbone, tasks):
-    """``job(samples, micro_batch, branch=False, **of the backbone)`` for gradients.py: ZeRO-3, fp32, dropout 0."""
+    """``job(samples, micro_batch, branch=False, packed=False, **of the backbone)`` for gradients.py: ZeRO-3, fp32,
+    dropout 0."""
 
-    def make(samples, micro_batch, branch=False, **changes):
+    def make(samples, micro_batch, branch=False, packed=False, **changes):
         config = Config(
             data=DataConfig(shards=["unused"]),
+            prompt=PromptConfig(pseudo_tokens="before_utterance"),
             backbone=BackboneConfig(path=str(random_backbone), lora_rank=4, lora_alpha=8, lora_dropout=0.0, **changes),
             model=ModelConfig(width=32, heads=2),
             training=TrainingConfig(precision="fp32", zero_stage=3, micro_batch=micro_batch),
@@ -29,9 +34,19 @@ def job(random_backbone, tasks):
             "tasks": tasks,
             "streams": {"audio": [6], "vision": [5]},
             "branch": branch,
+            "packed": packed,
         }
 
     return make
+
+
+def dialogues(samples):
+    """Two dialogues, two questions on an utterance; utterances share what went before."""
+    turns = tuple(Turn("AB"[i % 2], text) for i, text in enumerate(["i am glad " * 3, "no wait", "wait no no", "glad"]))
+    return [
+        replace(s, context=(turns if i < 6 else turns[::-1])[: (i // 2) % 4 + 1], text=f"{s.text} {'wait ' * (i % 3)}")
+        for i, s in enumerate(samples)
+    ]
 
 
 def relative_difference(a, b) -> float:
@@ -48,9 +63,11 @@ def relative_difference(a, b) -> float:
 def measured(job, run_ranks, make_samples):
     """``{ranks: {name: measurement}}`` of every cut below; all of one number of ranks share one start of processes."""
     samples = make_samples(8, PATTERNS)
+    spoken = dialogues(make_samples(10))
     one = {
         "eight": job(samples, 8),
         "eight, in micro-batches of two": job(samples, 2),
+        "separate sequences": job(spoken, 10),
         "seven": job(samples[:7], 7),
         "whole backbone": job(samples, 8, tuning="full"),
         "layers computed again": job(samples, 8, gradient_checkpointing=True),
@@ -61,6 +78,8 @@ def measured(job, run_ranks, make_samples):
         "eight": job(samples, 4),
         "seven": job(samples[:7], 4),
         "seven, one at a time": job(samples[:7], 1),
+        "forest": job(spoken, 5, packed=True),
+        "forest, two at a time": job(spoken, 2, packed=True),
         "whole backbone": job(samples, 4, tuning="full"),
         "layers computed again": job(samples, 4, gradient_checkpointing=True),
         "branch": job(samples, 4, branch=True),  # last: its ranks mix up their weights
@@ -83,6 +102,15 @@ def test_uneven_shares_of_four_and_three_with_a_filler_give_the_same(measured):
     """Seven samples in micro-batches of one: rank 1 has three and fills its fourth with weight 0."""
     assert relative_difference(measured[1]["seven"], measured[2]["seven"]) < 1e-5
     assert relative_difference(measured[1]["seven"], measured[2]["seven, one at a time"]) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["forest", "forest, two at a time"])
+def test_dialogues_that_share_their_context_give_the_gradient_of_separate_sequences(measured, name):
+    """Contexts read once on two ranks, wherever a dialogue is cut, against one prompt a row on one."""
+    one, two = measured[1]["separate sequences"], measured[2][name]
+    assert two["tokens"] < one["tokens"] - 20
+    assert two["sums"] == pytest.approx(one["sums"], rel=1e-6)
+    assert relative_difference(one, two) < 1e-5
 
 
 def test_a_backbone_that_is_trained_whole_has_one_processs_gradients(measured):

@@ -47,8 +47,13 @@ def runs(config, run_ranks, tmp_path_factory):
         "backbone": replace(config.backbone, tuning="full"),
         "training": replace(fp32, learning_rate=1e-3, checkpoint_every=3, validate_every=3),
     }
+    two |= {
+        f"offload {what}": {"training": replace(fp32, zero_stage=stage, offload=what)}
+        for stage, what in ((2, "optimizer"), (3, "weights"))
+    }
     one = {
         "reference": {"training": fp32},
+        "4bit": {"training": replace(fp32, zero_stage=1), "backbone": replace(config.backbone, quantise="4bit")},
         "stopped": {"training": replace(fp32, learning_rate=1e-12, validate_every=1, patience=2)},
         "frozen": {"training": fp32, "backbone": replace(config.backbone, lora_rank=0)},
     }
@@ -66,6 +71,7 @@ def runs(config, run_ranks, tmp_path_factory):
 def afterwards(runs, run_ranks):
     """``{name: result}`` of what new processes make of those runs: evaluations, and the whole backbone's resume."""
     jobs = {f"bf16 {stage}": EvaluateJob(runs[f"bf16 {stage}"][0].folder, split="valid") for stage in (1, 2, 3)}
+    jobs["4bit"] = EvaluateJob(runs["4bit"][0].folder, split="valid")
     whole = runs["whole"][0]
     config = load_run_config(whole.config)
     longer = replace(config, training=replace(config.training, steps=8))
@@ -87,6 +93,22 @@ def test_stages_and_precisions_follow_the_same_losses(runs, stage, precision, to
     """Two ranks of another ZeRO stage or in bf16, against one fp32 rank of stage 3."""
     reference, other = losses(runs["reference"][0]), losses(runs[f"{precision} {stage}"][0])
     assert other == pytest.approx(reference, rel=tolerance)
+
+
+@pytest.mark.parametrize("what", ["optimizer", "weights"])
+def test_what_waits_in_the_hosts_memory_changes_no_loss(runs, what):
+    assert losses(runs[f"offload {what}"][0]) == pytest.approx(losses(runs["reference"][0]), rel=1e-4)
+
+
+def test_a_backbone_of_four_bits_trains_and_is_scored(runs, afterwards):
+    """Near the losses of whole weights, and not the same; an evaluation on two ranks sees what validation saw."""
+    run, _ = runs["4bit"]
+    whole, four = losses(runs["reference"][0]), losses(run)
+    assert four == pytest.approx(whole, rel=0.1)
+    assert four != pytest.approx(whole, rel=1e-5)
+    (valid,) = (r for r in read_records(run.metrics) if r["kind"] == "valid")
+    for name, task in valid["tasks"].items():
+        assert afterwards["4bit"]["tasks"][name]["metrics"] == pytest.approx(task["metrics"], abs=1e-6), name
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])

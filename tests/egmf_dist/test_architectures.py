@@ -8,169 +8,20 @@ from __future__ import annotations
 import json
 import pickle
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from families import CHATS, FAMILIES, STREAMS, spoken
 
-from egmf_dist.build import build_egmf, read_backbone
-from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, PromptConfig, TrainingConfig
+from egmf_dist.config import BackboneConfig, Config, ModelConfig, PromptConfig
 from egmf_dist.data import Collator
-from egmf_dist.data.run_data import RunData
+from egmf_dist.data.chat import read_chat
+from egmf_dist.data.prompts import answer_mark, render_prompt
 from egmf_dist.errors import EgmfError
 from egmf_dist.inference.scorer import SequenceScorer, TreeScorer, choose_scorer
 from egmf_dist.model.backbone import load_tokenizer, read_capabilities
 from egmf_shards import Turn
-
-STREAMS = {"audio": [6], "vision": [5]}
-FIRST = PromptConfig()
-MIXED = ["sliding_attention", "full_attention"]
-SMALL = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    # Random weights of the usual 0.02 give logits near 0, and every fault is lost in them.
-    "initializer_range": 0.3,
-}
-# Name: model type, what the tokenizer puts before a text, settings, the way of scoring.
-FAMILIES = {
-    "qwen2": ("qwen2", (), SMALL, "tree"),
-    "qwen3": ("qwen3", (), SMALL | {"head_dim": 8}, "tree"),
-    "llama": ("llama", ("<bos>",), SMALL, "tree"),
-    "mistral": ("mistral", ("<bos>",), SMALL | {"head_dim": 8, "sliding_window": 8}, "tree"),
-    "gemma2": ("gemma2", ("<bos>",), SMALL | {"head_dim": 8, "sliding_window": 8, "layer_types": MIXED}, "tree"),
-    "gemma3": ("gemma3_text", ("<bos>",), SMALL | {"head_dim": 8, "sliding_window": 8, "layer_types": MIXED}, "tree"),
-    "phi3": ("phi3", ("<bos>",), SMALL, "tree"),
-    "glm4": ("glm4", ("[gMASK]", "<sop>"), SMALL | {"head_dim": 8}, "tree"),
-    "gpt2": (
-        "gpt2", (),
-        {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256, "initializer_range": 0.3}, "tree",
-    ),
-    "bloom": ("bloom", (), {"hidden_size": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.3}, "sequence"),
-    "lfm2": (
-        "lfm2", ("<bos>",),
-        SMALL | {"num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"]}, "sequence",
-    ),
-    "qwen3_next": (
-        "qwen3_next", (),
-        SMALL | {
-            "head_dim": 8, "layer_types": ["linear_attention", "full_attention"], "linear_num_key_heads": 2,
-            "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8, "num_experts": 4,
-            "num_experts_per_tok": 2, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32,
-        },
-        "sequence",
-    ),
-}  # fmt: skip
-
-
-TEXT = ["i am glad no wait Emotion? Answer: neutral joy anger -0.5 1.0"] * 4
-
-
-def make_sentencepiece():
-    """As Llama 2's and Phi-3's: a mark before every text and for every space, bytes for what it does not know."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    special = ["<pad>", "<eos>", "<bos>", "<unk>"]
-    known = trainers.BpeTrainer(vocab_size=400, special_tokens=[*special, *(f"<0x{i:02X}>" for i in range(256))])
-    tokenizer.train_from_iterator([word for line in TEXT for word in line.split(" ")], known)
-    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>", unk_token="<unk>"
-    )
-
-
-def make_tokenizer(start: tuple[str, ...]):
-    from tokenizers import ByteLevelBPETokenizer, processors
-    from transformers import PreTrainedTokenizerFast
-
-    bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(TEXT, vocab_size=300, special_tokens=["<pad>", "<eos>", *start])
-    if start:
-        bpe._tokenizer.post_processor = processors.TemplateProcessing(
-            single=" ".join([*start, "$A"]), special_tokens=[(s, bpe.token_to_id(s)) for s in start]
-        )
-    bos = start[0] if len(start) == 1 else None
-    return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, pad_token="<pad>", eos_token="<eos>", bos_token=bos)
-
-
-def save_model(folder: Path, kind: str, start: tuple[str, ...], settings: dict, vocabulary: int = 0) -> Path:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    tokenizer = make_sentencepiece() if kind == "phi3" else make_tokenizer(start)
-    tokenizer.save_pretrained(folder)
-    config = AutoConfig.for_model(
-        kind, vocab_size=vocabulary or len(tokenizer), pad_token_id=0, eos_token_id=1, bos_token_id=None, **settings
-    )
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def families(tmp_path_factory) -> dict[str, Path]:
-    """A folder for each family."""
-    root = tmp_path_factory.mktemp("families")
-    return {
-        name: save_model(root / name, kind, start, settings) for name, (kind, start, settings, _) in FAMILIES.items()
-    }
-
-
-@pytest.fixture(scope="session")
-def load(families, tasks):
-    """``load(family, **data settings)``: model in fp32 without dropout, collator and capabilities; made once each."""
-    made = {}
-
-    def get(name: str, prompt: PromptConfig = FIRST, **data):
-        key = (name, prompt, *sorted(data.items()))
-        if key not in made:
-            config = Config(
-                prompt=prompt,
-                data=DataConfig(shards=["unused"], **data),
-                backbone=BackboneConfig(path=str(families[name]), lora_rank=4, lora_alpha=8, lora_dropout=0.0),
-                model=ModelConfig(width=32, heads=2),
-                training=TrainingConfig(precision="fp32"),
-            )
-            data_of_run = RunData(tasks, ["en", "zh"], STREAMS, {})
-            capabilities, collator = read_backbone(config, data_of_run)
-            model = build_egmf(config, capabilities, data_of_run)
-            for parameter_name, parameter in model.named_parameters():
-                if "lora_B" in parameter_name:
-                    torch.nn.init.normal_(parameter, std=0.1)
-            made[key] = model.eval(), collator, capabilities
-        return made[key]
-
-    return get
-
-
-def spoken(make_samples, count):
-    """Samples whose prompts differ in length by many times a window."""
-    samples = make_samples(count)
-    longer = ["no wait " * n for n in (0, 1, 3, 6, 10, 15)]
-    return [
-        replace(s, text=s.text + " " + longer[i % 6], context=(Turn("B", "wait"),) * (i % 3))
-        for i, s in enumerate(samples)
-    ]
-
-
-@pytest.fixture
-def alone(monkeypatch):
-    """Collectives of a single process."""
-    from contextlib import nullcontext
-
-    from egmf_dist import distributed
-
-    monkeypatch.setattr(distributed, "failing_together", nullcontext)
-    monkeypatch.setattr(distributed, "share_objects", lambda values: values)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -264,62 +115,60 @@ def test_pseudo_tokens_begin_at_the_size_of_words(load, make_samples, name):
     assert words / 2 < pseudo < words * 2
 
 
-def test_variants_of_lora(families, make_samples, tasks):
-    """Scale, what is learnt and which layers, as PEFT has them; the loss reaches all that is trained."""
-    base = BackboneConfig(path=str(families["qwen3"]), lora_rank=16, lora_alpha=8, lora_dropout=0.0)
-
-    def trained(**settings):
-        config = Config(
-            data=DataConfig(shards=["unused"]),
-            backbone=replace(base, **settings),
-            model=ModelConfig(width=32, heads=2),
-            training=TrainingConfig(precision="fp32"),
-        )
-        data = RunData(tasks, ["en", "zh"], STREAMS, {})
-        capabilities, collator = read_backbone(config, data)
-        model = build_egmf(config, capabilities, data)
-        model(collator(make_samples(4), [1.0] * 4)).total.backward()
-        found = {name: p for name, p in model.backbone.named_parameters() if p.requires_grad}
-        assert all(p.grad is not None for p in found.values())
-        scales = {
-            m.scaling["default"] for m in model.backbone.modules() if isinstance(getattr(m, "scaling", None), dict)
-        }
-        return found, scales
-
-    plain, scale = trained()
-    assert scale == {0.5}
-    assert trained(lora_rslora=True)[1] == {2.0}
-    second = {name for name in plain if ".layers.1." in name}
-    assert trained(lora_layers=[1])[0].keys() == second != plain.keys()
-    lengths = trained(lora_dora=True)[0].keys() - plain.keys()
-    assert len(lengths) == len(plain) / 2
-    assert all("magnitude" in name for name in lengths)
-    with pytest.raises(EgmfError, match=r"backbone.lora_layers names 2; this backbone has layers 0 to 1"):
-        trained(lora_layers=[2])
-    with pytest.raises(EgmfError, match=r"attn_implementation 'flash_attention_2' cannot be used here: [^\n]+$"):
-        trained(attn_implementation="flash_attention_2")
+@pytest.mark.parametrize("name", CHATS)
+def test_an_instruct_model_is_spoken_to_by_its_chat_template(load, make_samples, tasks, alone, name):
+    """What is read is the family's own dialogue, letter for letter; the answer's end is what ends a turn in it."""
+    model, collator, capabilities = load(name, prompt=PromptConfig())
+    tokenizer, chat = collator.tokenizer, CHATS[name]
+    samples = make_samples(4)
+    batch = collator(samples, [1.0] * 4)
+    for b, sample in enumerate(samples):
+        task, mark = tasks[sample.task], "" if sample.language == "zh" else " "
+        plain = render_prompt(sample, task, collator.config.data.context_turns)
+        words = plain[: plain.rindex(mark + answer_mark(sample.language))].rstrip()
+        answer = task.legal_answers(sample.language)[int(batch.answer_B[b])]
+        row = batch.rows.ids_RC[b][batch.rows.end_RC[b] > 0].tolist()
+        said = [*collator.answers[sample.task, sample.language][int(batch.answer_B[b])]]
+        start, pseudo_tokens = len(collator.limits.start), collator.limits.pseudo_tokens
+        read = row[:start] + row[start + pseudo_tokens :]
+        shown, right = tokenizer.decode(read), chat.before + words + chat.after + tokenizer.decode(said)
+        if name == "phi3":  # SentencePiece marks where a part begins: template and prompt are tokenized apart
+            shown, right = shown.replace(" ", ""), right.replace(" ", "")
+        assert shown == right, sample.id
+        assert tokenizer.decode(said).strip() == answer
+        assert not tokenizer.decode(said).startswith(" ")
+    assert tokenizer.convert_ids_to_tokens(collator.limits.eos) == chat.end
+    choice = choose_scorer(Config().evaluation, model, capabilities, collator, samples)
+    assert choice.scorer.way == FAMILIES[name][3], choice.line
+    with torch.no_grad():
+        scored = model(choice.scorer.prepare(samples, [1.0] * 4), choice.scorer).log_p_BC
+        picked = -scored[range(4), batch.answer_B].sum()
+        torch.testing.assert_close(picked, model(batch).answer, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("way", ["sdpa", "eager"])
-def test_attention_is_computed_as_asked(families, make_samples, tasks, way):
-    """Gemma 3's windows under either way, packed: the same losses."""
-    losses = []
-    for asked in ("auto", way):
-        config = Config(
-            data=DataConfig(shards=["unused"]),
-            backbone=BackboneConfig(path=str(families["gemma3"]), lora_rank=4, attn_implementation=asked),
-            model=ModelConfig(width=32, heads=2),
-            training=TrainingConfig(precision="fp32"),
-        )
-        data = RunData(tasks, ["en", "zh"], STREAMS, {})
-        capabilities, collator = read_backbone(config, data)
-        collator.packed = True
-        model = build_egmf(config, capabilities, data).eval()
-        if asked != "auto":
-            assert model.backbone.config._attn_implementation == way
-        with torch.no_grad():
-            losses.append(model(collator(spoken(make_samples, 6), [1.0] * 6)).total)
-    torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        ("{{ raise_exception('no turns') }}", "chat template fails: 'no turns'"),
+        ("{% for m in messages %}hello{% endfor %}", "shows a message's words 0 times; once is needed"),
+        ("{{ messages[0].content }}<beyond>", "has the token '<beyond>'"),
+    ],
+)
+def test_a_chat_template_that_cannot_be_used_is_refused(families, template, says):
+    tokenizer = load_tokenizer(BackboneConfig(path=str(families["qwen2"])))
+    rows = len(tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<beyond>"]})
+    tokenizer.chat_template = template
+    with pytest.raises(EgmfError, match=r"^prompt.chat_template: [^\n]*; set prompt.chat_template off") as told:
+        read_chat(tokenizer, rows, 1)
+    assert says in str(told.value)
+
+
+def test_a_chat_template_does_not_depend_on_the_day(families):
+    """Llama 3's shows it, and whoever trains today evaluates tomorrow."""
+    tokenizer = load_tokenizer(BackboneConfig(path=str(families["llama"])))
+    before = tokenizer.decode(read_chat(tokenizer, len(tokenizer), 1).before)
+    assert "Today Date: 26 Jul 2024" in before
 
 
 def test_every_id_before_a_text_is_read(load, families):
@@ -361,72 +210,6 @@ def test_weights_that_are_not_finite_are_said_to_be(load, make_samples, alone):
             choose_scorer(Config().evaluation, model, capabilities, collator, make_samples(2))
     finally:
         model.pseudo_tokens.scale.data.copy_(broken)
-
-
-@pytest.mark.parametrize("name", ["llama", "gemma3"])
-def test_bf16_rounding_is_no_disagreement(load, make_samples, alone, name):
-    """Trees that are right in fp32 stay the choice in bf16, whichever samples are looked at."""
-    import copy
-
-    model, collator, capabilities = load(name)
-    half = copy.deepcopy(model).bfloat16()
-    samples = spoken(make_samples, 12)
-    for first in range(0, 12, 3):
-        choice = choose_scorer(Config().evaluation, half, capabilities, collator, samples[first : first + 3])
-        assert choice.scorer.way == "tree", choice.line
-
-
-def test_a_tree_without_the_window_would_be_found_out(load, make_samples, alone):
-    """The check before step 1: a backbone whose window is not in its configuration is scored answer by answer."""
-    model, collator, capabilities = load("mistral")
-    hidden = replace(capabilities, kinds=(capabilities.kinds[0]._replace(window=None),))
-    model.capabilities = hidden
-    try:
-        choice = choose_scorer(Config().evaluation, model, hidden, collator, spoken(make_samples, 6)[4:])
-        assert choice.scorer.way == "sequence"
-        assert "differ by" in choice.line
-        asked = replace(Config().evaluation, scoring="tree")
-        with pytest.raises(EgmfError, match=r"which mistral cannot .the tree's scores differ by"):
-            choose_scorer(asked, model, hidden, collator, spoken(make_samples, 6)[4:])
-    finally:
-        model.capabilities = capabilities
-
-
-def test_a_model_that_fails_under_the_trees_mask_is_scored_by_sequences(load, make_samples, alone):
-    """Bloom unpacks a mask of two dimensions; what says so here is the check, not its configuration."""
-    model, collator, capabilities = load("bloom")
-    samples = spoken(make_samples, 6)[5:]
-    choice = choose_scorer(Config().evaluation, model, replace(capabilities, sequence_only=""), collator, samples)
-    assert choice.scorer.way == "sequence"
-    assert "made it fail: ValueError: too many values to unpack" in choice.line
-
-
-def test_a_model_that_ignores_its_padding_is_refused(load, make_samples, alone, monkeypatch):
-    model, collator, capabilities = load("qwen2")
-    plain = model.logits
-
-    def deaf(embedded, mask, position, read):
-        return plain(embedded, torch.ones_like(mask) if mask.dim() == 2 else mask, position, read)
-
-    monkeypatch.setattr(model, "logits", deaf)
-    with pytest.raises(EgmfError, match="ignores its padding mask"):
-        choose_scorer(Config().evaluation, model, capabilities, collator, spoken(make_samples, 6)[5:])
-
-
-def test_a_tree_in_several_passes_scores_the_same(load, make_samples):
-    """A tree cut into passes, and samples scored a few at a time, give what one pass gives."""
-    model, collator, capabilities = load("gemma3")
-    samples = spoken(make_samples, 6)
-    whole, cut = (TreeScorer(collator, capabilities, 6) for _ in range(2))
-    from egmf_dist.data.answers import AnswerTree
-
-    cut.trees = {key: AnswerTree.build_passes(ids, 4) for key, ids in collator.answers.items()}
-    cut.passes, cut.samples_at_once = max(map(len, cut.trees.values())), 4
-    assert cut.passes > 2
-    with torch.no_grad():
-        expected = model(whole.prepare(samples, [1.0] * 6), whole).log_p_BC
-        found = model(cut.prepare(samples, [1.0] * 6), cut).log_p_BC
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -508,43 +291,3 @@ def test_a_collator_can_be_sent_to_another_process(load, make_samples):
     samples = make_samples(3)
     again = pickle.loads(pickle.dumps(collator))(samples, [1.0] * 3)
     assert again.prompts == collator(samples, [1.0] * 3).prompts
-
-
-class TestMemory:
-    """What scoring holds at once, whatever the number of answers."""
-
-    def test_sixty_one_numbers_on_sixty_four_samples_by_sequences(self, families, make_samples, tasks, alone):
-        numbers = replace(tasks["sentiment"], low=-3.0, high=3.0, step=0.1)
-        folder = families["bloom"]
-        config = Config(
-            backbone=BackboneConfig(path=str(folder), lora_rank=4, lora_dropout=0.0),
-            model=ModelConfig(width=32, heads=2),
-            training=TrainingConfig(precision="fp32"),
-        )
-        data = RunData({"sentiment": numbers}, ["en", "zh"], STREAMS, {})
-        capabilities, collator = read_backbone(config, data)
-        model = build_egmf(config, capabilities, data).eval()
-        scorer = SequenceScorer(collator, capabilities, batch_size=64)
-        samples = [replace(s, task="sentiment", label=None, value=0.3) for s in make_samples(64)]
-        seen = []
-        model.backbone.register_forward_pre_hook(
-            lambda module, args, kwargs: seen.append(len(kwargs["inputs_embeds"])), with_kwargs=True
-        )
-        with torch.no_grad():
-            log_p_BC = model(scorer.prepare(samples, [1.0] * 64), scorer).log_p_BC
-        assert log_p_BC.shape == (64, 61)
-        assert torch.isfinite(log_p_BC).all()
-        assert max(seen) <= 64
-        assert sum(seen) == 64 * 61
-        fed = model(collator([replace(samples[7], value=numbers.values[60])], [1.0])).answer
-        torch.testing.assert_close(log_p_BC[7, 60], -fed.detach(), rtol=1e-5, atol=1e-4)
-
-    def test_five_hundred_answers_at_a_vocabulary_of_152k_by_the_tree(self, tasks, run_ranks, tmp_path):
-        """A process of its own, because its peak is what counts: everything, torch too, within 2 GiB."""
-        wide = SMALL | {"hidden_size": 16, "tie_word_embeddings": True}
-        folder = save_model(tmp_path / "wide", "qwen2", (), wide, vocabulary=152_000)
-        numbers = replace(tasks["sentiment"], low=-2.5, high=2.5, step=0.01)
-        found = run_ranks("many_answers.py", 1, {"backbone": str(folder), "task": numbers})
-        assert found["answers"] == 501
-        assert found["apart"] < 1e-4
-        assert found["peak_gib"] < 2.0, found

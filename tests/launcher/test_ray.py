@@ -49,7 +49,7 @@ DIES_ONCE = """
         dist.all_reduce(total)
         storage = sorted(str(p) for p in job.run.glob(".ray/*"))
         return {"launch": job.launch, "storage": storage, "ranks": total.item(), "folder": os.getcwd(),
-                "backend": dist.get_backend(),
+                "backend": dist.get_backend(), "nice": os.nice(0),
                 "environment": {name: os.environ.get(name) for name in NAMES}, "master": os.environ["MASTER_ADDR"]}
 """
 
@@ -135,6 +135,7 @@ def test_killed_worker_is_started_again_and_resumes(tmp_path: Path) -> None:
     assert result["launch"] == "abc"  # the same one after the restart
     assert [Path(path).name for path in result["storage"]] == ["evaluate-def", "train-abc"]
     assert result["folder"] == str(tmp_path)
+    assert result["nice"] == os.nice(0)  # Ray's default would put every rank behind whatever else runs
     assert result["master"] == "127.0.0.1"
     assert result["environment"] == {
         "RANK": "0",

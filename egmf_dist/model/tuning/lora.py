@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from egmf_dist.config import BackboneConfig
 from egmf_dist.errors import EgmfError
@@ -25,10 +26,12 @@ def lora(backbone: PreTrainedModel, config: BackboneConfig) -> PreTrainedModel:
     if config.lora_rank == 0:
         return backbone
     from peft import LoraConfig, get_peft_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
     targets: Any = config.lora_targets
     if targets != "all-linear":
         targets = [name.strip() for name in targets.split(",")]
+        _check_targets(backbone, targets)
     settings = LoraConfig(
         task_type="CAUSAL_LM",
         r=config.lora_rank,
@@ -45,7 +48,26 @@ def lora(backbone: PreTrainedModel, config: BackboneConfig) -> PreTrainedModel:
         raise EgmfError(
             f"config: backbone.lora_targets {config.lora_targets!r}: {str(error).splitlines()[0]}"
         ) from error
+    if isinstance(adapted.get_output_embeddings(), BaseTunerLayer):
+        raise EgmfError(
+            f"config: backbone.lora_targets {config.lora_targets!r} names the output layer, which is often the table "
+            "of the input embeddings, too; name layers below it, or all-linear"
+        )
     return adapted
+
+
+def _check_targets(model: PreTrainedModel, targets: list[str]) -> None:
+    """Every name is some module's last part: PEFT passes over one that is not where another one is."""
+    known = [name for name, _ in model.named_modules() if name]
+    for target in targets:
+        if not any(f".{name}".endswith(f".{target}") for name in known):
+            found = {name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)}
+            out = model.get_output_embeddings()
+            linear = sorted(found - {name for name, m in model.named_modules() if m is out})
+            raise EgmfError(
+                f"config: backbone.lora_targets names {target!r}, which this backbone does not have; its linear layers "
+                f"are {', '.join(linear) or 'none'}, and all-linear takes those of every kind but the output layer"
+            )
 
 
 def _other_layers(model: PreTrainedModel, config: BackboneConfig) -> str | None:

@@ -31,6 +31,8 @@ WORKER_ENVIRONMENT: Mapping[str, str] = {
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray's default of 15 lets whatever else runs on the machine take a rank's core, and all ranks wait for that one.
+    "RAY_worker_niceness": "0",
     # Ray would otherwise print each line of a worker twice into its log.
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
@@ -39,7 +41,12 @@ WORKER_ENVIRONMENT: Mapping[str, str] = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
 }
 # A value the user set for these wins over ours.
-_USER_MAY_SET = ("OMP_NUM_THREADS", "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S")
+_USER_MAY_SET = (
+    "OMP_NUM_THREADS",
+    "RAY_worker_niceness",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S",
+)
 # What a Ray node on another machine takes over from this one; interface names are found out on each machine itself.
 # They stand on ssh's command line, which every user of a machine can read: nothing secret (HF_TOKEN) may be among them.
 FORWARDED_PREFIXES = ("NCCL_", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "OMP_NUM_THREADS", "PYTHONPATH")

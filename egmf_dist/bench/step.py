@@ -1,0 +1,314 @@
+"""What a training step costs beside other ways to train the same: samples a second in one run, on one rank, as ratios.
+
+All contestants take turns over the same samples, round after round, so that a busy moment of the machine does not hit
+one of them alone. A figure is the median of the rounds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from egmf_dist import distributed
+from egmf_dist.bench import contestants
+from egmf_dist.bench.contestants import DENSE_BATCH, ENDLESS, Pass, Read
+from egmf_dist.bench.dialogues import write_backbone, write_dialogues
+from egmf_dist.bench.machine import machine
+from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, PromptConfig, TrainingConfig
+from egmf_dist.errors import EgmfError
+from egmf_dist.training.trainer import Trainer
+
+KIND = "training step"
+GLOBAL_BATCH, MICRO_BATCH = 32, 16
+CONTEXT_TURNS = 12
+BRIEF, LENGTHY = 50, 2000
+TITLES = {
+    "forest": "dialogues, context read once",
+    "packed": "rows packed end to end",
+    "padded": "one prompt a row",
+    "bare": "bare PyTorch loop, packed",
+    "trainer": "transformers Trainer + PEFT",
+    "ragged": "predecessor's modules, our loop",
+    "predecessor": "predecessor, padded",
+    "brief": f"packed, streams of {BRIEF} frames",
+    "lengthy": f"packed, streams of {LENGTHY} frames",
+}
+RATIOS = {
+    "vs_bare": ("packed", "bare"),
+    "vs_trainer": ("packed", "trainer"),
+    "vs_padded": ("ragged", "predecessor"),
+    "forest_vs_packed": ("forest", "packed"),
+    "packed_vs_padded": ("packed", "padded"),
+    "lengthy_vs_brief": ("lengthy", "brief"),
+}
+"""Samples a second of the first over the second's."""
+DENSE = ("trainer", "predecessor")
+NOTES = (
+    "One rank. All train on the same samples with 12 turns of context at most. forest: data.shuffle dialogue, "
+    "prompt.pseudo_tokens before_utterance, prompt.context stepped; the others see the pseudo tokens first and the "
+    "last turns.",
+    "forest, packed and padded are egmf train's loop with DeepSpeed ZeRO stage 1, LoRA and EGMF's fusion: batches of "
+    f"{GLOBAL_BATCH} in micro-batches of {MICRO_BATCH}, reading and laying out included. bare has the same modules and "
+    "batches, samples in memory, no DeepSpeed.",
+    "trainer has the same prompts and LoRA and no fusion; it is given token ids. predecessor is a frozen LLM and "
+    "MSE-Adapter's fusion, re-implemented. Both make logits of every position as they are: batches of "
+    f"{DENSE_BATCH}, padded to the longest.",
+    f"brief and lengthy are packed with audio and vision of {BRIEF} and of {LENGTHY} frames a clip "
+    "(model.max_stream_tokens 128), on generated dialogues in any case.",
+    "tokens/s counts each sample's sequence as if it stood alone, so it is samples/s times one number.",
+)
+
+
+@dataclass(frozen=True)
+class StepOptions:
+    """What is measured."""
+
+    samples: int = 128
+    """Training utterances; a multiple of 32."""
+    dense_samples: int = 32
+    """Of them those that contestants with logits of every position train on; their prompts are as long as all's."""
+    rounds: int = 3
+    layers: int = 6
+    """Of the backbone."""
+    backbone: str | None = None
+    """Folder or hub id whose shape and tokenizer it has; None for Gemma 3 270M's shape."""
+    shards: str | None = None
+    """Folder of shards; None for generated dialogues of MELD's lengths."""
+    only: tuple[str, ...] = ()
+    """Contestants by name; empty for all."""
+
+
+def measure_step(
+    out: Path, options: StepOptions, progress: Callable[[str, int, int], None], say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Measure, in a process that is a world of one rank (the environment says so).
+
+    Data and backbone lie in a folder inside ``out`` that is removed at the end.
+
+    Args:
+        out: folder that is there.
+        options: what.
+        progress: called with what is done, how many parts are, and how many there are.
+        say: called with a line for a person.
+
+    Returns:
+        The summary, without its files.
+
+    Raises:
+        EgmfError: an option that does not fit.
+    """
+    if options.samples < GLOBAL_BATCH or options.samples % GLOBAL_BATCH:
+        raise EgmfError(f"--samples is {options.samples}; it must be a multiple of {GLOBAL_BATCH}, the batch")
+    unknown = [name for name in options.only if name not in TITLES]
+    if unknown:
+        raise EgmfError(f"--only names {unknown[0]!r}; it may name {', '.join(TITLES)}")
+    names = [name for name in TITLES if name in (options.only or TITLES)]
+    with tempfile.TemporaryDirectory(prefix=".step-", dir=out) as folder, distributed.process_group():
+        return _Bench(Path(folder), options, names, progress, say).run()
+
+
+class _Bench:
+    def __init__(
+        self,
+        folder: Path,
+        options: StepOptions,
+        names: list[str],
+        progress: Callable[[str, int, int], None],
+        say: Callable[[str], None],
+    ) -> None:
+        self.folder, self.options, self.names = folder, options, names
+        self.progress, self.say = progress, say
+        self.done, self.parts = 0, 2 + len(names) * (2 + options.rounds)
+        self.notes: list[str] = []
+
+    def _doing(self, what: str) -> None:
+        self.progress(what, self.done, self.parts)
+        self.done += 1
+
+    def run(self) -> dict[str, Any]:
+        """Make data and backbone, then everyone, then measure."""
+        self._doing("making data and backbone")
+        data = self.options.shards or str(self.folder / "dialogues")
+        if self.options.shards is None:
+            write_dialogues(self.folder / "dialogues", self.options.samples)
+        backbone = self.folder / "backbone"
+        shape = write_backbone(backbone, self.options.layers, self.options.backbone)
+        forest = _config(data, str(backbone))
+        packed = replace(forest, data=replace(forest.data, shuffle="full"), prompt=PromptConfig())
+        configs = {"forest": forest, "packed": packed}
+        configs["padded"] = replace(packed, training=replace(packed.training, packing="off"))
+        for name, frames in (("brief", BRIEF), ("lengthy", LENGTHY)):
+            if name in self.names:
+                write_dialogues(self.folder / name, self.options.samples, (frames, frames))
+                configs[name] = replace(packed, data=replace(packed.data, shards=[str(self.folder / name)]))
+        seconds: dict[str, list[float]] = {name: [] for name in self.names}
+        with contextlib.ExitStack() as stack:
+            passes, trainer = self._all(stack, configs)
+            tokens = Read(packed).prompt_tokens()
+            for _ in range(self.options.rounds):
+                for name, once in passes.items():
+                    self._doing(TITLES[name])
+                    seconds[name].append(_timed(once, self._samples(name)) / self._samples(name))
+            self._doing("where the time goes")
+            parts = None if trainer is None else breakdown(passes["forest"], trainer, self.options.samples)
+        return self._summary(seconds, tokens, shape, parts)
+
+    def _all(self, stack: contextlib.ExitStack, configs: dict[str, Config]) -> tuple[dict[str, Pass], Trainer | None]:
+        """Everyone's pass, warmed up, and the trainer whose time is taken apart."""
+        passes, trainer = dict[str, Pass](), None
+        streams = Read(configs["packed"]).data.streams
+        for name in self.names:
+            self._doing(f"making: {TITLES[name]}")
+            if name in ("ragged", "predecessor") and sorted(streams) != ["audio", "vision"]:
+                self._leave_out(name, f"its fusion wants audio and vision, {self.options.shards} has {list(streams)}")
+                continue
+            config, own = configs.get(name, configs["packed"]), self.folder / f"run-{name}"
+            if name in configs:
+                passes[name], made = stack.enter_context(contestants.ours(config, own))
+                trainer = made if name == "forest" else trainer
+            else:
+                passes[name] = stack.enter_context(_other(name, configs["packed"], own))
+            self._doing(f"warming up: {TITLES[name]}")
+            passes[name](DENSE_BATCH if name in DENSE else GLOBAL_BATCH)
+        return passes, trainer
+
+    def _leave_out(self, name: str, reason: str) -> None:
+        self.notes.append(f"{TITLES[name]} is not measured: {reason}")
+        self.say(self.notes[-1])
+
+    def _samples(self, name: str) -> int:
+        return min(self.options.dense_samples, self.options.samples) if name in DENSE else self.options.samples
+
+    def _summary(
+        self, seconds: dict[str, list[float]], tokens: float, shape: str, parts: dict[str, float] | None
+    ) -> dict[str, Any]:
+        import deepspeed
+        import peft
+        import transformers
+
+        rows: list[dict[str, Any]] = [
+            {
+                "contestant": name,
+                "title": TITLES[name],
+                "samples_per_s": 1 / statistics.median(own),
+                "min": 1 / max(own),
+                "max": 1 / min(own),
+                "tokens_per_s": tokens / statistics.median(own),
+                "samples": self._samples(name),
+                "rounds": len(own),
+            }
+            for name, own in seconds.items()
+            if own
+        ]
+        speed = {row["contestant"]: row["samples_per_s"] for row in rows}
+        ratios = {
+            ratio: round(speed[a] / speed[b], 3) if a in speed and b in speed else None
+            for ratio, (a, b) in RATIOS.items()
+        }
+        versions = {m.__name__: str(m.__version__) for m in (torch, deepspeed, transformers, peft)}
+        return {
+            "kind": KIND,
+            "machine": machine(),
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu, one thread a process",
+            "versions": versions,
+            "backbone": shape,
+            "data": self.options.shards or "generated dialogues of MELD's lengths",
+            "options": asdict(self.options),
+            "tokens_a_sample": round(tokens, 1),
+            "figures": {f"{name}.samples_per_s": value for name, value in speed.items()},
+            "ratios": ratios,
+            "breakdown": parts,
+            "notes": [*self.notes, *NOTES],
+            "rows": rows,
+        }
+
+
+def _other(name: str, config: Config, folder: Path) -> contestants.Making:
+    """A contestant that is not this project's whole loop."""
+    if name == "bare":
+        return contestants.bare(config)
+    if name == "trainer":
+        return contestants.transformers_trainer(config, folder)
+    return contestants.predecessor_padded(config) if name == "predecessor" else contestants.predecessor_ragged(config)
+
+
+def _config(shards: str, backbone: str) -> Config:
+    """The recipe real-llm's shape of training, on dialogues."""
+    cuda = torch.cuda.is_available()
+    return Config(
+        data=DataConfig(shards=[shards], shuffle="dialogue", context_turns=CONTEXT_TURNS, max_text_tokens=96),
+        prompt=PromptConfig(pseudo_tokens="before_utterance", context="stepped"),
+        backbone=BackboneConfig(path=backbone, lora_rank=16, lora_alpha=32),
+        model=ModelConfig(dropout=0.1),
+        training=TrainingConfig(
+            steps=ENDLESS,
+            global_batch=GLOBAL_BATCH,
+            micro_batch=MICRO_BATCH,
+            precision="bf16" if cuda else "fp32",
+            zero_stage=1,
+        ),
+    )
+
+
+def _timed(once: Pass, samples: int) -> float:
+    """Seconds that a pass takes."""
+    _wait()
+    start = time.perf_counter()
+    once(samples)
+    _wait()
+    return time.perf_counter() - start
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def breakdown(once: Pass, trainer: Trainer, samples: int) -> dict[str, float]:
+    """Seconds a sample of each part of a step, in a pass of its own: waiting after each part costs on a GPU."""
+    import egmf_dist.objectives.answers as answers
+
+    model: Any = trainer.engine.module
+    head = model.backbone.get_output_embeddings()
+    spent: dict[str, float] = {}
+
+    def around(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*arguments: Any, **named: Any) -> Any:
+            _wait()
+            start = time.perf_counter()
+            result = function(*arguments, **named)
+            _wait()
+            spent[part] = spent.get(part, 0.0) + time.perf_counter() - start
+            return result
+
+        return timed
+
+    places: list[tuple[Any, str, str]] = [
+        (trainer, "next_step", "reading and laying out"),
+        (model, "fuse", "fusion"),
+        (model, "speak", "fusion"),
+        (model, "logits", "LLM forward"),
+        (head, "forward", "output layer"),
+        (answers, "log_probabilities", "loss"),
+        (trainer.engine, "backward", "backward"),
+        (trainer.engine, "step", "optimiser"),
+    ]
+    before = [getattr(where, name) for where, name, _ in places]
+    try:
+        for where, name, part in places:
+            setattr(where, name, around(part, getattr(where, name)))
+        whole = _timed(once, samples)
+    finally:
+        for (where, name, _), function in zip(places, before, strict=True):
+            setattr(where, name, function)
+    spent["LLM forward"] -= spent["output layer"]
+    spent["everything else"] = max(0.0, whole - sum(spent.values()))
+    return {part: round(seconds / samples, 6) for part, seconds in spent.items()}

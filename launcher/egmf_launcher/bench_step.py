@@ -1,0 +1,67 @@
+"""``egmf bench step``: a training step beside other ways to train the same; tables, files and a picture."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from egmf_launcher.bench_report import make_table, new_console, own_folder, picked, progress_bar, write_files
+from egmf_launcher.network import single_rank_environment
+
+if TYPE_CHECKING:
+    from egmf_dist.bench.step import StepOptions
+
+_COLUMNS = {
+    "title": "trained by",
+    "samples_per_s": "samples/s",
+    "min": "min",
+    "max": "max",
+    "tokens_per_s": "tokens/s",
+    "samples": "samples a round",
+}
+
+
+def bench_step(out: Path, options: StepOptions) -> int:
+    """Write ``summary.json``, ``results.csv`` and ``step.png`` into ``out`` and print tables.
+
+    Args:
+        out: folder; made where it is not there, and other files in it stay.
+        options: what is measured.
+
+    Returns:
+        0.
+
+    Raises:
+        EgmfError: an option that does not fit, an ``out`` that cannot be written or holds another report.
+    """
+    import torch
+
+    from egmf_dist.bench.step import KIND, RATIOS, TITLES, measure_step
+    from egmf_dist.report.step_bench import write_step_report
+
+    console = new_console()
+    own_folder(out, [KIND], "egmf bench step")
+    single_rank_environment()
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    with progress_bar(console) as progress:
+        summary = measure_step(out, options, progress, lambda line: console.print(line, markup=False))
+    written = [*write_files(summary, out), write_step_report(summary, out)]
+    title = f"{summary['backbone']}; {summary['data']}; {summary['device']}; {summary['machine']}"
+    console.print(make_table(title, picked(_COLUMNS, summary["rows"])))
+    if summary["breakdown"]:
+        whole = sum(summary["breakdown"].values())
+        parts = [
+            {"part": part, "ms a sample": 1e3 * seconds, "share": f"{seconds / whole:.1%}"}
+            for part, seconds in summary["breakdown"].items()
+        ]
+        console.print(make_table(f"where the time goes: {TITLES['forest']}", parts))
+    for name, ratio in summary["ratios"].items():
+        if ratio is not None:
+            first, second = RATIOS[name]
+            console.print(f"{name}: {ratio:.2f} ({TITLES[first]} / {TITLES[second]})", markup=False)
+    for note in summary["notes"]:
+        console.print(f"- {note}", markup=False)
+    console.print(f"written to {out}: {', '.join(path.name for path in written)}", markup=False)
+    return 0
