@@ -11,9 +11,9 @@ from egmf_dist.data.chat import read_chat
 from egmf_dist.data.collate import Collator
 from egmf_dist.data.run_data import RunData
 from egmf_dist.errors import EgmfError
-from egmf_dist.model.adapter import trained_parameters
 from egmf_dist.model.backbone import Capabilities, embedding_rms, load_backbone, load_tokenizer, read_capabilities
 from egmf_dist.model.egmf import EGMF
+from egmf_dist.model.trained import trained_parameters
 from egmf_dist.objectives.base import make_objective
 
 

@@ -1,4 +1,7 @@
-"""The process group: joined through DeepSpeed where nobody has yet, left where we joined it, and a few collectives."""
+"""The process group: joined through DeepSpeed where nobody has yet, left where we joined it, and a few collectives.
+
+A process that has joined none (a model used from Python) is a world of one rank.
+"""
 
 from __future__ import annotations
 
@@ -53,20 +56,20 @@ def process_group() -> Iterator[None]:
 
 
 def rank() -> int:
-    """This process's number."""
-    return dist.get_rank()
+    """This process's number; 0 outside of a group."""
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """How many processes there are."""
-    return dist.get_world_size()
+    """How many processes there are; a process outside of a group is alone."""
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def device() -> torch.device:
     """Where this rank computes."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     return torch.device("cuda", torch.cuda.current_device())
 
 
@@ -81,6 +84,8 @@ def hosts_group() -> dist.ProcessGroup | None:
 
 def sum_over_ranks(values: list[float]) -> list[float]:
     """Element-wise sum of host numbers over ranks, in float64 so that counts stay exact."""
+    if not dist.is_initialized():
+        return [float(v) for v in values]
     tensor = torch.tensor(values, dtype=torch.float64)
     dist.all_reduce(tensor, group=hosts_group())
     return [float(v) for v in tensor.tolist()]
@@ -93,6 +98,8 @@ def sum_on_device(tensor: torch.Tensor) -> None:
 
 def gather_objects(value: Any) -> list[Any] | None:
     """Every rank's value on rank 0, in rank order; None elsewhere."""
+    if not dist.is_initialized():
+        return [value]
     out: list[Any] | None = [None] * world_size() if rank() == 0 else None
     dist.gather_object(value, out, dst=0)
     return out
@@ -100,6 +107,8 @@ def gather_objects(value: Any) -> list[Any] | None:
 
 def share_objects(values: list[T]) -> list[T]:
     """Every rank's values on every rank, in rank order."""
+    if not dist.is_initialized():
+        return values
     parts: list[list[T]] = [[]] * world_size()
     dist.all_gather_object(parts, values)
     return [value for part in parts for value in part]
@@ -107,6 +116,8 @@ def share_objects(values: list[T]) -> list[T]:
 
 def broadcast_object(value: Any) -> Any:
     """Rank 0's value on every rank."""
+    if not dist.is_initialized():
+        return value
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
@@ -167,4 +178,5 @@ def on_rank_zero(action: Callable[[], Any]) -> Any:
 
 def barrier() -> None:
     """Wait for every rank."""
-    dist.barrier()
+    if dist.is_initialized():
+        dist.barrier()

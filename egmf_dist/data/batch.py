@@ -33,9 +33,9 @@ class RaggedBatch(NamedTuple):
     language_B: torch.Tensor
     """int64: which language of the run."""
     answer_B: torch.Tensor
-    """int64: which legal answer is right (class, or nearest legal number)."""
+    """int64: which legal answer is right (class, or nearest legal number); 0 where no answers were laid out."""
     value_B: torch.Tensor
-    """float32: the regression target; 0 for a classification."""
+    """float32: the regression target; 0 for a classification, and where no answers were laid out."""
     text_ids: torch.Tensor
     """int64 ``[Tt]``: backbone token ids of the utterances, packed."""
     features: tuple[torch.Tensor, ...]
@@ -55,7 +55,8 @@ class RaggedBatch(NamedTuple):
     prompts: list[PromptIds]
     """Per sample its prompt."""
     rows: Rows
-    """What the LLM reads, the right answers behind the prompts; an answer adds up under its sample's number."""
+    """What the LLM reads, the right answers behind the prompts; an answer adds up under its sample's number. No rows
+    where a scorer lays out all answers."""
     tokens: int
     """Of the batch: packed modality tokens, and columns of the rows that are no padding."""
     checked: bool = False

@@ -18,7 +18,7 @@ from egmf_dist.data.batch import RaggedBatch
 from egmf_dist.data.others import OtherModalities, boundaries
 from egmf_dist.data.prompt_ids import Limits, PromptEncoder, PromptIds
 from egmf_dist.data.prompts import Piece, answer_index, answer_mark, prompt_pieces, render_answer
-from egmf_dist.data.rows import Asked, Rows, one_a_row, pack
+from egmf_dist.data.rows import Asked, Rows, nothing, one_a_row, pack
 from egmf_dist.data.standardise import Standardisation
 from egmf_dist.data.streams import Streams, inputs_of, modalities_of
 from egmf_dist.errors import EgmfError
@@ -130,8 +130,6 @@ class Collator:
             raise EgmfError(
                 f"sample {sample.id}: task {sample.task!r} in {sample.language!r} is not one of this run's tasks"
             )
-        if not sample.has_target:
-            raise EgmfError(f"sample {sample.id}: has no target; a label or a value is needed here")
         for stream, frames in sample.features.items():
             widths = self.streams.get(stream, ())
             if frames.shape[1] not in widths:
@@ -161,17 +159,35 @@ class Collator:
         return one_a_row(asked, pseudo_tokens, eos, padding)
 
     def __call__(self, samples: Sequence[Sample], weights: Sequence[float]) -> RaggedBatch:
-        """Pack ``samples``.
+        """Pack ``samples`` and their right answers.
 
         Raises:
             EgmfError: a sample's task, language, stream or feature width is not the run's, or it has no target; names
                 the sample.
         """
         for sample in samples:
-            self._check(sample)
+            if not sample.has_target:
+                raise EgmfError(f"sample {sample.id}: has no target; a label or a value is needed here")
+        batch = self.unanswered(samples, weights)
         tasks = [self.tasks[s.task] for s in samples]
         right = [answer_index(s, t) for s, t in zip(samples, tasks, strict=True)]
+        values = [float(s.value or 0.0) if t.kind == REGRESSION else 0.0 for s, t in zip(samples, tasks, strict=True)]
+        asked = [
+            self.asked(prompt, b, self.alone[s.task, s.language][i], [b])
+            for b, (prompt, s, i) in enumerate(zip(batch.prompts, samples, right, strict=True))
+        ]
+        rows = self.rows(asked)
+        tokens = batch.tokens + int((rows.end_RC > 0).sum())
+        return batch._replace(answer_B=torch.tensor(right), value_B=torch.tensor(values), rows=rows, tokens=tokens)
 
+    def unanswered(self, samples: Sequence[Sample], weights: Sequence[float]) -> RaggedBatch:
+        """Pack ``samples`` with their prompts and without an answer, for a scorer that lays out all of them.
+
+        Raises:
+            EgmfError: see :meth:`__call__`; a target is not needed.
+        """
+        for sample in samples:
+            self._check(sample)
         text = self._encoder.texts([s.text for s in samples])
         features = [self._features(samples, own) for own in self.inputs]
         inputs: list[list[Any]] = [text, *features]
@@ -181,22 +197,13 @@ class Collator:
         lengths_BM = np.zeros((len(samples), self._modalities), lengths_BI.dtype)
         for modality, lengths_B in zip(self._modality_of, lengths_BI.T, strict=True):
             lengths_BM[:, modality] += lengths_B
-
-        prompts = self._encoder.prompts([self._pieces(sample) for sample in samples])
-        asked = [
-            self.asked(prompt, b, self.alone[s.task, s.language][i], [b])
-            for b, (prompt, s, i) in enumerate(zip(prompts, samples, right, strict=True))
-        ]
-        rows = self.rows(asked)
         return RaggedBatch(
             ids=[s.id for s in samples],
             weight_B=torch.tensor(weights, dtype=torch.float32),
             task_B=torch.tensor([self._task_number[s.task] for s in samples]),
             language_B=torch.tensor([self.languages.index(s.language) for s in samples]),
-            answer_B=torch.tensor(right),
-            value_B=torch.tensor(
-                [float(s.value or 0.0) if t.kind == REGRESSION else 0.0 for s, t in zip(samples, tasks, strict=True)]
-            ),
+            answer_B=torch.zeros(len(samples), dtype=torch.long),
+            value_B=torch.zeros(len(samples)),
             text_ids=torch.tensor([i for ids in text for i in ids], dtype=torch.long),
             features=tuple(torch.from_numpy(np.concatenate(rows)) for rows in features),
             modalities=self._modalities,
@@ -205,9 +212,9 @@ class Collator:
             position_T=torch.from_numpy(position),
             joint_length=int(lengths_BM.sum(1).max()),
             others=OtherModalities.of(lengths_BM),
-            prompts=prompts,
-            rows=rows,
-            tokens=len(order) + int((rows.end_RC > 0).sum()),
+            prompts=self._encoder.prompts([self._pieces(sample) for sample in samples]),
+            rows=nothing(),
+            tokens=len(order),
         )
 
 

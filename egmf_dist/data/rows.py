@@ -206,6 +206,11 @@ def one_a_row(sequences: Sequence[Asked], pseudo_tokens: int, eos: int, padding:
     return _assemble([[tree] for tree in trees], columns, pseudo_tokens, eos, packed=False)
 
 
+def nothing() -> Rows:
+    """No row at all."""
+    return _assemble([], 0, 0, 0, packed=False)
+
+
 def _assemble(rows: list[list[_Tree]], columns: int, pseudo_tokens: int, eos: int, packed: bool) -> Rows:
     ids_RC, position_RC, end_RC = np.zeros((3, len(rows), columns), dtype=np.int64)
     pseudo, source, read, at, token, owner = [], [], [], [], [], []

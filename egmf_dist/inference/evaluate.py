@@ -18,8 +18,9 @@ from egmf_dist.errors import EgmfError
 from egmf_dist.files import write_json, write_json_lines
 from egmf_dist.inference.score import Prediction, evaluate_predictions, score_samples, written
 from egmf_dist.inference.scorer import check_samples, choose_scorer
-from egmf_dist.model.adapter import best_adapter, load_trained
+from egmf_dist.model.adapter import best_adapter
 from egmf_dist.model.identity import backbone_identity
+from egmf_dist.model.trained import load_trained
 from egmf_dist.run.folder import Run
 from egmf_dist.run.identity import Identity, check_identity
 from egmf_dist.run.places import Places

@@ -143,7 +143,7 @@ class TreeScorer:
 
     def prepare(self, samples: Sequence[Sample], weights: Sequence[float]) -> RaggedBatch:
         """See :class:`Scorer`."""
-        batch = self.collator(samples, weights)
+        batch = self.collator.unanswered(samples, weights)
         legal_BC = _legal(self.collator, samples)
         trees, answers = [self.trees[s.task, s.language] for s in samples], legal_BC.shape[1]
         rows, own = [], copy.copy(self.collator)
@@ -183,7 +183,7 @@ class SequenceScorer:
 
     def prepare(self, samples: Sequence[Sample], weights: Sequence[float]) -> RaggedBatch:
         """See :class:`Scorer`."""
-        batch = self.collator(samples, weights)
+        batch = self.collator.unanswered(samples, weights)
         legal_BC = _legal(self.collator, samples)
         own = copy.copy(self.collator)
         own.packed = False
@@ -235,7 +235,7 @@ def check_samples(shards: ShardSet, chosen: Sequence[int], collator: Collator) -
     found: dict[tuple[str, str], tuple[int, Sample]] = {}
     with distributed.failing_together():
         for sample in shards.read([*spread.tolist(), int(longest)]).samples:
-            tokens = len(collator([sample], [1.0]).prompts[0].ids)
+            tokens = len(collator.unanswered([sample], [1.0]).prompts[0].ids)
             if tokens > found.get((sample.task, sample.language), (0, sample))[0]:
                 found[sample.task, sample.language] = tokens, sample
     return [sample for _, sample in found.values()]

@@ -79,7 +79,7 @@ def load_by_tensor(config: BackboneConfig, settings: PreTrainedConfig, dtype: to
 
     Returns:
         What ``from_pretrained`` gives, bit for bit; None where only that can load it: another format than safetensors,
-        no folder, code of its own, quantised weights, or names that it translates.
+        a hub id that cannot be fetched, code of its own, quantised weights, or names that it translates.
 
     Raises:
         EgmfError: on every rank, a file is missing or damaged, or a tensor does not have the model's shape.
@@ -106,11 +106,12 @@ def load_by_tensor(config: BackboneConfig, settings: PreTrainedConfig, dtype: to
 
 def _plan(config: BackboneConfig, settings: PreTrainedConfig, dtype: torch.dtype) -> _Plan | None:
     """Compare the checkpoint's names and shapes with the model's before anything is made; None as above."""
-    if config.trust_remote_code or not _plain(Path(config.path), settings):
+    folder = None if config.trust_remote_code else _folder(config)
+    if folder is None or not _plain(folder, settings):
         return None
     shapes: dict[str, list[int]] = {}
     files: dict[str, Path] = {}
-    for file in _files(config.path):
+    for file in _files(folder, config.path):
         with in_one_line(config.path, "weights", file.name), safe_open(file, framework="pt") as saved:
             for name in saved.keys():  # noqa: SIM118
                 shapes[name], files[name] = saved.get_slice(name).get_shape(), file
@@ -130,6 +131,19 @@ def _plan(config: BackboneConfig, settings: PreTrainedConfig, dtype: torch.dtype
     return _Plan({name: file for name, file in files.items() if name in own}, missing)
 
 
+def _folder(config: BackboneConfig) -> Path | None:
+    """Where the model's files lie; a hub id's are fetched into the hub's cache, on rank 0, which alone reads them."""
+    if Path(config.path).is_dir():
+        return Path(config.path)
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.json", "model*.safetensors"]
+    try:
+        return Path(snapshot_download(config.path, revision=config.revision, allow_patterns=wanted))
+    except (OSError, ValueError):  # from_pretrained meets the same, and says it
+        return None
+
+
 def _plain(folder: Path, settings: PreTrainedConfig) -> bool:
     """Whether ``from_pretrained`` would read the two usual names in this folder and change nothing about the model."""
     if not folder.is_dir() or (folder / "adapter_config.json").exists() or any(folder.glob("shard-*-model-*")):
@@ -139,9 +153,9 @@ def _plain(folder: Path, settings: PreTrainedConfig) -> bool:
     return not type(settings).extra_files and not any(getattr(p, name, None) for p in parts for name in special)
 
 
-def _files(path: str) -> list[Path]:
-    """The checkpoint's files, in the order in which transformers reads them; none where it is no safetensors."""
-    folder = Path(path)
+def _files(folder: Path, path: str) -> list[Path]:
+    """The checkpoint's files, in the order in which transformers reads them; none where it is no safetensors. ``path``
+    is what the settings call it."""
     if (folder / _WHOLE).is_file():
         return [folder / _WHOLE]
     if not (folder / _INDEX).is_file():

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from egmf_dist.config import Config
-from egmf_dist.model.adapter import trained_parameters
+from egmf_dist.model.trained import trained_parameters
 from egmf_dist.training.checkpoint import Progress
 from egmf_dist.training.supervision import Facts, Losses
 

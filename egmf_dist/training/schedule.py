@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from egmf_dist.config import TrainingConfig
-from egmf_dist.model.adapter import trained_parameters
+from egmf_dist.model.trained import trained_parameters
 
 
 def parameter_groups(model: nn.Module, training: TrainingConfig) -> list[dict[str, Any]]:

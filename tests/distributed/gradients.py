@@ -19,7 +19,7 @@ from egmf_dist.build import build_egmf, read_backbone
 from egmf_dist.data.run_data import RunData
 from egmf_dist.distributed import process_group
 from egmf_dist.engine import deepspeed_settings, initialise, partitioned_loading
-from egmf_dist.model.adapter import trained_parameters
+from egmf_dist.model.trained import trained_parameters
 from egmf_dist.training.loop import train_step
 from egmf_dist.training.schedule import parameter_groups
 from egmf_shards import MicroBatch, partition

@@ -66,7 +66,21 @@ def folders(tmp_path_factory):
     torch.save(weights, shutil.copytree(one, root / "pickled") / "pytorch_model.bin")
     (root / "pickled" / WHOLE).unlink()
     made["pickled"] = root / "pickled", False
+    made["hub"] = made["llama"]
     return made
+
+
+@pytest.fixture(scope="module")
+def hub(folders, tmp_path_factory):
+    """A hub's cache that holds one model under its id."""
+    cache = tmp_path_factory.mktemp("hub")
+    model = cache / "models--toy--llama"
+    shutil.copytree(folders["llama"][0], model / "snapshots" / "0123abc")
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text("0123abc")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_CACHE", str(cache))
+        yield "toy/llama"
 
 
 @pytest.fixture(scope="module")
@@ -101,11 +115,11 @@ def broken(tmp_path_factory):
 
 
 @pytest.fixture(scope="module", params=[2, 1])
-def loaded(request, folders, broken, run_ranks):
+def loaded(request, folders, hub, broken, run_ranks):
     """What every rank says of every folder; all of one number of ranks share one start of processes."""
     jobs = {}
     for name, (folder, _) in folders.items():
-        job = {"path": str(folder), "precision": "fp32", "weights": True}
+        job = {"path": hub if name == "hub" else str(folder), "precision": "fp32", "weights": True}
         jobs[f"{name} fp32"] = job
         if name in FAMILIES:
             jobs[f"{name} bf16"] = job | {"precision": "bf16"}

@@ -14,8 +14,8 @@ from egmf_dist.data.run_data import RunData
 from egmf_dist.errors import EgmfError
 from egmf_dist.inference.score import predictions
 from egmf_dist.inference.scorer import TreeScorer
-from egmf_dist.model.adapter import trained_parameters
 from egmf_dist.model.fusion.base import FUSIONS
+from egmf_dist.model.trained import trained_parameters
 
 MINE = """
     import torch

@@ -24,8 +24,8 @@ from egmf_dist.run.records import read_records
 MAY_CHANGE = {
     "data.shards", "data.group_by_length", "data.workers", "data.prefetch", "data.bad_samples",
     "data.max_bad_in_a_row", "data.max_bad_fraction", "data.cache_dir", "data.cache_gib", "data.retries",
-    "backbone.path", "backbone.gradient_checkpointing", "backbone.attn_implementation", "backbone.liger", "model.kernels",
-    "training.steps", "training.micro_batch",
+    "backbone.path", "backbone.gradient_checkpointing", "backbone.attn_implementation", "backbone.liger",
+    "model.kernels", "training.steps", "training.micro_batch",
     "training.micro_tokens", "training.packing", "training.validate_every", "training.patience",
     "training.checkpoint_every", "training.keep_checkpoints", "training.log_every",
     "training.max_skipped_steps", "evaluation.batch_size", "evaluation.scoring",
