@@ -1,8 +1,8 @@
 """What can be known before ranks are started: that settings, data, backbone and checkpoint fit together.
 
 Runs in the process that launches (or in rank 0), so that a mistake costs seconds, is said once, and leaves nothing
-behind. It loads no weights, joins no process group and touches no GPU; what only the weights can tell (LoRA's targets,
-a checkpoint's hashes) is found by the ranks.
+behind. It loads no weights, joins no process group and touches no GPU; what only the weights can tell (a checkpoint's
+hashes) is found by the ranks.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from egmf_dist.errors import EgmfError
 from egmf_dist.inference.evaluate import check_modalities, check_trained
 from egmf_dist.metrics.selection import check_definable, check_selection, chosen_for_validation
 from egmf_dist.model.adapter import describe_best
+from egmf_dist.model.backbone import check_tuning
 from egmf_dist.model.fusion.base import FUSIONS
 from egmf_dist.model.identity import backbone_identity
 from egmf_dist.model.tuning.base import TUNINGS
@@ -57,6 +58,7 @@ def preflight(config: Config, ranks: int, run: Run, resume: str) -> str | None:
     said = check_definable(config.training.select_by, validation, chosen)
     read_backbone(config, run_data)
     check_parts(config)
+    check_tuning(config.backbone)
     if not run.folder.is_dir():
         return said
     checkpoint = find_checkpoint(run, resume, hashes=False)

@@ -16,7 +16,8 @@ from egmf_dist.data.run_data import RunData, open_split
 from egmf_dist.engine import deepspeed_settings, initialise_for_scoring, partitioned_loading
 from egmf_dist.errors import EgmfError
 from egmf_dist.files import write_json, write_json_lines
-from egmf_dist.inference.score import Prediction, evaluate_predictions, score_samples, written
+from egmf_dist.inference.predictions import Prediction, written
+from egmf_dist.inference.score import evaluate_predictions, score_samples
 from egmf_dist.inference.scorer import check_samples, choose_scorer
 from egmf_dist.model.adapter import best_adapter
 from egmf_dist.model.identity import backbone_identity

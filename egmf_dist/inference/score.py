@@ -14,14 +14,10 @@ from torch import nn
 
 from egmf_dist import distributed
 from egmf_dist.errors import EgmfError
-from egmf_dist.inference.scorer import Scorer, Scores, score
+from egmf_dist.inference.predictions import Prediction, predictions
+from egmf_dist.inference.scorer import Scorer, score
 from egmf_dist.metrics.by_task import evaluate_task
-from egmf_shards import CLASSIFICATION, Sample, ShardSet, Task, sequential
-
-Prediction = dict[str, Any]
-"""One sample's answer, its ``probabilities`` as a float64 array over the legal answers; :func:`written` rounds them."""
-DECIMALS = 6
-"""Of the numbers in written predictions."""
+from egmf_shards import CLASSIFICATION, ShardSet, Task, sequential
 
 
 def score_samples(
@@ -70,70 +66,6 @@ def score_samples(
         return []
     together = sorted((pair for part in gathered for pair in part), key=itemgetter(0))
     return [row for _, row in together]
-
-
-def predictions(
-    samples: Sequence[Sample],
-    tasks: Mapping[str, Task],
-    scores: Scores,
-    columns: Mapping[str, Sequence[str]],
-    cut: Sequence[int],
-) -> list[Prediction]:
-    """One prediction per sample.
-
-    A classification answers with the likeliest legal answer; a regression with the expected value over the legal
-    numbers under their renormalised probabilities.
-
-    Args:
-        samples: what was scored.
-        tasks: the run's.
-        scores: of the samples.
-        columns: for each of the fusion's diagnostics the names of its columns.
-        cut: per sample, how many tokens its prompt lost to the budget.
-    """
-    probability_BC = scores.log_p_BC.double().softmax(-1).cpu().numpy()
-    diagnostics = {name: value.double().cpu().numpy() for name, value in scores.diagnostics.items()}
-    for name, value in diagnostics.items():
-        named = len(columns.get(name, ()))
-        if value.shape[1:] != (named,):
-            raise EgmfError(
-                f"config: model.fusion gives the diagnostic {name!r} of shape {list(value.shape)}; its `diagnostics` "
-                f"name {named} columns of it, and it must be [samples, columns]"
-            )
-    rows = []
-    for b, sample in enumerate(samples):
-        task = tasks[sample.task]
-        answers = task.legal_answers(sample.language)
-        p = probability_BC[b, : len(answers)]
-        likeliest = int(p.argmax())
-        row: Prediction = {
-            "id": sample.id,
-            "task": sample.task,
-            "language": sample.language,
-            "truth": sample.label if task.kind == CLASSIFICATION else sample.value,
-            "predicted": task.labels[likeliest] if task.kind == CLASSIFICATION else float(p @ np.array(task.values)),
-            "answer": answers[likeliest],
-            "probabilities": p,
-        }
-        if cut[b]:
-            row["prompt_tokens_cut"] = cut[b]
-        if diagnostics:
-            row["gates"] = {
-                name: dict(zip(columns[name], value[b].tolist(), strict=True)) for name, value in diagnostics.items()
-            }
-        rows.append(row)
-    return rows
-
-
-def written(row: Prediction) -> dict[str, Any]:
-    """A prediction as its JSON line: metrics are computed from the numbers themselves, and only this rounds them."""
-    out = row | {"probabilities": np.round(row["probabilities"], DECIMALS).tolist()}
-    if "gates" in row:
-        out["gates"] = {
-            level: {name: round(weight, DECIMALS) for name, weight in weights.items()}
-            for level, weights in row["gates"].items()
-        }
-    return out
 
 
 def evaluate_predictions(rows: Sequence[Prediction], tasks: Mapping[str, Task]) -> dict[str, Any]:

@@ -85,7 +85,11 @@ class Scorer(Protocol):
 
 
 def score(
-    scorer: Scorer, model: nn.Module, samples: Sequence[Sample], weights: Sequence[float]
+    scorer: Scorer,
+    model: nn.Module,
+    samples: Sequence[Sample],
+    weights: Sequence[float],
+    device: torch.device | None = None,
 ) -> tuple[Scores, list[int]]:
     """Log-probabilities of every legal answer of every sample; every rank must call this together.
 
@@ -94,6 +98,7 @@ def score(
         model: EGMF in evaluation mode.
         samples: B samples.
         weights: of each; fillers have 0.
+        device: of the model; None: this rank's.
 
     Returns:
         The scores, and per sample how many tokens its prompt lost to the budget.
@@ -109,7 +114,7 @@ def score(
         rows = batch.answers.rows
         most = max(distributed.share_objects([len(rows)]))
         batch = batch._replace(answers=batch.answers._replace(rows=[*rows, *[_unasked(rows[0])] * (most - len(rows))]))
-    batch = batch.to(distributed.device())
+    batch = batch.to(device or distributed.device())
     with torch.no_grad():
         scores: Scores = model(batch, scorer)
     return scores, batch.cut
@@ -256,6 +261,7 @@ def choose_scorer(
     collator: Collator,
     samples: Sequence[Sample],
     trained: bool = True,
+    device: torch.device | None = None,
 ) -> Choice:
     """Choose by capability, check on real samples; every rank must call this together, and all choose alike.
 
@@ -266,6 +272,7 @@ def choose_scorer(
         collator: the run's.
         samples: see :func:`check_samples`; the same on every rank.
         trained: the model has taken a step.
+        device: of the model; None: this rank's.
 
     Raises:
         EgmfError: the backbone cannot be run, its scores are not finite, it ignores its padding, or the tree was asked
@@ -275,7 +282,7 @@ def choose_scorer(
     sequence = SequenceScorer(collator, capabilities, batch_size)
 
     def scored(way: Scorer) -> torch.Tensor:
-        return score(way, model, samples, [1.0] * len(samples))[0].log_p_BC
+        return score(way, model, samples, [1.0] * len(samples), device)[0].log_p_BC
 
     try:
         plain = scored(sequence)
@@ -354,4 +361,4 @@ def _attention_fault(model: nn.Module) -> str:
     """Why this model's attention takes no 4-D mask; empty where it does."""
     backbone = getattr(model, "backbone", None)
     implementation = getattr(getattr(backbone, "config", None), "_attn_implementation", "sdpa")
-    return "" if implementation in ("sdpa", "eager") else f"attention implementation {implementation}"
+    return "" if implementation in ("sdpa", "eager", "flex_attention") else f"attention implementation {implementation}"

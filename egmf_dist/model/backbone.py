@@ -252,6 +252,18 @@ def _start(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return whole[: next((i for i, number in enumerate(whole) if number not in special), 0)]
 
 
+def check_tuning(config: BackboneConfig) -> None:
+    """Refuse LoRA's settings that name what the backbone does not have; loads no weights.
+
+    Raises:
+        EgmfError: names it.
+    """
+    if config.tuning == "lora" and not config.trust_remote_code:
+        with in_one_line(config.path, "layers"):
+            model = without_weights(load_backbone_config(config), torch.float32)
+        TUNINGS.find(config.tuning)(model, config)
+
+
 def load_backbone(config: BackboneConfig, dtype: torch.dtype) -> PreTrainedModel:
     """The causal LM, frozen but for what ``backbone.tuning`` trains.
 
@@ -271,12 +283,6 @@ def load_backbone(config: BackboneConfig, dtype: torch.dtype) -> PreTrainedModel
     disable_progress_bar()  # one bar per rank would drown the run's own
     attention = {} if config.attn_implementation == "auto" else {"attn_implementation": config.attn_implementation}
     options = attention | fitting.quantised(config, dtype)
-    tune: Tuning = TUNINGS.find(config.tuning)
-    if config.tuning == "lora" and not config.trust_remote_code:
-        # Settings that name what is not there are found before a byte of the weights is read.
-        with in_one_line(config.path, "layers"):
-            weightless = without_weights(load_backbone_config(config), dtype)
-        tune(weightless, config)
     model = None
     with fitting.attention_named(config):
         if is_deepspeed_zero3_enabled():
@@ -294,6 +300,7 @@ def load_backbone(config: BackboneConfig, dtype: torch.dtype) -> PreTrainedModel
         fitting.use_liger(model, config)
     if config.gradient_checkpointing:
         fitting.checkpoint_layers(model, config)
+    tune: Tuning = TUNINGS.find(config.tuning)
     return tune(model, config)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,10 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from egmf_dist import distributed
 from egmf_dist.config import BackboneConfig
 from egmf_dist.errors import EgmfError
+
+# As it is imported (by PEFT, where it is installed) it looks for a package of the name `kernels`, finds this project's
+# folder of that name, and warns.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 @contextmanager

@@ -152,6 +152,11 @@ VERBS = {
         "score every legal answer of a split",
         "runs/demo --split test --remove-each",
     ),
+    "export": Verb(
+        "egmf_launcher.verbs:export",
+        "a run's best adapter as a folder to hand on: three lines of Python load it",
+        "runs/demo --out models/demo",
+    ),
     "report": Verb("egmf_launcher.verbs:report", "draw a run's pictures", "runs/demo --compare runs/other"),
     "bench kernels": Verb(
         "egmf_launcher.verbs:bench_kernels",

@@ -116,6 +116,22 @@ def report(path: Path, /, compare: Sequence[Path] = ()) -> None:
     write_report(path, compare)
 
 
+def export(path: Path, /, out: Path, merge: bool = False, backbone: str | None = None) -> None:
+    """A run's best adapter as a folder to hand on, which egmf_dist.load reads.
+
+    Args:
+        path: the run's folder, runs/NAME
+        out: folder to make: weights of the fusion, PEFT's adapter folder, settings, a model card
+        merge: also write the LLM with its changes in it, so that nothing else is needed
+        backbone: where the LLM lies now; null: as the run says
+    """
+    from egmf_dist.inference.export import export as write_export
+    from egmf_dist.run.folder import Run
+
+    write_export(Run(path), out, merge, backbone)
+    print(f"exported to {out}: {', '.join(sorted(part.name for part in out.iterdir()))}")
+
+
 def bench_kernels(out: Path, arch: Sequence[str] = (), trace: bool = False, quick: bool = False) -> int:
     """What the fused kernels cost: measured with a GPU, predicted without.
 

@@ -12,6 +12,7 @@ from egmf_dist.build import build_egmf, read_backbone
 from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, TrainingConfig
 from egmf_dist.data.run_data import RunData
 from egmf_dist.errors import EgmfError
+from egmf_dist.model.backbone import check_tuning
 
 
 def test_variants_of_lora(families, make_samples, tasks):
@@ -46,6 +47,16 @@ def test_variants_of_lora(families, make_samples, tasks):
     assert all("magnitude" in name for name in lengths)
     with pytest.raises(EgmfError, match=r"backbone.lora_layers names 2; this backbone has layers 0 to 1"):
         trained(lora_layers=[2])
+    for targets, said in (
+        (
+            "q_proj,query",
+            r"names 'query', which this backbone does not have; its linear layers are down_proj, [^\n]*v_proj",
+        ),
+        ("lm_head", "names the output layer"),
+        ("q_proj,lm_head", "names the output layer"),
+    ):
+        with pytest.raises(EgmfError, match=said):
+            check_tuning(replace(base, lora_targets=targets))  # no weight is read
     with pytest.raises(EgmfError, match=r"attn_implementation 'flash_attention_2' cannot be used here: [^\n]+$"):
         trained(attn_implementation="flash_attention_2")
 

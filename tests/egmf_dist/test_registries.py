@@ -12,7 +12,7 @@ from egmf_dist.build import build_egmf, read_backbone
 from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, TrainingConfig
 from egmf_dist.data.run_data import RunData
 from egmf_dist.errors import EgmfError
-from egmf_dist.inference.score import predictions
+from egmf_dist.inference.predictions import predictions
 from egmf_dist.inference.scorer import TreeScorer
 from egmf_dist.model.fusion.base import FUSIONS
 from egmf_dist.model.trained import trained_parameters

@@ -12,7 +12,8 @@ import torch
 
 from egmf_dist.config import BackboneConfig
 from egmf_dist.errors import EgmfError
-from egmf_dist.inference.score import evaluate_predictions, written
+from egmf_dist.inference.predictions import written
+from egmf_dist.inference.score import evaluate_predictions
 from egmf_dist.model import identity
 from egmf_dist.model.backbone import load_backbone, load_tokenizer
 from egmf_dist.model.identity import backbone_identity

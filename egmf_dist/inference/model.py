@@ -1,0 +1,146 @@
+"""A trained model from Python: ``load(FOLDER).predict([...])``.
+
+Needs torch, transformers, PEFT and safetensors, and neither DeepSpeed nor Ray nor a reader of shards.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from egmf_dist.build import build_egmf, read_backbone
+from egmf_dist.errors import EgmfError
+from egmf_dist.inference.portable import Portable, load_weights, read_portable
+from egmf_dist.inference.predictions import predictions
+from egmf_dist.inference.scorer import Scorer, choose_scorer, score
+from egmf_dist.inference.utterance import Answer, Utterance, answer_of, as_samples, as_utterance
+from egmf_shards import CLASSIFICATION, Sample
+
+Asked = str | Mapping[str, Any] | Utterance
+
+
+class Model:
+    """A trained EGMF that answers its tasks' questions about utterances.
+
+    Attributes:
+        tasks: its questions by name (:class:`egmf_shards.Task`): legal answers, languages.
+        languages: in which they can be asked.
+        streams: the feature streams it can use, and how wide each may be; none of them is needed.
+        device: where it computes.
+        about: where it comes from: step, score, seed, the backbone's identity.
+    """
+
+    def __init__(self, portable: Portable, device: torch.device, dtype: torch.dtype) -> None:
+        config = portable.config
+        self.tasks, self.languages = dict(portable.data.tasks), list(portable.data.languages)
+        self.streams = {name: tuple(widths) for name, widths in portable.data.streams.items()}
+        self.device, self.about = device, dict(portable.description)
+        self._modalities = portable.data.modalities
+        self._evaluation = config.evaluation
+        self._capabilities, self._collator = read_backbone(config, portable.data)
+        with torch.random.fork_rng():  # the caller's random numbers are not ours to move
+            self._model = build_egmf(config, self._capabilities, portable.data)
+        load_weights(self._model, portable)
+        for parameter in self._model.parameters():
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(dtype)
+        self._model = self._model.to(device).eval()
+        self._scorer: Scorer | None = None
+
+    def predict(
+        self, utterances: Asked | Iterable[Asked], *, tasks: Sequence[str] | None = None, batch_size: int | None = None
+    ) -> list[Answer]:
+        """Answer every question about every utterance, in their order.
+
+        Args:
+            utterances: texts, mappings of :class:`Utterance`'s fields (``{"text": ..., "speaker": ..., "context":
+                [("Ross", "Hi!")], "features": {"audio": "a.npy"}}``), or :class:`Utterance`; one or several.
+            tasks: which questions; None for all that are asked in the utterance's language.
+            batch_size: samples at once; None: as the model was evaluated.
+
+        Raises:
+            EgmfError: an utterance cannot be used; names it.
+        """
+        if isinstance(utterances, str | Mapping | Utterance):
+            utterances = [utterances]
+        return list(self.stream(utterances, tasks=tasks, batch_size=batch_size))
+
+    def stream(
+        self, utterances: Iterable[Asked], *, tasks: Sequence[str] | None = None, batch_size: int | None = None
+    ) -> Iterator[Answer]:
+        """The same one after another, a batch of utterances in memory at a time."""
+        unknown = [name for name in tasks or () if name not in self.tasks]
+        if unknown:
+            raise EgmfError(f"the model has no task {unknown[0]!r}; it has {', '.join(self.tasks)}")
+        chosen = {name: task for name, task in self.tasks.items() if tasks is None or name in tasks}
+        size = batch_size or self._evaluation.batch_size
+        waiting: list[Sample] = []
+        for number, given in enumerate(utterances):
+            waiting += as_samples(as_utterance(given, number), number, chosen, self.languages, self.streams)
+            while len(waiting) >= size:
+                yield from self._answers(waiting[:size])
+                del waiting[:size]
+        if waiting:
+            yield from self._answers(waiting)
+
+    def _answers(self, samples: list[Sample]) -> list[Answer]:
+        if self._scorer is None:
+            self._scorer = self._choose(samples)
+        scores, cut = score(self._scorer, self._model, samples, [1.0] * len(samples), self.device)
+        rows = predictions(samples, self.tasks, scores, self._model.diagnostics, cut)
+        return [
+            answer_of(row, sample, self.tasks[sample.task], self._modalities)
+            for row, sample in zip(rows, samples, strict=True)
+        ]
+
+    def _choose(self, samples: Sequence[Sample]) -> Scorer:
+        """By the longest text of each question among the first that are asked."""
+        longest: dict[tuple[str, str], Sample] = {}
+        for sample in samples:
+            key = sample.task, sample.language
+            if key not in longest or len(sample.text) > len(longest[key].text):
+                longest[key] = sample
+        chosen = choose_scorer(
+            self._evaluation, self._model, self._capabilities, self._collator, [*longest.values()], device=self.device
+        )
+        return chosen.scorer
+
+    def __repr__(self) -> str:
+        lines = [f"EGMF on {self._capabilities.architecture}, {self.device}"]
+        for name, task in self.tasks.items():
+            legal = ", ".join(task.labels) if task.kind == CLASSIFICATION else f"{task.low} to {task.high}"
+            lines.append(f"  {name} ({', '.join(task.languages)}): {legal}")
+        streams = ", ".join(f"{name} {' or '.join(map(str, widths))}" for name, widths in self.streams.items())
+        lines.append(f"  reads text{f' and {streams} numbers a frame' if streams else ''}")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(repr(self))}</pre>"
+
+
+def load(
+    folder: str | Path,
+    *,
+    backbone: str | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> Model:
+    """A trained model out of a folder that ``egmf export`` wrote.
+
+    Args:
+        folder: that.
+        backbone: where the LLM lies now; None: where it lay, or inside the folder.
+        device: None: a GPU where there is one.
+        dtype: None: what it was trained in.
+
+    Raises:
+        EgmfError: the folder is none or damaged, or the LLM is another than it was trained with.
+    """
+    portable = read_portable(Path(folder), backbone)
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    usual = torch.bfloat16 if portable.config.training.precision == "bf16" else torch.float32
+    return Model(portable, chosen, dtype or usual)

@@ -1,0 +1,248 @@
+"""A trained model as a folder to hand on: what loading it needs and nothing of the run, the shards or the optimiser.
+
+::
+
+    DIR/egmf.json              settings, tasks, feature statistics, the backbone's identity, where it comes from
+    DIR/fusion.safetensors     encoders, experts, gate, pseudo tokens
+    DIR/adapter/               PEFT's own folder of LoRA's matrices; where there are any
+    DIR/backbone/              the LLM with its changes in it; where it was trained whole, or merging was asked for
+    DIR/README.md              the model card
+
+Written from a run's best adapter without a weight of the backbone being read, but for ``backbone/``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from egmf_dist.config import Config
+from egmf_dist.data.run_data import RunData
+from egmf_dist.errors import EgmfError
+from egmf_dist.formats import read_stamped, stamped
+from egmf_dist.model.identity import backbone_identity
+from egmf_dist.model.trained import trained_parameters
+from egmf_shards.checksums import sha256
+
+DESCRIPTION, FUSION, ADAPTER, BACKBONE, CARD = "egmf.json", "fusion.safetensors", "adapter", "backbone", "README.md"
+LLM = "backbone."
+"""What the names of the LLM's own parameters begin with."""
+_SECTIONS = ("data", "prompt", "backbone", "model", "evaluation")
+"""Settings that an answer depends on."""
+_PLACES = ("shards", "weights", "cache_dir")
+
+
+@dataclass(frozen=True)
+class Portable:
+    """What such a folder says."""
+
+    config: Config
+    data: RunData
+    folder: Path
+    description: Mapping[str, Any]
+
+
+def is_portable(folder: Path) -> bool:
+    """Whether a folder was written by :func:`write_portable`."""
+    return (folder / DESCRIPTION).is_file()
+
+
+def described(config: Config, about: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``egmf.json`` holds, but for the files' hashes.
+
+    Args:
+        config: the run's settings.
+        about: the adapter's description.
+    """
+    sections = {name: _plain(getattr(config, name)) for name in _SECTIONS}
+    sections["data"] = {name: value for name, value in sections["data"].items() if name not in _PLACES}
+    return {
+        "config": sections,
+        "precision": config.training.precision,
+        "data": about["data"],
+        "backbone": about.get("identity", {}).get("backbone"),
+        "trained": {name: about[name] for name in ("step", "score", "selected_by") if name in about},
+        "seed": config.training.seed,
+    }
+
+
+def _plain(section: Any) -> dict[str, Any]:
+    return {field.name: getattr(section, field.name) for field in fields(section)}
+
+
+def read_portable(folder: Path, backbone: str | None = None) -> Portable:
+    """Settings and data of a folder, its files' hashes compared.
+
+    Args:
+        folder: of :func:`write_portable`.
+        backbone: where the LLM lies now; None: as the folder says, or inside it.
+
+    Raises:
+        EgmfError: it is none, a file is missing or damaged, or the LLM is another than it was trained with.
+    """
+    if not is_portable(folder):
+        raise EgmfError(f"{folder}: no {DESCRIPTION} in it; give a folder that egmf export wrote")
+    found = read_stamped(folder / DESCRIPTION)
+    try:
+        hashes, sections, precision = found["sha256"], found["config"], found["precision"]
+        data = RunData.from_json(found["data"])
+        config = _config(sections, precision)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise EgmfError(f"{folder / DESCRIPTION}: is malformed ({error!r}); export the run again") from error
+    for name, right in hashes.items():
+        path = folder / name
+        if not path.is_file():
+            raise EgmfError(f"{path} is missing; put it back from a copy, or export the run again")
+        if sha256(path) != right:
+            raise EgmfError(f"{path} is damaged: its hash is not the one in {DESCRIPTION}; export the run again")
+    if (folder / BACKBONE).is_dir():
+        place = {"path": str(folder / BACKBONE), "revision": None, "tuning": "frozen"}
+        return Portable(replace(config, backbone=replace(config.backbone, **place)), data, folder, found)
+    if backbone is not None:
+        config = replace(config, backbone=replace(config.backbone, path=backbone))
+    _check_backbone(config, found.get("backbone"), folder)
+    return Portable(config, data, folder, found)
+
+
+def _config(sections: Mapping[str, Any], precision: str) -> Config:
+    """Settings out of JSON, without the command line's parser: a place that only answers needs none."""
+    usual = Config()
+    made: dict[str, Any] = {"training": replace(usual.training, precision=precision, zero_stage=1)}
+    for name in _SECTIONS:
+        made[name] = replace(getattr(usual, name), **sections[name])
+    return replace(usual, **made)
+
+
+def _check_backbone(config: Config, then: Any, folder: Path) -> None:
+    path = config.backbone.path
+    if not isinstance(then, dict):
+        return
+    if "sha256" in then and not Path(path).is_dir():
+        raise EgmfError(
+            f"{folder}: its LLM is not at {path!r}; say where it lies, load(..., backbone=FOLDER), or export it "
+            "with --merge"
+        )
+    now = backbone_identity(config.backbone)
+    common = then.keys() & now.keys() - {"path", "revision"}
+    odd = sorted(name for name in common if then[name] != now[name])
+    if odd or not common:
+        raise EgmfError(
+            f"{folder}: {path!r} is another LLM than it was trained with ({', '.join(odd) or 'another kind'})"
+        )
+
+
+def write_portable(
+    folder: Path, config: Config, about: Mapping[str, Any], weights: Mapping[str, torch.Tensor], merge: bool
+) -> dict[str, Any]:
+    """Fill a new folder; see the module.
+
+    Args:
+        folder: is there and empty.
+        config: the run's settings, the places in which the LLM lies now among them.
+        about: the adapter's description.
+        weights: what was trained, whole, by the model's names.
+        merge: also write the LLM with its changes in it.
+
+    Returns:
+        What ``egmf.json`` holds.
+
+    Raises:
+        EgmfError: the LLM cannot be read.
+    """
+    own = {name.removeprefix(LLM): w for name, w in weights.items() if name.startswith(LLM)}
+    save_file({name: w for name, w in weights.items() if not name.startswith(LLM)}, folder / FUSION)
+    whole = bool(own) and config.backbone.tuning != "lora"
+    if own and not whole:
+        _write_adapter(folder / ADAPTER, config, own)
+    if whole or merge:
+        _write_backbone(folder / BACKBONE, config, own)
+    files = [path for path in sorted(folder.rglob("*.safetensors")) if path.is_file()]
+    description = described(config, about) | {
+        "sha256": {path.relative_to(folder).as_posix(): sha256(path) for path in files}
+    }
+    text = json.dumps(stamped(description), ensure_ascii=False, indent=1)
+    (folder / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
+    return description
+
+
+def _write_adapter(folder: Path, config: Config, own: Mapping[str, torch.Tensor]) -> None:
+    """As PEFT itself writes it, from a model without weights."""
+    from peft import get_peft_model_state_dict
+
+    from egmf_dist.model.backbone import load_backbone_config
+    from egmf_dist.model.loading import without_weights
+    from egmf_dist.model.tuning.lora import lora
+
+    model: Any = lora(without_weights(load_backbone_config(config.backbone), torch.float32), config.backbone)
+    folder.mkdir()
+    settings = model.peft_config["default"]
+    settings.base_model_name_or_path, settings.inference_mode = config.backbone.path, True
+    settings.save_pretrained(str(folder))
+    tensors = get_peft_model_state_dict(model, state_dict=dict(own), save_embedding_layers=False)
+    save_file({name: w.contiguous() for name, w in tensors.items()}, folder / "adapter_model.safetensors")
+
+
+def _write_backbone(folder: Path, config: Config, own: Mapping[str, torch.Tensor]) -> None:
+    from egmf_dist.model.backbone import load_backbone, load_tokenizer
+
+    dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
+    model: Any = load_backbone(config.backbone, dtype)
+    fill(model, own, folder)
+    if hasattr(model, "merge_and_unload"):
+        model = model.merge_and_unload()
+    model.save_pretrained(folder)
+    load_tokenizer(config.backbone).save_pretrained(folder)
+
+
+def load_weights(model: nn.Module, portable: Portable) -> None:
+    """Fill a model's trained parameters from the folder.
+
+    Raises:
+        EgmfError: names or shapes are not this model's.
+    """
+    files = {"": portable.folder / FUSION}
+    weights = _read(files[""])
+    adapter = portable.folder / ADAPTER / "adapter_model.safetensors"
+    if adapter.is_file():
+        # The names that PEFT saves are a parameter's without the adapter's own.
+        saved = _read(adapter)
+        for name in trained_parameters(model):
+            short = name.removeprefix(LLM).replace(".default", "")
+            short = short.removesuffix(".weight") if "lora_magnitude_vector" in short else short
+            if name.startswith(LLM) and short in saved:
+                weights[name] = saved[short]
+    fill(model, weights, portable.folder)
+
+
+def fill(model: nn.Module, weights: Mapping[str, torch.Tensor], where: Path) -> None:
+    """Every trained parameter from a mapping of the same names.
+
+    Raises:
+        EgmfError: names or shapes differ.
+    """
+    own = trained_parameters(model)
+    if own.keys() != weights.keys():
+        odd = sorted(own.keys() ^ weights.keys())
+        raise EgmfError(f"{where}: does not fit this model: {len(odd)} names differ, the first is {odd[0]}")
+    with torch.no_grad():
+        for name, parameter in own.items():
+            if parameter.shape != weights[name].shape:
+                raise EgmfError(
+                    f"{where}: {name} is {list(weights[name].shape)}; this model's is {list(parameter.shape)}"
+                )
+            parameter.copy_(weights[name])
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise EgmfError(f"{path}: cannot be read: {error}; export the run again") from error

@@ -1,0 +1,196 @@
+"""What a person asks about, and what is answered."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from egmf_dist.errors import EgmfError
+from egmf_shards import CLASSIFICATION, Sample, Task, Turn
+
+INTERVAL = 0.8
+"""How much of the probability a number's interval holds."""
+_HAN = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
+
+
+@dataclass
+class Utterance:
+    """What was said, and what was heard and seen with it."""
+
+    text: str = ""
+    speaker: str = ""
+    context: Sequence[str | tuple[str, str]] = ()
+    """The preceding turns, oldest first: ``(speaker, text)``, or the text alone."""
+    features: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """By feature stream an array ``[frames, dim]`` or the path of such a ``.npy`` file; a stream that is not there is
+    absent, never zeros."""
+    language: str | None = None
+    """``en``, ``zh``, ...; None: told from the script, where the model knows more than one."""
+    id: str = ""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer to one question about one utterance."""
+
+    id: str
+    task: str
+    language: str
+    answer: str
+    """The likeliest legal answer, in words."""
+    probabilities: Mapping[str, float] = field(repr=False)
+    """Of every legal answer."""
+    label: str | None = None
+    """A class: its key, whatever the language."""
+    value: float | None = None
+    """A number: its expected value."""
+    interval: tuple[float, float] | None = None
+    """A number: from the legal number below which a tenth of the probability lies to that above which a tenth does."""
+    absent: tuple[str, ...] = ()
+    """Modalities of the model that the utterance does not have."""
+    diagnostics: Mapping[str, Mapping[str, float]] = field(default_factory=dict, repr=False)
+    """What the fusion says of itself, such as the gate's weights by expert and by modality."""
+    prompt_tokens_cut: int = 0
+    """How many tokens of the prompt were left out to keep within the model's limit."""
+
+    @property
+    def probability(self) -> float:
+        """Of the likeliest answer."""
+        return self.probabilities[self.answer]
+
+
+def as_utterance(given: str | Mapping[str, Any] | Utterance, number: int) -> Utterance:
+    """An utterance out of its text, of a mapping of :class:`Utterance`'s fields, or of itself.
+
+    Raises:
+        EgmfError: it is none of them, or has a field that there is not.
+    """
+    if isinstance(given, str):
+        given = Utterance(given)
+    elif isinstance(given, Mapping):
+        known = Utterance.__dataclass_fields__
+        odd = [name for name in given if name not in known]
+        if odd:
+            raise EgmfError(f"utterance {number}: has no field {odd[0]!r}; it may have {', '.join(known)}")
+        given = Utterance(**given)
+    elif not isinstance(given, Utterance):
+        raise EgmfError(
+            f"utterance {number}: is a {type(given).__name__}; give a text, a mapping with text, speaker, context, "
+            "features, or an Utterance"
+        )
+    if not isinstance(given.text, str):
+        raise EgmfError(f"utterance {number}: its text is a {type(given.text).__name__}; a string is needed")
+    return given
+
+
+def as_samples(
+    utterance: Utterance, number: int, tasks: Mapping[str, Task], languages: Sequence[str], streams: Mapping[str, Any]
+) -> list[Sample]:
+    """One sample for each question.
+
+    Args:
+        utterance: what was said.
+        number: its place, which names it where it has no id.
+        tasks: the questions.
+        languages: the model's.
+        streams: the model's feature streams and their widths.
+
+    Raises:
+        EgmfError: its language is not the model's, or a feature array is none or cannot be used; names the utterance.
+    """
+    name = utterance.id or str(number)
+    where = f"utterance {name}"
+    language = utterance.language or _language(utterance.text, languages)
+    asked = {key: task for key, task in tasks.items() if language in task.languages}
+    if not asked:
+        raise EgmfError(f"{where}: no task is asked in {language!r}; the model knows {', '.join(languages)}")
+    features = {stream: _array(array, f"{where}: {stream}") for stream, array in utterance.features.items()}
+    odd = [stream for stream in features if stream not in streams]
+    if odd:
+        known = ", ".join(streams) or "no feature stream"
+        raise EgmfError(f"{where}: the model has no stream {odd[0]!r}; it has {known}")
+    context = [Turn(*turn) if not isinstance(turn, str) else Turn("", turn) for turn in utterance.context]
+    present = ("text",) if utterance.text else ()
+    return [
+        Sample(
+            id=name,
+            text=utterance.text,
+            language=language,
+            task=key,
+            dataset="",
+            split="",
+            modalities=(*present, *features),
+            speaker=utterance.speaker,
+            turn=len(context),
+            context=tuple(context[-12:]),
+            features=features,
+        )
+        for key in asked
+    ]
+
+
+def _language(text: str, languages: Sequence[str]) -> str:
+    """Chinese where there are Chinese characters and the model knows it; else the first other one."""
+    if "zh" in languages and (_HAN.search(text) or len(languages) == 1):
+        return "zh"
+    return next((language for language in languages if language != "zh"), languages[0])
+
+
+def _array(given: Any, where: str) -> np.ndarray:
+    if isinstance(given, str | Path):
+        try:
+            given = np.load(given, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise EgmfError(f"{where}: {given} cannot be read: {' '.join(str(error).split())}") from error
+    try:
+        array = np.asarray(given, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise EgmfError(f"{where}: is no array of numbers") from error
+    if array.ndim != 2 or 0 in array.shape:
+        raise EgmfError(f"{where}: has the shape {list(array.shape)}; [frames, dim] is needed, at least one of each")
+    if not np.isfinite(array).all():
+        raise EgmfError(f"{where}: holds numbers that are not finite; leave the stream out where there is none")
+    return array
+
+
+def interval(values: Sequence[float], p: np.ndarray) -> tuple[float, float]:
+    """The legal numbers between which the middle :data:`INTERVAL` of the probability lies."""
+    below, edge = np.cumsum(p), (1 - INTERVAL) / 2
+    low = int(np.searchsorted(below, edge, side="right"))
+    high = int(np.searchsorted(below, 1 - edge, side="left"))
+    last = len(values) - 1
+    return values[min(low, last)], values[min(high, last)]
+
+
+def answer_of(row: Mapping[str, Any], sample: Sample, task: Task, modalities: Sequence[str]) -> Answer:
+    """A prediction as a person's answer.
+
+    Args:
+        row: of :func:`egmf_dist.inference.predictions.predictions`.
+        sample: that was scored.
+        task: its question.
+        modalities: the model's.
+    """
+    p = row["probabilities"]
+    if not np.isfinite(p).all():
+        raise EgmfError(f"utterance {sample.id}: its scores are not finite: the model has diverged")
+    words = task.legal_answers(sample.language)
+    number = task.kind != CLASSIFICATION
+    return Answer(
+        id=sample.id,
+        task=sample.task,
+        language=sample.language,
+        answer=row["answer"],
+        probabilities=dict(zip(words, p.tolist(), strict=True)),
+        label=None if number else row["predicted"],
+        value=row["predicted"] if number else None,
+        interval=interval(task.values, p) if number else None,
+        absent=tuple(m for m in modalities if m not in sample.modalities),
+        diagnostics=row.get("gates", {}),
+        prompt_tokens_cut=row.get("prompt_tokens_cut", 0),
+    )

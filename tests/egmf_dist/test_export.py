@@ -1,0 +1,234 @@
+"""A trained model as a folder, and the three lines that use it: the same answers, from little more than torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from families import STREAMS
+from transformers import AutoModelForCausalLM
+
+from egmf_dist import Utterance, load
+from egmf_dist.build import build_egmf, read_backbone
+from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, TrainingConfig
+from egmf_dist.data.run_data import RunData
+from egmf_dist.errors import EgmfError
+from egmf_dist.inference.export import export
+from egmf_dist.inference.predictions import predictions
+from egmf_dist.inference.scorer import TreeScorer, score
+from egmf_dist.inference.utterance import interval
+from egmf_dist.model.adapter import save_adapter
+from egmf_dist.model.identity import backbone_identity
+from egmf_dist.run.folder import Run
+from egmf_dist.run.identity import Identity
+from egmf_launcher.cli import main
+
+KINDS = {
+    "lora": ("qwen3", {}),
+    "dora": ("gemma3", {"lora_dora": True, "lora_rslora": True}),
+    "chosen layers": ("gpt2", {"lora_layers": [1]}),
+    "frozen": ("llama", {"tuning": "frozen"}),
+    "full": ("llama", {"tuning": "full"}),
+}
+
+
+@pytest.fixture(scope="module")
+def trained(families, tasks, tmp_path_factory):
+    """``trained(kind)``: a run whose best adapter is random, its model and what answers with it; made once each."""
+    made = {}
+
+    def get(kind: str):
+        if kind in made:
+            return made[kind]
+        family, changes = KINDS[kind]
+        config = Config(
+            data=DataConfig(shards=["unused"], context_turns=2),
+            backbone=BackboneConfig(path=str(families[family]), lora_rank=4, lora_dropout=0.0, **changes),
+            model=ModelConfig(width=32, heads=2, pseudo_tokens=2),
+            training=TrainingConfig(precision="fp32"),
+        )
+        data = RunData(tasks, ["en", "zh"], STREAMS, {})
+        capabilities, collator = read_backbone(config, data)
+        model = build_egmf(config, capabilities, data)
+        torch.manual_seed(1)
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and ("lora_B" in name or config.backbone.tuning == "full"):
+                parameter.data += 0.05 * torch.randn_like(parameter)
+        run = Run(tmp_path_factory.mktemp("runs") / kind)
+        run.folder.mkdir()
+        identity = Identity(1, "", 0, backbone_identity(config.backbone))
+        about = {"step": 7, "score": 0.5, "selected_by": "valid", "config": asdict(config), "data": data.to_json()}
+        save_adapter(model, run, 7, about | {"identity": identity.to_json()})
+        made[kind] = run, model.eval(), TreeScorer(collator, capabilities, 32)
+        return made[kind]
+
+    return get
+
+
+def expected(model, scorer, samples):
+    scores, cut = score(scorer, model, samples, [1.0] * len(samples))
+    return [row["probabilities"] for row in predictions(samples, scorer.collator.tasks, scores, model.diagnostics, cut)]
+
+
+def asked(samples):
+    """The same as a user has it."""
+    return [
+        {
+            "id": s.id, "text": s.text, "speaker": s.speaker, "context": [tuple(turn) for turn in s.context],
+            "features": s.features, "language": s.language,
+        }
+        for s in samples
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "merge"), [*((kind, False) for kind in KINDS), ("lora", True), ("dora", True)])
+def test_an_exported_model_gives_the_answers_of_the_run(trained, make_samples, tmp_path, kind, merge):
+    run, model, scorer = trained(kind)
+    samples = make_samples(8)
+    export(run, tmp_path / "out", merge)
+    loaded = load(tmp_path / "out")
+    found = {(answer.id, answer.task): answer for answer in loaded.predict(asked(samples), batch_size=3)}
+    assert len(found) == 16  # both tasks are asked of each
+    for sample, p in zip(samples, expected(model, scorer, samples), strict=True):
+        answer = found[sample.id, sample.task]
+        np.testing.assert_allclose(list(answer.probabilities.values()), p, atol=1e-5 if not merge else 1e-4)
+        assert answer.absent == tuple(m for m in ("text", "audio", "vision") if m not in sample.modalities)
+        assert {"experts", "modalities"} & answer.diagnostics.keys() or answer.diagnostics
+
+
+def test_the_adapter_is_pefts_own(trained, families, tmp_path):
+    """On the plain model, by PEFT alone, the logits are the trained LLM's."""
+    from peft import PeftModel
+
+    run, model, _ = trained("lora")
+    export(run, tmp_path / "out")
+    plain = AutoModelForCausalLM.from_pretrained(families["qwen3"])
+    ids = torch.arange(20)[None] % 300
+    with torch.no_grad():
+        before = plain(ids).logits
+        with_adapter = PeftModel.from_pretrained(plain, tmp_path / "out" / "adapter").eval()(ids).logits
+        torch.testing.assert_close(with_adapter, model.backbone(ids).logits, rtol=1e-5, atol=1e-5)
+    assert (with_adapter - before).abs().max() > 1e-2
+
+
+BLOCKED = """
+import importlib.util, sys
+names = {"deepspeed", "ray", "webdataset", "isal", "orjson", "jsonargparse", "rich", "triton", "sklearn", "scipy",
+         "pandas", "matplotlib", "braceexpand", "tensorboard", "typeshed_client", "docstring_parser", "aiohttp"}
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in names:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Refuse())
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name.split(".")[0] in names else found(name, package)
+"""
+
+
+def test_three_lines_need_torch_transformers_peft_and_safetensors_alone(trained, make_samples, tmp_path):
+    run, model, scorer = trained("lora")
+    export(run, tmp_path / "out")
+    program = BLOCKED + (
+        "from egmf_dist import load\n"
+        f"model = load({str(tmp_path / 'out')!r})\n"
+        "answers = model.predict('i am glad', tasks=['emotion'])\n"
+        "import json; print(json.dumps(dict(answers[0].probabilities)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    sample = replace(make_samples(1)[0], text="i am glad", speaker="", context=(), features={}, modalities=("text",))
+    (p,) = expected(model, scorer, [sample])
+    np.testing.assert_allclose(list(json.loads(done.stdout).values()), p, atol=1e-5)
+
+
+def test_what_may_be_asked(trained, tmp_path):
+    run, _, _ = trained("lora")
+    export(run, tmp_path / "out")
+    model = load(tmp_path / "out")
+    assert repr(model).splitlines()[1:] == [
+        "  emotion (en, zh): neutral, joy, anger",
+        "  sentiment (en, zh): -1.0 to 1.0",
+        "  reads text and audio 6, vision 5 numbers a frame",
+    ]
+    np.save(tmp_path / "a.npy", np.ones((3, 6)))
+    spoken = Utterance("i am glad", "A", [("B", "no"), "wait"], {"audio": tmp_path / "a.npy"})
+    (emotion, number), (chinese, *_) = model.predict(spoken), model.predict(["我很高兴"])
+    assert (emotion.language, chinese.language) == ("en", "zh")
+    assert chinese.answer in ("中性", "高兴", "愤怒")
+    assert emotion.label in ("neutral", "joy", "anger")
+    assert emotion.probability == max(emotion.probabilities.values())
+    assert emotion.absent == ("vision",)
+    assert -1 <= number.interval[0] <= number.interval[1] <= 1
+    assert number.value == pytest.approx(sum(float(word) * p for word, p in number.probabilities.items()))
+    without = model.predict(replace(spoken, features={}))[0]
+    assert without.absent == ("audio", "vision")
+    assert without.probabilities != emotion.probabilities
+    whole = model.predict([spoken, "no"] * 3, tasks=["emotion"])
+    assert [a.id for a in whole] == list("012345")
+    assert whole[0].probabilities == pytest.approx(emotion.probabilities, abs=1e-5)
+
+
+def test_an_interval_holds_four_fifths():
+    values = [-1.0, -0.5, 0.0, 0.5, 1.0]
+    assert interval(values, np.array([0.05, 0.1, 0.7, 0.1, 0.05])) == (-0.5, 0.5)
+    assert interval(values, np.array([0.0, 0.0, 1.0, 0.0, 0.0])) == (0.0, 0.0)
+    assert interval(values, np.full(5, 0.2)) == (-1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (7, "utterance 0: is a int; give a text, a mapping"),
+        ({"words": "i am"}, "utterance 0: has no field 'words'; it may have text, speaker, context"),
+        ({"text": "i", "features": {"eda": np.ones((2, 2))}}, "the model has no stream 'eda'; it has audio, vision"),
+        ({"text": "i", "features": {"audio": np.ones((2, 7))}}, "audio is 7 wide; this run's is 6"),
+        ({"text": "i", "features": {"audio": np.ones(6)}}, r"audio: has the shape \[6\]; \[frames, dim\] is needed"),
+        ({"text": "i", "features": {"audio": [[float("nan")] * 6]}}, "audio: holds numbers that are not finite"),
+        ({"text": "i", "features": {"audio": "gone.npy"}}, "audio: gone.npy cannot be read: .*No such file"),
+        ({"text": "i", "language": "fr"}, "no task is asked in 'fr'; the model knows en, zh"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_line(trained, tmp_path_factory, given, says):
+    run, _, _ = trained("lora")
+    out = run.folder.parent / "asked"
+    if not out.exists():
+        export(run, out)
+    with pytest.raises(EgmfError, match=says) as told:
+        load(out).predict([given])
+    assert "\n" not in str(told.value)
+
+
+def test_a_folder_that_cannot_be_loaded_is_one_line(trained, families, tmp_path, capsys):
+    run, _, _ = trained("lora")
+    out = tmp_path / "out"
+    assert main(["export", str(run.folder), "--out", str(out)]) == 0
+    assert "exported to" in capsys.readouterr().out
+    assert main(["export", str(run.folder), "--out", str(out)]) == 2
+    assert f"--out {out}: an export lies there; name another folder" in capsys.readouterr().err
+    assert main(["export", str(tmp_path), "--out", str(tmp_path / "other")]) == 2
+    assert "nothing trained in it yet" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+    with pytest.raises(EgmfError, match=r"no egmf.json in it"):
+        load(tmp_path)
+    with pytest.raises(EgmfError, match="is another LLM than it was trained with"):
+        load(out, backbone=str(families["qwen2"]))
+    with pytest.raises(EgmfError, match=r"its LLM is not at 'gone'; say where it lies"):
+        load(out, backbone="gone")
+    fusion = out / "fusion.safetensors"
+    content = fusion.read_bytes()
+    fusion.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(EgmfError, match=r"fusion.safetensors is damaged"):
+        load(out)
+    fusion.unlink()
+    with pytest.raises(EgmfError, match=r"fusion.safetensors is missing"):
+        load(out)
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert "| emotion | en, zh | neutral, joy, anger |" in card
+    assert f'load("{out.name}")' in card
+    assert Path(out / "adapter" / "adapter_config.json").is_file()
