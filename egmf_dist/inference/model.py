@@ -31,6 +31,7 @@ class Model:
         languages: in which they can be asked.
         streams: the feature streams it can use, and how wide each may be; none of them is needed.
         device: where it computes.
+        batch_size: samples at once, as it was evaluated.
         about: where it comes from: step, score, seed, the backbone's identity.
     """
 
@@ -41,6 +42,7 @@ class Model:
         self.device, self.about = device, dict(portable.description)
         self._modalities = portable.data.modalities
         self._evaluation = config.evaluation
+        self.batch_size = config.evaluation.batch_size
         self._capabilities, self._collator = read_backbone(config, portable.data)
         with torch.random.fork_rng():  # the caller's random numbers are not ours to move
             self._model = build_egmf(config, self._capabilities, portable.data)
@@ -73,21 +75,42 @@ class Model:
         self, utterances: Iterable[Asked], *, tasks: Sequence[str] | None = None, batch_size: int | None = None
     ) -> Iterator[Answer]:
         """The same one after another, a batch of utterances in memory at a time."""
+        self.check_tasks(tasks)
+        size = batch_size or self.batch_size
+        waiting: list[Sample] = []
+        for number, given in enumerate(utterances):
+            waiting += self.samples(as_utterance(given, number), number, tasks)
+            while len(waiting) >= size:
+                yield from self.answer(waiting[:size], size)
+                del waiting[:size]
+        yield from self.answer(waiting, size)
+
+    def check_tasks(self, tasks: Sequence[str] | None) -> None:
+        """Refuse a question that the model does not know.
+
+        Raises:
+            EgmfError: names it.
+        """
         unknown = [name for name in tasks or () if name not in self.tasks]
         if unknown:
             raise EgmfError(f"the model has no task {unknown[0]!r}; it has {', '.join(self.tasks)}")
-        chosen = {name: task for name, task in self.tasks.items() if tasks is None or name in tasks}
-        size = batch_size or self._evaluation.batch_size
-        waiting: list[Sample] = []
-        for number, given in enumerate(utterances):
-            waiting += as_samples(as_utterance(given, number), number, chosen, self.languages, self.streams)
-            while len(waiting) >= size:
-                yield from self._answers(waiting[:size])
-                del waiting[:size]
-        if waiting:
-            yield from self._answers(waiting)
 
-    def _answers(self, samples: list[Sample]) -> list[Answer]:
+    def samples(self, utterance: Utterance, number: int, tasks: Sequence[str] | None = None) -> list[Sample]:
+        """An utterance as one sample for each question; ``number`` names it where it has no id.
+
+        Raises:
+            EgmfError: it cannot be used.
+        """
+        chosen = {name: task for name, task in self.tasks.items() if tasks is None or name in tasks}
+        return as_samples(utterance, number, chosen, self.languages, self.streams)
+
+    def answer(self, samples: Sequence[Sample], batch_size: int | None = None) -> list[Answer]:
+        """The answers to samples of :meth:`samples`, in their order."""
+        size = batch_size or self.batch_size
+        batches = (samples[first : first + size] for first in range(0, len(samples), size))
+        return [answer for batch in batches for answer in self._answers(batch)]
+
+    def _answers(self, samples: Sequence[Sample]) -> list[Answer]:
         if self._scorer is None:
             self._scorer = self._choose(samples)
         scores, cut = score(self._scorer, self._model, samples, [1.0] * len(samples), self.device)

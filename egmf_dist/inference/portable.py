@@ -104,15 +104,15 @@ def read_portable(folder: Path, backbone: str | None = None) -> Portable:
         if sha256(path) != right:
             raise EgmfError(f"{path} is damaged: its hash is not the one in {DESCRIPTION}; export the run again")
     if (folder / BACKBONE).is_dir():
-        place = {"path": str(folder / BACKBONE), "revision": None, "tuning": "frozen"}
-        return Portable(replace(config, backbone=replace(config.backbone, **place)), data, folder, found)
+        inside = replace(config.backbone, path=str(folder / BACKBONE), revision=None, tuning="frozen")
+        return Portable(replace(config, backbone=inside), data, folder, found)
     if backbone is not None:
         config = replace(config, backbone=replace(config.backbone, path=backbone))
     _check_backbone(config, found.get("backbone"), folder)
     return Portable(config, data, folder, found)
 
 
-def _config(sections: Mapping[str, Any], precision: str) -> Config:
+def _config(sections: Mapping[str, Any], precision: Any) -> Config:
     """Settings out of JSON, without the command line's parser: a place that only answers needs none."""
     usual = Config()
     made: dict[str, Any] = {"training": replace(usual.training, precision=precision, zero_stage=1)}

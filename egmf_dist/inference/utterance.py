@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from egmf_dist.errors import EgmfError
-from egmf_shards import CLASSIFICATION, Sample, Task, Turn
+from egmf_shards import CLASSIFICATION, MAX_CONTEXT_TURNS, Sample, Task, Turn
 
 INTERVAL = 0.8
 """How much of the probability a number's interval holds."""
@@ -114,6 +114,10 @@ def as_samples(
     if odd:
         known = ", ".join(streams) or "no feature stream"
         raise EgmfError(f"{where}: the model has no stream {odd[0]!r}; it has {known}")
+    for stream, array in features.items():
+        if array.shape[1] not in streams[stream]:
+            wanted = " or ".join(map(str, streams[stream]))
+            raise EgmfError(f"{where}: {stream} is {array.shape[1]} wide; this model's is {wanted}")
     context = [Turn(*turn) if not isinstance(turn, str) else Turn("", turn) for turn in utterance.context]
     present = ("text",) if utterance.text else ()
     return [
@@ -127,7 +131,7 @@ def as_samples(
             modalities=(*present, *features),
             speaker=utterance.speaker,
             turn=len(context),
-            context=tuple(context[-12:]),
+            context=tuple(context[-MAX_CONTEXT_TURNS:]),
             features=features,
         )
         for key in asked

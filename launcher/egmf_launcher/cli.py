@@ -152,6 +152,11 @@ VERBS = {
         "score every legal answer of a split",
         "runs/demo --split test --remove-each",
     ),
+    "predict": Verb(
+        "egmf_launcher.verbs:predict",
+        "answer a file of utterances",
+        "models/demo --input utterances.jsonl --out answers.jsonl",
+    ),
     "export": Verb(
         "egmf_launcher.verbs:export",
         "a run's best adapter as a folder to hand on: three lines of Python load it",

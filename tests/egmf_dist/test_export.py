@@ -20,6 +20,7 @@ from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, Tr
 from egmf_dist.data.run_data import RunData
 from egmf_dist.errors import EgmfError
 from egmf_dist.inference.export import export
+from egmf_dist.inference.predict import predict_file
 from egmf_dist.inference.predictions import predictions
 from egmf_dist.inference.scorer import TreeScorer, score
 from egmf_dist.inference.utterance import interval
@@ -187,7 +188,7 @@ def test_an_interval_holds_four_fifths():
         (7, "utterance 0: is a int; give a text, a mapping"),
         ({"words": "i am"}, "utterance 0: has no field 'words'; it may have text, speaker, context"),
         ({"text": "i", "features": {"eda": np.ones((2, 2))}}, "the model has no stream 'eda'; it has audio, vision"),
-        ({"text": "i", "features": {"audio": np.ones((2, 7))}}, "audio is 7 wide; this run's is 6"),
+        ({"text": "i", "features": {"audio": np.ones((2, 7))}}, "audio is 7 wide; this model's is 6"),
         ({"text": "i", "features": {"audio": np.ones(6)}}, r"audio: has the shape \[6\]; \[frames, dim\] is needed"),
         ({"text": "i", "features": {"audio": [[float("nan")] * 6]}}, "audio: holds numbers that are not finite"),
         ({"text": "i", "features": {"audio": "gone.npy"}}, "audio: gone.npy cannot be read: .*No such file"),
@@ -232,3 +233,114 @@ def test_a_folder_that_cannot_be_loaded_is_one_line(trained, families, tmp_path,
     assert "| emotion | en, zh | neutral, joy, anger |" in card
     assert f'load("{out.name}")' in card
     assert Path(out / "adapter" / "adapter_config.json").is_file()
+
+
+@pytest.fixture(scope="module")
+def exported(trained):
+    """One exported model for all that only ask it."""
+    run, _, _ = trained("lora")
+    out = run.folder.parent / "exported"
+    export(run, out)
+    return out
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+class TestPredict:
+    """A file of utterances."""
+
+    @pytest.fixture
+    def source(self, tmp_path):
+        np.save(tmp_path / "a.npy", np.ones((3, 6), np.float32))
+        np.save(tmp_path / "wide.npy", np.ones((3, 7), np.float32))
+        rows = [
+            {"id": "one", "text": "i am glad", "speaker": "A", "audio": "a.npy", "label": "joy", "split": "test"},
+            {"id": "wide", "text": "no", "audio": "wide.npy"},
+            {"id": "gone", "text": "no", "vision": "gone.npy"},
+            {"text": "我很高兴", "dialogue": "d", "speaker": "B"},
+            {"id": "five", "text": "wait", "dialogue": "d", "speaker": "C", "language": "en"},
+            {"id": "six", "text": "wait", "speaker": "C", "language": "en", "context": [["B", "我很高兴"]]},
+            {"id": "odd", "text": "wait", "mood": "good"},
+            *({"id": f"n{i}", "text": "glad " * (i % 7)} for i in range(60)),
+        ]
+        path = tmp_path / "in.jsonl"
+        text = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+        path.write_text(text + "\n\nno json\n", encoding="utf-8")
+        return path
+
+    def test_every_line_has_answers_or_says_why_not(self, exported, source, tmp_path, capsys):
+        out = tmp_path / "sub" / "out.jsonl"
+        assert main(["predict", str(exported), "--input", str(source), "--out", str(out)]) == 1
+        said = capsys.readouterr().out
+        assert "68 utterances; " in said
+        assert "warning: 4 could not be answered, the first: utterance wide: audio is 7 wide; this model's is 6" in said
+        found = lines(out)
+        assert [row["id"] for row in found[:7]] == ["one", "wide", "gone", "3", "five", "six", "odd"]
+        assert len(found) == 68
+        assert [number for number, row in enumerate(found) if "error" in row] == [1, 2, 6, 67]
+        assert "gone.npy cannot be read" in found[2]["error"]
+        assert found[6]["error"].startswith("line 7: has no use for 'mood'; it may have id, text")
+        assert found[67]["error"].startswith("line 68: ")
+        assert found[0]["absent"] == ["vision"]
+        assert found[3]["language"] == "zh"
+        p, q = (found[n]["answers"]["emotion"]["probabilities"] for n in (4, 5))
+        assert p == pytest.approx(q, abs=1e-5)  # a dialogue's lines are the next one's context
+        (answer,) = load(exported).predict(
+            Utterance("i am glad", "A", (), {"audio": np.ones((3, 6))}), tasks=["emotion"]
+        )
+        one = found[0]["answers"]["emotion"]
+        assert one["label"] == answer.label
+        assert one["probabilities"] == pytest.approx(answer.probabilities, abs=1e-5)
+        assert sorted(path.name for path in out.parent.iterdir()) == ["out.jsonl"]
+
+    def test_what_was_stopped_goes_on(self, exported, source, tmp_path, monkeypatch):
+        whole, out = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+        model = load(exported)
+        predict_file(model, source, whole, ["emotion"], lambda *_: None)
+        answer, calls = model.answer, []
+
+        def dies(samples):
+            calls.append(len(samples))
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            return answer(samples)
+
+        monkeypatch.setattr(model, "answer", dies)
+        with pytest.raises(KeyboardInterrupt):
+            predict_file(model, source, out, ["emotion"], lambda *_: None)
+        assert len(lines(out)) == 32
+        with open(out, "a") as file:
+            file.write('{"id": "half a li')
+        with pytest.raises(EgmfError, match="was begun with another input, model or tasks"):
+            predict_file(model, source, out, None, lambda *_: None)
+        done = predict_file(model, source, out, ["emotion"], lambda *_: None)
+        assert (done.lines, done.before, done.failed) == (68, 32, 1)
+        theirs, ours = lines(whole), lines(out)
+        assert [row["id"] for row in ours] == [row["id"] for row in theirs]
+        for one, other in zip(ours, theirs, strict=True):
+            assert one.get("error") == other.get("error")
+            if "answers" in one:
+                p, q = (row["answers"]["emotion"]["probabilities"] for row in (one, other))
+                assert p == pytest.approx(q, abs=1e-5)
+
+    @pytest.mark.parametrize(
+        ("change", "says"),
+        [
+            ({"--input": "gone.jsonl"}, "--input gone.jsonl: cannot be read: No such file"),
+            ({"--input": "empty.jsonl"}, "--input empty.jsonl: has no line"),
+            ({"--out": "there.jsonl"}, "--out there.jsonl: it exists; name another file"),
+            ({"--tasks": "mood"}, "the model has no task 'mood'; it has emotion, sentiment"),
+        ],
+    )
+    def test_a_mistake_is_one_line(self, exported, source, tmp_path, monkeypatch, capsys, change, says):
+        monkeypatch.chdir(tmp_path)
+        Path("empty.jsonl").write_text("\n")
+        Path("there.jsonl").write_text("")
+        options = {"--input": str(source), "--out": "out.jsonl"} | change
+        assert main(["predict", str(exported), *(word for pair in options.items() for word in pair)]) == 2
+        said = capsys.readouterr().err
+        assert says in said
+        assert said.count("\n") == 1
+        assert not Path("out.jsonl").exists()
