@@ -6,6 +6,7 @@ Needs torch, transformers, PEFT and safetensors, and neither DeepSpeed nor Ray n
 from __future__ import annotations
 
 import html
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ import torch
 
 from egmf_dist.build import build_egmf, read_backbone
 from egmf_dist.errors import EgmfError
-from egmf_dist.inference.portable import Portable, load_weights, read_portable
+from egmf_dist.inference.portable import Portable, is_portable, load_weights, read_portable
 from egmf_dist.inference.predictions import predictions
 from egmf_dist.inference.scorer import Scorer, choose_scorer, score
 from egmf_dist.inference.utterance import Answer, Utterance, answer_of, as_samples, as_utterance
 from egmf_shards import CLASSIFICATION, Sample
 
+RUN_SETTINGS = "config.yaml"
+"""A folder with this file is a run's."""
 Asked = str | Mapping[str, Any] | Utterance
 
 
@@ -152,10 +155,10 @@ def load(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
 ) -> Model:
-    """A trained model out of a folder that ``egmf export`` wrote.
+    """A trained model out of a folder that ``egmf export`` wrote, or a run's best adapter.
 
     Args:
-        folder: that.
+        folder: that, or the run's.
         backbone: where the LLM lies now; None: where it lay, or inside the folder.
         device: None: a GPU where there is one.
         dtype: None: what it was trained in.
@@ -163,7 +166,15 @@ def load(
     Raises:
         EgmfError: the folder is none or damaged, or the LLM is another than it was trained with.
     """
-    portable = read_portable(Path(folder), backbone)
+    folder = Path(folder)
+    if not is_portable(folder) and (folder / RUN_SETTINGS).is_file():
+        from egmf_dist.inference.export import export
+        from egmf_dist.run.folder import Run
+
+        with tempfile.TemporaryDirectory() as temporary:
+            export(Run(folder), Path(temporary, "model"), backbone=backbone)
+            return load(Path(temporary, "model"), backbone=backbone, device=device, dtype=dtype)
+    portable = read_portable(folder, backbone)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     usual = torch.bfloat16 if portable.config.training.precision == "bf16" else torch.float32
     return Model(portable, chosen, dtype or usual)

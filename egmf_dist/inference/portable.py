@@ -29,7 +29,7 @@ from egmf_dist.data.run_data import RunData
 from egmf_dist.errors import EgmfError
 from egmf_dist.formats import read_stamped, stamped
 from egmf_dist.model.identity import backbone_identity
-from egmf_dist.model.trained import trained_parameters
+from egmf_dist.model.trained import fill_trained, trained_parameters
 from egmf_shards.checksums import sha256
 
 DESCRIPTION, FUSION, ADAPTER, BACKBONE, CARD = "egmf.json", "fusion.safetensors", "adapter", "backbone", "README.md"
@@ -89,7 +89,7 @@ def read_portable(folder: Path, backbone: str | None = None) -> Portable:
         EgmfError: it is none, a file is missing or damaged, or the LLM is another than it was trained with.
     """
     if not is_portable(folder):
-        raise EgmfError(f"{folder}: no {DESCRIPTION} in it; give a folder that egmf export wrote")
+        raise EgmfError(f"{folder}: no {DESCRIPTION} in it; give a folder that egmf export wrote, or a run's")
     found = read_stamped(folder / DESCRIPTION)
     try:
         hashes, sections, precision = found["sha256"], found["config"], found["precision"]
@@ -195,7 +195,7 @@ def _write_backbone(folder: Path, config: Config, own: Mapping[str, torch.Tensor
 
     dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
     model: Any = load_backbone(config.backbone, dtype)
-    fill(model, own, folder)
+    fill_trained(model, own, folder)
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()
     model.save_pretrained(folder)
@@ -208,8 +208,7 @@ def load_weights(model: nn.Module, portable: Portable) -> None:
     Raises:
         EgmfError: names or shapes are not this model's.
     """
-    files = {"": portable.folder / FUSION}
-    weights = _read(files[""])
+    weights = _read(portable.folder / FUSION)
     adapter = portable.folder / ADAPTER / "adapter_model.safetensors"
     if adapter.is_file():
         # The names that PEFT saves are a parameter's without the adapter's own.
@@ -219,26 +218,7 @@ def load_weights(model: nn.Module, portable: Portable) -> None:
             short = short.removesuffix(".weight") if "lora_magnitude_vector" in short else short
             if name.startswith(LLM) and short in saved:
                 weights[name] = saved[short]
-    fill(model, weights, portable.folder)
-
-
-def fill(model: nn.Module, weights: Mapping[str, torch.Tensor], where: Path) -> None:
-    """Every trained parameter from a mapping of the same names.
-
-    Raises:
-        EgmfError: names or shapes differ.
-    """
-    own = trained_parameters(model)
-    if own.keys() != weights.keys():
-        odd = sorted(own.keys() ^ weights.keys())
-        raise EgmfError(f"{where}: does not fit this model: {len(odd)} names differ, the first is {odd[0]}")
-    with torch.no_grad():
-        for name, parameter in own.items():
-            if parameter.shape != weights[name].shape:
-                raise EgmfError(
-                    f"{where}: {name} is {list(weights[name].shape)}; this model's is {list(parameter.shape)}"
-                )
-            parameter.copy_(weights[name])
+    fill_trained(model, weights, portable.folder)
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:

@@ -82,6 +82,19 @@ def load_trained(model: nn.Module, folder: Path) -> None:
         raise EgmfError(f"{path}: cannot be read: {error}; put it back from a copy") from error
 
 
+def fill_trained(model: nn.Module, weights: Mapping[str, torch.Tensor], where: Path) -> None:
+    """Fill the trained parameters of a model that is whole here; ``where`` the weights are from names the fault.
+
+    Raises:
+        EgmfError: names or shapes are not this model's.
+    """
+    own = trained_parameters(model)
+    _check_fit(where, {name: list(weight.shape) for name, weight in weights.items()}, own)
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(weights[name])
+
+
 def _check_fit(path: Path, shapes: Mapping[str, list[int]], own: Mapping[str, nn.Parameter]) -> None:
     if shapes.keys() != own.keys():
         odd = sorted(shapes.keys() ^ own.keys())

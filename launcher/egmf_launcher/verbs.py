@@ -120,7 +120,7 @@ def predict(path: Path, /, input: Path, out: Path, tasks: str | None = None, bac
     """Answer a file of utterances with a model.
 
     Args:
-        path: folder that egmf export wrote
+        path: folder that egmf export wrote, or a run's
         input: JSON lines with text, and optionally id, speaker, language, context, dialogue, and .npy files by stream
         out: JSON lines to write, one an utterance; where it was begun and not finished it is gone on with
         tasks: comma-separated; null: every task that is asked in the utterance's language

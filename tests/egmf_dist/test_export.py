@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from egmf_dist import Utterance, load
 from egmf_dist.build import build_egmf, read_backbone
-from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, TrainingConfig
+from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, TrainingConfig, dump_config
 from egmf_dist.data.run_data import RunData
 from egmf_dist.errors import EgmfError
 from egmf_dist.inference.export import export
@@ -95,6 +95,11 @@ def test_an_exported_model_gives_the_answers_of_the_run(trained, make_samples, t
     export(run, tmp_path / "out", merge)
     loaded = load(tmp_path / "out")
     found = {(answer.id, answer.task): answer for answer in loaded.predict(asked(samples), batch_size=3)}
+    if not merge:  # the run itself is as good
+        dump_config(Config(), run.config)
+        assert load(run.folder).predict(asked(samples)[:1])[0].probabilities == pytest.approx(
+            found[samples[0].id, "emotion"].probabilities, abs=1e-5
+        )
     assert len(found) == 16  # both tasks are asked of each
     for sample, p in zip(samples, expected(model, scorer, samples), strict=True):
         answer = found[sample.id, sample.task]

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from egmf_dist.errors import EgmfError
-from egmf_dist.model import adapter
+from egmf_dist.model import trained
 
 
 def test_an_adapter_is_read_a_little_at_a_time(tmp_path, monkeypatch):
@@ -32,21 +32,21 @@ def test_an_adapter_is_read_a_little_at_a_time(tmp_path, monkeypatch):
             taken.append(name)
             return self.inside.get_tensor(name)
 
-    monkeypatch.setattr(adapter, "safe_open", lambda *a, **k: Watched(safe_open(*a, **k)))
-    monkeypatch.setattr(adapter, "_GATHERED", 20)
+    monkeypatch.setattr(trained, "safe_open", lambda *a, **k: Watched(safe_open(*a, **k)))
+    monkeypatch.setattr(trained, "_GATHERED", 20)
     model, other = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
-    save_file(dict(model.state_dict()), tmp_path / adapter.TRAINED_FILE)
-    adapter.load_trained(other, tmp_path)
+    save_file(dict(model.state_dict()), tmp_path / trained.TRAINED_FILE)
+    trained.load_trained(other, tmp_path)
     assert taken == [name for name, _ in model.named_parameters()]
     for (name, a), b in zip(model.state_dict().items(), other.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
     with pytest.raises(EgmfError, match=r"0.weight is \[4, 4\]; this model's is \[4, 5\]"):
-        adapter.load_trained(nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 2)), tmp_path)
+        trained.load_trained(nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 2)), tmp_path)
     with pytest.raises(EgmfError, match=r"does not fit this model: 2 names differ, the first is 1\.bias"):
-        adapter.load_trained(nn.Sequential(nn.Linear(4, 4)), tmp_path)
-    (tmp_path / adapter.TRAINED_FILE).write_bytes(b"torn")
+        trained.load_trained(nn.Sequential(nn.Linear(4, 4)), tmp_path)
+    (tmp_path / trained.TRAINED_FILE).write_bytes(b"torn")
     with pytest.raises(EgmfError, match="cannot be read"):
-        adapter.load_trained(other, tmp_path)
+        trained.load_trained(other, tmp_path)
 
 
 @pytest.mark.distributed
@@ -54,9 +54,9 @@ def test_under_zero_3_rank_0_alone_reads_and_a_group_at_a_time_is_whole(run_rank
     """Bitwise what was saved, on two ranks; between groups no parameter stays gathered."""
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3))
     weights = dict(model.state_dict())
-    save_file(weights, tmp_path / adapter.TRAINED_FILE)
+    save_file(weights, tmp_path / trained.TRAINED_FILE)
     group = 80  # a layer of 8 by 8 with its bias, not two
-    found = run_ranks("adapter_weights.py", 2, {"folder": tmp_path, "group": group})
+    found = run_ranks("trained_weights.py", 2, {"folder": tmp_path, "group": group})
     assert found["saved"].keys() == weights.keys()
     assert all(torch.equal(found["saved"][name], weight) for name, weight in weights.items())
     assert found["read"] == [list(weights), []]

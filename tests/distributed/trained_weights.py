@@ -18,7 +18,7 @@ from torch import nn
 from watched_file import Watched
 
 from egmf_dist import distributed
-from egmf_dist.model import adapter
+from egmf_dist.model import trained
 
 ZERO = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}}
 
@@ -26,8 +26,9 @@ ZERO = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}}
 def main() -> None:
     job = torch.load(sys.argv[1], weights_only=False)
     with distributed.process_group():
-        adapter._GATHERED = job["group"]
-        with deepspeed.zero.Init(config_dict_or_path=ZERO, dtype=torch.float32):
+        trained._GATHERED = job["group"]
+        # No dtype is given: where the CPU has no fp16, DeepSpeed takes bf16 whatever is asked for; by ZERO it is fp32.
+        with deepspeed.zero.Init(config_dict_or_path=ZERO):
             model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3))
         read, whole = [], [0]
 
@@ -35,12 +36,12 @@ def main() -> None:
             read.append(name)
             whole[0] = max(whole[0], sum(p.numel() for p in model.parameters()))
 
-        adapter.safe_open = lambda *a, **k: Watched(safe_open(*a, **k), note)
-        adapter.load_trained(model, job["folder"])
+        trained.safe_open = lambda *a, **k: Watched(safe_open(*a, **k), note)
+        trained.load_trained(model, job["folder"])
         after = sum(p.numel() for p in model.parameters())
         every = [None] * distributed.world_size()
         dist.all_gather_object(every, read)
-        saved = adapter.gather_trained(model)
+        saved = trained.gather_trained(model)
         if distributed.rank() == 0:
             result = {"saved": saved, "read": every, "whole": whole[0], "after": after}
             torch.save(result, sys.argv[2])
