@@ -178,7 +178,7 @@ def started(config: Config, run: Run, start: Start) -> Iterator[Trainer]:
         hosts = distributed.gather_objects(platform.node())
         distributed.on_rank_zero(lambda: write_manifest(run, config, identity, hosts or [], data.statistics()))
         spoken = ", chat template" if collator.limits.chat else ""
-        said = {"backbone": capabilities.describe() + spoken, "scoring": scoring, "changed": dict(start.changed)}
+        said = {"backbone": f"{capabilities.describe()}{spoken}", "scoring": scoring, "changed": dict(start.changed)}
         records.write(start_record(config, progress, ranks, model, kernels) | said)
         said_once = [*without_effect(config), *resumed.skipped, *shards.faults, *filter(None, [other_statistics])]
         for message in said_once:

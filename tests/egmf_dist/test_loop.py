@@ -49,7 +49,7 @@ def test_the_engine_is_released_whatever_fails(tmp_path, monkeypatch, fails):
     records = SimpleNamespace(write=lambda record: None, close=lambda: released.append("records"))
     anything = Anything()
     stand_ins = {
-        "open_split": anything, "open_stream": anything, "read_backbone": (anything, None),
+        "open_split": anything, "open_stream": anything, "read_backbone": (anything, SimpleNamespace(limits=SimpleNamespace(chat=None))),
         "check_scoring": (SimpleNamespace(way="sequence"), "scoring"), "build_egmf": anything,
         "check_selection": None, "backbone_identity": {}, "deepspeed_settings": {}, "initialise": engine,
         "parameter_groups": [{"params": [torch.zeros(1)], "lr": 1.0}],
