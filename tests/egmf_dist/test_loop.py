@@ -48,8 +48,9 @@ def test_the_engine_is_released_whatever_fails(tmp_path, monkeypatch, fails):
     engine = SimpleNamespace(destroy=lambda: released.append("engine"))
     records = SimpleNamespace(write=lambda record: None, close=lambda: released.append("records"))
     anything = Anything()
+    collator = SimpleNamespace(limits=SimpleNamespace(chat=None))
     stand_ins = {
-        "open_split": anything, "open_stream": anything, "read_backbone": (anything, SimpleNamespace(limits=SimpleNamespace(chat=None))),
+        "open_split": anything, "open_stream": anything, "read_backbone": (anything, collator),
         "check_scoring": (SimpleNamespace(way="sequence"), "scoring"), "build_egmf": anything,
         "check_selection": None, "backbone_identity": {}, "deepspeed_settings": {}, "initialise": engine,
         "parameter_groups": [{"params": [torch.zeros(1)], "lr": 1.0}],
