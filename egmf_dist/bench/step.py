@@ -52,15 +52,15 @@ RATIOS = {
 """Samples a second of the first over the second's."""
 DENSE = ("trainer", "predecessor")
 NOTES = (
-    "One rank. All train on the same samples with 12 turns of context at most. forest: data.shuffle dialogue, "
-    "prompt.pseudo_tokens before_utterance, prompt.context stepped; the others see the pseudo tokens first and the "
-    "last turns.",
+    "One rank. All train on the same generated samples (of --shards each on as many random ones) with 12 turns of "
+    "context at most. forest: data.shuffle dialogue, prompt.pseudo_tokens before_utterance, prompt.context stepped; "
+    "the others see the pseudo tokens first and the last turns.",
     "forest, packed and padded are egmf train's loop with DeepSpeed ZeRO stage 1, LoRA and EGMF's fusion: batches of "
     f"{GLOBAL_BATCH} in micro-batches of {MICRO_BATCH}, reading and laying out included. bare has the same modules and "
     "batches, samples in memory, no DeepSpeed.",
-    "trainer has the same prompts and LoRA and no fusion; it is given token ids. predecessor is a frozen LLM and "
-    "MSE-Adapter's fusion, re-implemented. Both make logits of every position as they are: batches of "
-    f"{DENSE_BATCH}, padded to the longest.",
+    "trainer has the same prompts and LoRA and no fusion; it is given token ids, and making the Trainer counts. "
+    "predecessor is a frozen LLM and MSE-Adapter's fusion, re-implemented. Both make logits of every position as they "
+    f"are: batches of {DENSE_BATCH}, padded to the longest.",
     f"brief and lengthy are packed with audio and vision of {BRIEF} and of {LENGTHY} frames a clip "
     "(model.max_stream_tokens 128), on generated dialogues in any case.",
     "tokens/s counts each sample's sequence as if it stood alone, so it is samples/s times one number.",
@@ -107,10 +107,13 @@ def measure_step(
     """
     if options.samples < GLOBAL_BATCH or options.samples % GLOBAL_BATCH:
         raise EgmfError(f"--samples is {options.samples}; it must be a multiple of {GLOBAL_BATCH}, the batch")
+    if options.rounds < 1:
+        raise EgmfError(f"--rounds is {options.rounds}; it must be 1 or more")
     unknown = [name for name in options.only if name not in TITLES]
     if unknown:
         raise EgmfError(f"--only names {unknown[0]!r}; it may name {', '.join(TITLES)}")
     names = [name for name in TITLES if name in (options.only or TITLES)]
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix=".step-", dir=out) as folder, distributed.process_group():
         return _Bench(Path(folder), options, names, progress, say).run()
 
@@ -159,16 +162,21 @@ class _Bench:
                     seconds[name].append(_timed(once, self._samples(name)) / self._samples(name))
             self._doing("where the time goes")
             parts = None if trainer is None else breakdown(passes["forest"], trainer, self.options.samples)
+        if not any(seconds.values()):
+            raise EgmfError(f"nothing was measured: {'; '.join(self.notes)}")
         return self._summary(seconds, tokens, shape, parts)
 
     def _all(self, stack: contextlib.ExitStack, configs: dict[str, Config]) -> tuple[dict[str, Pass], Trainer | None]:
         """Everyone's pass, warmed up, and the trainer whose time is taken apart."""
         passes, trainer = dict[str, Pass](), None
-        streams = Read(configs["packed"]).data.streams
+        read = Read(configs["packed"])
+        streams = {name: all(name in s.features for s in read.samples) for name in ("audio", "vision")}
         for name in self.names:
             self._doing(f"making: {TITLES[name]}")
-            if name in ("ragged", "predecessor") and sorted(streams) != ["audio", "vision"]:
-                self._leave_out(name, f"its fusion wants audio and vision, {self.options.shards} has {list(streams)}")
+            if name in ("ragged", "predecessor") and not all(streams.values()):
+                self._leave_out(
+                    name, f"its fusion wants audio and vision with every clip; {self.options.shards} has not"
+                )
                 continue
             config, own = configs.get(name, configs["packed"]), self.folder / f"run-{name}"
             if name in configs:
@@ -244,7 +252,10 @@ def _config(shards: str, backbone: str) -> Config:
     """The recipe real-llm's shape of training, on dialogues."""
     cuda = torch.cuda.is_available()
     return Config(
-        data=DataConfig(shards=[shards], shuffle="dialogue", context_turns=CONTEXT_TURNS, max_text_tokens=96),
+        # No loader processes: the others have none.
+        data=DataConfig(
+            shards=[shards], shuffle="dialogue", context_turns=CONTEXT_TURNS, max_text_tokens=96, workers=0
+        ),
         prompt=PromptConfig(pseudo_tokens="before_utterance", context="stepped"),
         backbone=BackboneConfig(path=backbone, lora_rank=16, lora_alpha=32),
         model=ModelConfig(dropout=0.1),

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from egmf_dist.config.given import AllSettings, SomeSettings
     from egmf_dist.config.load import (
         config_from_dict,
+        config_from_saved,
         dump_config,
         load_config,
         load_run_config,
@@ -34,6 +35,7 @@ _MODULE = {
     "AllSettings": "given",
     "SomeSettings": "given",
     "config_from_dict": "load",
+    "config_from_saved": "load",
     "dump_config": "load",
     "load_config": "load",
     "load_run_config": "load",
@@ -62,6 +64,7 @@ __all__ = [
     "TrainingConfig",
     "check_config",
     "config_from_dict",
+    "config_from_saved",
     "dump_config",
     "load_config",
     "load_run_config",

@@ -126,6 +126,18 @@ def config_from_dict(sections: Mapping[str, Any]) -> Config:
     return config
 
 
+def config_from_saved(sections: Mapping[str, Any]) -> Config:
+    """The same of settings that a run or an adapter was saved with, by this version or one before.
+
+    What was no setting then has the value that was done then: prompts were plain text.
+
+    Raises:
+        EgmfError: see :func:`config_from_dict`.
+    """
+    prompt = {"chat_template": "off"} | dict(sections.get("prompt") or {})
+    return config_from_dict({**sections, "prompt": prompt})
+
+
 def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file of settings, then apply ``["--section.key", "value", ...]``.
 
@@ -144,13 +156,16 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
 def load_run_config(path: str | os.PathLike[str]) -> Config:
     """The settings in a run's ``config.yaml``.
 
-    A run that version 1 wrote was trained on features as they are, which was no setting then.
+    A run that version 1 wrote was trained on features as they are, which was no setting then. Runs of before chat
+    templates had plain prompts.
 
     Raises:
         EgmfError: see :func:`load_config`.
     """
-    config = load_config(path)
-    if KEY in read_yaml(path):
+    config, saved = load_config(path), read_yaml(path)
+    if "chat_template" not in (saved.get("prompt") or {}):
+        config = replace(config, prompt=replace(config.prompt, chat_template="off"))
+    if KEY in saved:
         return config
     return replace(config, data=replace(config.data, standardise=False))
 

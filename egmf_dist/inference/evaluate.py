@@ -11,7 +11,7 @@ from rich.progress import Progress
 
 from egmf_dist import distributed
 from egmf_dist.build import build_egmf, read_backbone
-from egmf_dist.config import Config, config_from_dict
+from egmf_dist.config import Config, config_from_saved
 from egmf_dist.data.run_data import RunData, open_split
 from egmf_dist.engine import deepspeed_settings, initialise_for_scoring, partitioned_loading
 from egmf_dist.errors import EgmfError
@@ -59,7 +59,7 @@ def evaluate(
         description = adapter.description
         saved = description["config"]
         saved = saved | {"evaluation": saved.get("evaluation", {}) | evaluation}
-        config = places.put_into(config_from_dict(saved))
+        config = places.put_into(config_from_saved(saved))
         run_data = RunData.from_json(description["data"])
         remove = list(dict.fromkeys(remove))
         check_modalities(remove, run_data)

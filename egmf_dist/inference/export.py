@@ -5,21 +5,22 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
 
-from egmf_dist.config import Config, config_from_dict
+from egmf_dist.config import Config, config_from_saved
 from egmf_dist.data.run_data import RunData
 from egmf_dist.errors import EgmfError
-from egmf_dist.files import sync_tree, unfinished, writing
-from egmf_dist.inference.portable import ADAPTER, BACKBONE, CARD, is_portable, write_portable
+from egmf_dist.files import own_name, sync_tree, writing
+from egmf_dist.inference.portable import ADAPTER, BACKBONE, CARD, check_backbone, is_portable, write_portable
 from egmf_dist.model.adapter import best_adapter
-from egmf_dist.model.identity import backbone_identity
 from egmf_dist.model.trained import TRAINED_FILE
 from egmf_dist.run.folder import Run
-from egmf_dist.run.places import Places
+from egmf_dist.run.identity import is_folder
+from egmf_dist.run.places import locate_backbone
 from egmf_shards import CLASSIFICATION
 
 
@@ -43,29 +44,35 @@ def export(run: Run, out: Path, merge: bool = False, backbone: str | None = None
         raise EgmfError(f"--out {out}: {what}; name another folder, or remove it first")
     with best_adapter(run) as adapter:
         about = adapter.description
-        config = Places(None, backbone).put_into(config_from_dict(about["config"]))
-        then, now = about.get("identity", {}).get("backbone"), backbone_identity(config.backbone)
-        if then is not None and any(then[name] != now[name] for name in then.keys() & now.keys() - {"path"}):
-            raise EgmfError(f"run {run}: {config.backbone.path!r} is another LLM than it was trained with")
+        config, then = config_from_saved(about["config"]), about.get("identity", {}).get("backbone")
+        path = locate_backbone(run, config.backbone.path, backbone, is_folder(then or {}))
+        # Absolute: who loads it works in another folder.
+        path = str(Path(path).absolute()) if Path(path).is_dir() else path
+        commit = (then or {}).get("commit") if backbone is None else None
+        own = replace(config.backbone, path=path, revision=commit or config.backbone.revision)
+        config = replace(config, backbone=own)
+        check_backbone(config, then, f"run {run}", "--backbone FOLDER")
         weights = load_file(adapter.folder / TRAINED_FILE)
-        temporary = unfinished(out)
-        with writing(temporary, f"export {out}"):
+        temporary = own_name(out)
+        with writing(temporary, f"export {out}", then="export again"):
             temporary.mkdir(parents=True)
             description = write_portable(temporary, config, about, weights, merge)
-            card = model_card(config, description, figures(run), out.name, temporary)
+            card = model_card(config, description, figures(run, adapter.name), out.name, temporary)
             (temporary / CARD).write_text(card, encoding="utf-8")
             sync_tree(temporary)
             os.rename(temporary, out)
     return description
 
 
-def figures(run: Run) -> dict[str, Any]:
-    """By split what the run's evaluations found, of those with all modalities."""
+def figures(run: Run, adapter: str) -> dict[str, Any]:
+    """By split what an evaluation of this adapter found, with all modalities."""
     found = {}
     for split in ("valid", "test"):
         path = run.evaluation(split)
         if path.is_file():
-            found[split] = json.loads(path.read_text(encoding="utf-8"))
+            result = json.loads(path.read_text(encoding="utf-8"))
+            if result.get("checkpoint") == f"{run.adapters.name}/{adapter}":
+                found[split] = result
     return found
 
 

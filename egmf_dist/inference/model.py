@@ -79,7 +79,9 @@ class Model:
     ) -> Iterator[Answer]:
         """The same one after another, a batch of utterances in memory at a time."""
         self.check_tasks(tasks)
-        size = batch_size or self.batch_size
+        size = self.batch_size if batch_size is None else batch_size
+        if size < 1:
+            raise EgmfError(f"batch_size is {size}; it must be 1 or more")
         waiting: list[Sample] = []
         for number, given in enumerate(utterances):
             waiting += self.samples(as_utterance(given, number), number, tasks)
@@ -154,6 +156,7 @@ def load(
     backbone: str | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
+    trust_code: bool = False,
 ) -> Model:
     """A trained model out of a folder that ``egmf export`` wrote, or a run's best adapter.
 
@@ -162,9 +165,11 @@ def load(
         backbone: where the LLM lies now; None: where it lay, or inside the folder.
         device: None: a GPU where there is one.
         dtype: None: what it was trained in.
+        trust_code: code that the folder names may run (modules of one's own, an LLM's own files); look at it before.
 
     Raises:
-        EgmfError: the folder is none or damaged, or the LLM is another than it was trained with.
+        EgmfError: the folder is none or damaged, the LLM is another than it was trained with, or code would run that
+            nobody trusts.
     """
     folder = Path(folder)
     if not is_portable(folder) and (folder / RUN_SETTINGS).is_file():
@@ -172,9 +177,10 @@ def load(
         from egmf_dist.run.folder import Run
 
         with tempfile.TemporaryDirectory() as temporary:
-            export(Run(folder), Path(temporary, "model"), backbone=backbone)
-            return load(Path(temporary, "model"), backbone=backbone, device=device, dtype=dtype)
-    portable = read_portable(folder, backbone)
+            whole = Path(temporary, "model")
+            export(Run(folder), whole, backbone=backbone)
+            return load(whole, backbone=backbone, device=device, dtype=dtype, trust_code=trust_code)
+    portable = read_portable(folder, backbone, trust_code)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     usual = torch.bfloat16 if portable.config.training.precision == "bf16" else torch.float32
     return Model(portable, chosen, dtype or usual)

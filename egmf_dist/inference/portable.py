@@ -5,6 +5,7 @@
     DIR/egmf.json              settings, tasks, feature statistics, the backbone's identity, where it comes from
     DIR/fusion.safetensors     encoders, experts, gate, pseudo tokens
     DIR/adapter/               PEFT's own folder of LoRA's matrices; where there are any
+    DIR/tuned.safetensors      what another tuning of one's own has trained of the LLM
     DIR/backbone/              the LLM with its changes in it; where it was trained whole, or merging was asked for
     DIR/README.md              the model card
 
@@ -32,12 +33,17 @@ from egmf_dist.model.identity import backbone_identity
 from egmf_dist.model.trained import fill_trained, trained_parameters
 from egmf_shards.checksums import sha256
 
-DESCRIPTION, FUSION, ADAPTER, BACKBONE, CARD = "egmf.json", "fusion.safetensors", "adapter", "backbone", "README.md"
+DESCRIPTION, FUSION, TUNED = "egmf.json", "fusion.safetensors", "tuned.safetensors"
+ADAPTER, BACKBONE, CARD = "adapter", "backbone", "README.md"
 LLM = "backbone."
 """What the names of the LLM's own parameters begin with."""
 _SECTIONS = ("data", "prompt", "backbone", "model", "evaluation")
 """Settings that an answer depends on."""
-_PLACES = ("shards", "weights", "cache_dir")
+_LEFT_OUT = {
+    "data": ("shards", "weights", "cache_dir"),
+    # Speed and memory of the machine that trained it: who answers on a laptop has no GPU for them.
+    "backbone": ("liger", "gradient_checkpointing", "attn_implementation"),
+}
 
 
 @dataclass(frozen=True)
@@ -62,8 +68,10 @@ def described(config: Config, about: Mapping[str, Any]) -> dict[str, Any]:
         config: the run's settings.
         about: the adapter's description.
     """
-    sections = {name: _plain(getattr(config, name)) for name in _SECTIONS}
-    sections["data"] = {name: value for name, value in sections["data"].items() if name not in _PLACES}
+    sections = {
+        name: {key: value for key, value in _plain(getattr(config, name)).items() if key not in _LEFT_OUT.get(name, ())}
+        for name in _SECTIONS
+    }
     return {
         "config": sections,
         "precision": config.training.precision,
@@ -78,15 +86,17 @@ def _plain(section: Any) -> dict[str, Any]:
     return {field.name: getattr(section, field.name) for field in fields(section)}
 
 
-def read_portable(folder: Path, backbone: str | None = None) -> Portable:
+def read_portable(folder: Path, backbone: str | None = None, trust_code: bool = False) -> Portable:
     """Settings and data of a folder, its files' hashes compared.
 
     Args:
         folder: of :func:`write_portable`.
         backbone: where the LLM lies now; None: as the folder says, or inside it.
+        trust_code: code that the folder names may run: modules of one's own, an LLM's own files.
 
     Raises:
-        EgmfError: it is none, a file is missing or damaged, or the LLM is another than it was trained with.
+        EgmfError: it is none, a file is missing or damaged, the LLM is another than it was trained with, or code would
+            run that nobody trusts.
     """
     if not is_portable(folder):
         raise EgmfError(f"{folder}: no {DESCRIPTION} in it; give a folder that egmf export wrote, or a run's")
@@ -103,13 +113,32 @@ def read_portable(folder: Path, backbone: str | None = None) -> Portable:
             raise EgmfError(f"{path} is missing; put it back from a copy, or export the run again")
         if sha256(path) != right:
             raise EgmfError(f"{path} is damaged: its hash is not the one in {DESCRIPTION}; export the run again")
+    if not trust_code:
+        _refuse_code(config, folder)
+    own = config.backbone
     if (folder / BACKBONE).is_dir():
-        inside = replace(config.backbone, path=str(folder / BACKBONE), revision=None, tuning="frozen")
+        inside = replace(own, path=str(folder / BACKBONE), revision=None, tuning="frozen", quantise="none")
         return Portable(replace(config, backbone=inside), data, folder, found)
+    then = found.get("backbone")
     if backbone is not None:
-        config = replace(config, backbone=replace(config.backbone, path=backbone))
-    _check_backbone(config, found.get("backbone"), folder)
+        own = replace(own, path=backbone, revision=None)
+    elif isinstance(then, dict) and then.get("commit"):
+        own = replace(own, revision=then["commit"])  # the hub may have a newer one by now
+    config = replace(config, backbone=own)
+    check_backbone(config, then, str(folder), "load(..., backbone=FOLDER)")
     return Portable(config, data, folder, found)
+
+
+def _refuse_code(config: Config, folder: Path) -> None:
+    """A folder that was handed on must not run what it names unless the user says so."""
+    parts = {"model.fusion": config.model.fusion, "backbone.tuning": config.backbone.tuning}
+    named = [f"{key} {value!r}" for key, value in parts.items() if ":" in value]
+    if config.backbone.trust_remote_code:
+        named.append("the LLM's own code")
+    if named:
+        raise EgmfError(
+            f"{folder}: loading it would run {' and '.join(named)}; look at that code, then load(..., trust_code=True)"
+        )
 
 
 def _config(sections: Mapping[str, Any], precision: Any) -> Config:
@@ -121,21 +150,29 @@ def _config(sections: Mapping[str, Any], precision: Any) -> Config:
     return replace(usual, **made)
 
 
-def _check_backbone(config: Config, then: Any, folder: Path) -> None:
+def check_backbone(config: Config, then: Any, where: str, option: str) -> None:
+    """Refuse another LLM than the one that something was trained with.
+
+    Args:
+        config: says where the LLM lies now.
+        then: its identity when it was trained; None where that is not known.
+        where: what was trained, for the message.
+        option: how to say where it lies.
+
+    Raises:
+        EgmfError: it is not there, or another.
+    """
     path = config.backbone.path
     if not isinstance(then, dict):
         return
     if "sha256" in then and not Path(path).is_dir():
-        raise EgmfError(
-            f"{folder}: its LLM is not at {path!r}; say where it lies, load(..., backbone=FOLDER), or export it "
-            "with --merge"
-        )
+        raise EgmfError(f"{where}: its LLM is not at {path!r}; say where it lies: {option}; or export it with --merge")
     now = backbone_identity(config.backbone)
     common = then.keys() & now.keys() - {"path", "revision"}
     odd = sorted(name for name in common if then[name] != now[name])
     if odd or not common:
         raise EgmfError(
-            f"{folder}: {path!r} is another LLM than it was trained with ({', '.join(odd) or 'another kind'})"
+            f"{where}: {path!r} is another LLM than it was trained with ({', '.join(odd) or 'another kind'})"
         )
 
 
@@ -158,13 +195,18 @@ def write_portable(
         EgmfError: the LLM cannot be read.
     """
     own = {name.removeprefix(LLM): w for name, w in weights.items() if name.startswith(LLM)}
+    tuning = config.backbone.tuning
+    if merge and (tuning not in ("lora", "frozen", "full") or config.backbone.quantise != "none"):
+        what = f"backbone.tuning {tuning!r}" if config.backbone.quantise == "none" else "weights of four bits"
+        raise EgmfError(f"--merge: {what} cannot be merged into an LLM without loss; leave it out")
     save_file({name: w for name, w in weights.items() if not name.startswith(LLM)}, folder / FUSION)
-    whole = bool(own) and config.backbone.tuning != "lora"
-    if own and not whole:
+    if own and tuning == "lora":
         _write_adapter(folder / ADAPTER, config, own)
-    if whole or merge:
+    elif own and tuning != "full":
+        save_file(own, folder / TUNED)
+    if merge or (own and tuning == "full"):
         _write_backbone(folder / BACKBONE, config, own)
-    files = [path for path in sorted(folder.rglob("*.safetensors")) if path.is_file()]
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     description = described(config, about) | {
         "sha256": {path.relative_to(folder).as_posix(): sha256(path) for path in files}
     }
@@ -209,8 +251,10 @@ def load_weights(model: nn.Module, portable: Portable) -> None:
         EgmfError: names or shapes are not this model's.
     """
     weights = _read(portable.folder / FUSION)
+    if (portable.folder / TUNED).is_file():
+        weights |= {f"{LLM}{name}": w for name, w in _read(portable.folder / TUNED).items()}
     adapter = portable.folder / ADAPTER / "adapter_model.safetensors"
-    if adapter.is_file():
+    if adapter.is_file() and portable.config.backbone.tuning == "lora":
         # The names that PEFT saves are a parameter's without the adapter's own.
         saved = _read(adapter)
         for name in trained_parameters(model):

@@ -1,28 +1,32 @@
 """``egmf predict``: answers to a file of utterances, line by line, in bounded memory; a stopped run goes on.
 
 A line of the input is an object: ``text``; optionally ``id``, ``speaker``, ``language``, ``context`` (preceding turns
-``[[speaker, text], ...]``) and, by the name of a feature stream, a ``.npy`` file beside the input. Where ``dialogue``
-is given and ``context`` is not, the context is what that dialogue said in the lines before, as long as they follow each
-other. ``split``, ``turn``, ``task``, ``label`` and ``value`` are passed over, so that a file for training serves.
+``[[speaker, text], ...]``) and, by the name of a feature stream, a ``.npy`` file beside the input; without one the
+stream is absent. Where ``dialogue`` is given and ``context`` is not, the context is what that dialogue said in the
+lines right before; lines of one dialogue must follow each other, in their order. ``split`` tells dialogues of one name
+apart;
+``turn``, ``task``, ``label`` and ``value`` are passed over. Null is as if it were not there.
 
 A line of the output has the ``id`` and the ``answers`` by task, or an ``error`` that says why there are none.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from egmf_dist.errors import EgmfError
 from egmf_dist.files import write_json
 from egmf_dist.inference.model import Model
-from egmf_dist.inference.utterance import Answer, Utterance
+from egmf_dist.inference.utterance import Answer, Utterance, as_utterance
 from egmf_shards import MAX_CONTEXT_TURNS, Sample
+from egmf_shards.checksums import sha256
 
 DECIMALS = 6
 _OWN = ("id", "text", "speaker", "language", "context", "dialogue")
@@ -38,7 +42,7 @@ class Done:
     before: int
     """Of them those that an earlier start had answered."""
     failed: int
-    """Those that have an ``error``, of this start."""
+    """Those that have an ``error``."""
     first_error: str | None
 
 
@@ -63,14 +67,15 @@ def predict_file(
     if not total:
         raise EgmfError(f"--input {source}: has no line; one JSON object a line is needed")
     state = out.with_name(f".{out.name}.progress.json")
-    made_of = {
-        "input": str(source.absolute()),
-        "model": model.about["sha256"],
-        "tasks": None if tasks is None else [*tasks],
-    }
-    before = _begin(out, state, made_of)
-    failed, first_error, done = 0, None, before
+    made_of = {"input": sha256(source), "model": model.about["sha256"], "tasks": None if tasks is None else [*tasks]}
+    _begin(out, state, made_of)
     with open(out, "a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise EgmfError(f"--out {out}: another process is writing it; wait for it, or name another file") from error
+        before, failed, first_error = _kept(out)
+        done = before
         waiting = islice(_utterances(source, model), before, None)
         while chunk := list(islice(waiting, model.batch_size)):
             for row in _answered(model, chunk, tasks):
@@ -85,8 +90,8 @@ def predict_file(
     return Done(total, before, failed, first_error)
 
 
-def _begin(out: Path, state: Path, made_of: dict[str, Any]) -> int:
-    """How many lines are answered already; half a line of a killed start is cut off."""
+def _begin(out: Path, state: Path, made_of: dict[str, Any]) -> None:
+    """Make an output, or see that the one there was begun with the same."""
     if not out.exists():
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +99,7 @@ def _begin(out: Path, state: Path, made_of: dict[str, Any]) -> int:
             out.touch()
         except OSError as error:
             raise EgmfError(f"--out {out}: cannot be written: {error.strerror}") from error
-        return 0
+        return
     if not state.is_file():
         raise EgmfError(f"--out {out}: it exists; name another file, or remove it first")
     try:
@@ -105,98 +110,120 @@ def _begin(out: Path, state: Path, made_of: dict[str, Any]) -> int:
         raise EgmfError(
             f"--out {out}: was begun with another input, model or tasks; finish it with those, or remove it first"
         )
+
+
+def _kept(out: Path) -> tuple[int, int, str | None]:
+    """How many lines are answered already, how many of them have an error, and the first; half a line of a killed start
+    is cut off."""
     with open(out, "rb+") as file:
-        whole, lines = 0, 0
+        whole, lines, errors = 0, 0, []
         for line in file:
             if line.endswith(b"\n"):
                 whole, lines = whole + len(line), lines + 1
+                errors += [found["error"]] if "error" in (found := json.loads(line)) else []
         file.truncate(whole)
-    return lines
+    return lines, len(errors), next(iter(errors), None)
 
 
-def _lines(source: Path) -> Iterator[str]:
+def _lines(source: Path) -> Iterator[tuple[int, str]]:
+    """Lines that are not empty, with their numbers from 1."""
     try:
         with open(source, encoding="utf-8-sig") as file:
-            yield from _without_empty(file)
+            yield from ((number, line) for number, line in enumerate(file, start=1) if line.strip())
     except OSError as error:
         raise EgmfError(f"--input {source}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise EgmfError(f"--input {source}: is no text in UTF-8 (byte {error.start})") from error
 
 
-def _without_empty(file: TextIO) -> Iterator[str]:
-    return (line for line in file if line.strip())
-
-
-def _utterances(source: Path, model: Model) -> Iterator[tuple[str, Utterance | str]]:
-    """Each line as an utterance, or what is wrong with it."""
-    dialogue: str | None = None
+def _utterances(source: Path, model: Model) -> Iterator[tuple[Any, Utterance | str]]:
+    """Each line's id with its utterance, or with what is wrong with it."""
+    dialogue: tuple[Any, Any] | None = None
     said: list[tuple[str, str]] = []
-    for number, line in enumerate(_lines(source)):
-        name = str(number)
+    turn = 0
+    for place, (number, line) in enumerate(_lines(source)):
+        name: Any = place
         try:
             data = json.loads(line)
             if not isinstance(data, dict):
                 raise EgmfError(f"is a {type(data).__name__}; an object is needed")
-            name = str(data.get("id", number))
-            if data.get("dialogue") != dialogue or dialogue is None:
-                dialogue, said = data.get("dialogue"), []
-            utterance = _utterance(data, name, source.parent, model)
+            data = {key: value for key, value in data.items() if value is not None}
+            name = _id(data.get("id", place))
+            own = (data.get("split"), data["dialogue"]) if "dialogue" in data else None
+            if own is None or own != dialogue:
+                dialogue, said, turn = own, [], 0
+            utterance = _utterance(data, source.parent, model)
             if dialogue is not None and "context" not in data:
-                utterance.context = said[-MAX_CONTEXT_TURNS:]
-            said.append((utterance.speaker, utterance.text))
+                utterance.context, utterance.turn = list(said), turn
+            said, turn = [*said, (utterance.speaker, utterance.text)][-MAX_CONTEXT_TURNS:], turn + 1
             yield name, utterance
-        except ValueError as error:  # no JSON, or an EgmfError
-            yield name, f"line {number + 1}: {' '.join(str(error).split())}"
+        except (ValueError, RecursionError) as error:  # no JSON, or an EgmfError
+            yield name, f"line {number}: {' '.join(str(error).split())}"
 
 
-def _utterance(data: dict[str, Any], name: str, folder: Path, model: Model) -> Utterance:
+def _id(given: Any) -> str | int:
+    if not isinstance(given, str | int) or isinstance(given, bool):
+        raise EgmfError(f"id is a {type(given).__name__}; a string or a whole number is needed")
+    str(given).encode()  # half a character cannot be written again: UnicodeEncodeError is a ValueError
+    return given
+
+
+def _utterance(data: dict[str, Any], folder: Path, model: Model) -> Utterance:
     odd = [key for key in data if key not in (*_OWN, *_PASSED_OVER, *model.streams)]
     if odd:
         streams = ", ".join(model.streams) or "none"
         raise EgmfError(f"has no use for {odd[0]!r}; it may have {', '.join(_OWN)}, and the streams: {streams}")
-    for key in ("text", "speaker", "language"):
-        if not isinstance(data.get(key, ""), str):
-            raise EgmfError(f"{key} is {data[key]!r}; a string is needed")
-    turns = data.get("context", [])
-    if not isinstance(turns, list) or not all(
-        isinstance(t, list) and len(t) == 2 and all(isinstance(part, str) for part in t) for t in turns
-    ):
-        raise EgmfError("context is no list of [speaker, text]")
-    features = {stream: folder / str(data[stream]) for stream in model.streams if data.get(stream)}
-    context = [(speaker, text) for speaker, text in turns]
-    language = data.get("language") or None
-    return Utterance(data.get("text", ""), data.get("speaker", ""), context, features, language, name)
+    files = {stream: data[stream] for stream in model.streams if stream in data}
+    wrong = next((stream for stream, file in files.items() if not isinstance(file, str)), None)
+    if wrong is not None:
+        raise EgmfError(f"{wrong} is a {type(files[wrong]).__name__}; the name of a .npy file is needed")
+    return as_utterance(
+        {
+            "text": data.get("text", ""),
+            "speaker": data.get("speaker", ""),
+            "context": data.get("context", []),
+            "features": {stream: folder / file for stream, file in files.items()},
+            "language": data.get("language"),
+        },
+        0,
+    )
 
 
 def _answered(
-    model: Model, chunk: Sequence[tuple[str, Utterance | str]], tasks: Sequence[str] | None
+    model: Model, chunk: Sequence[tuple[Any, Utterance | str]], tasks: Sequence[str] | None
 ) -> list[dict[str, Any]]:
-    samples: list[Sample] = []
-    places: list[tuple[str, str | int]] = []
+    """A row for each utterance; what fails as they are answered together is answered one by one."""
+    prepared: list[tuple[Any, list[Sample] | str]] = []
     for name, utterance in chunk:
         if isinstance(utterance, str):
-            places.append((name, utterance))
+            prepared.append((name, utterance))
             continue
         try:
-            own = model.samples(utterance, 0, tasks)
+            prepared.append((name, model.samples(replace(utterance, id=str(name)), 0, tasks)))
         except EgmfError as error:
-            places.append((name, str(error)))
-            continue
-        places.append((name, len(own)))
-        samples += own
-    answers = iter(model.answer(samples))
+            prepared.append((name, str(error)))
+    sound = [samples for _, samples in prepared if not isinstance(samples, str)]
+    try:
+        answers: Iterator[Answer] | None = iter(model.answer([sample for samples in sound for sample in samples]))
+    except EgmfError:
+        answers = None
     rows = []
-    for name, count in places:
-        if isinstance(count, str):
-            rows.append({"id": name, "error": count})
-        else:
-            rows.append(_row(name, list(islice(answers, count))))
+    for name, samples in prepared:
+        if isinstance(samples, str):
+            rows.append({"id": name, "error": samples})
+            continue
+        try:
+            own = model.answer(samples) if answers is None else list(islice(answers, len(samples)))
+            rows.append(_row(name, own))
+        except EgmfError as error:
+            rows.append({"id": name, "error": str(error)})
     return rows
 
 
-def _row(name: str, answers: Sequence[Answer]) -> dict[str, Any]:
+def _row(name: Any, answers: Sequence[Answer]) -> dict[str, Any]:
     row: dict[str, Any] = {"id": name, "language": answers[0].language, "answers": {}}
+    if answers[0].absent:
+        row["absent"] = list(answers[0].absent)
     for answer in answers:
         one: dict[str, Any] = {"answer": answer.answer}
         if answer.value is None:
@@ -204,14 +231,12 @@ def _row(name: str, answers: Sequence[Answer]) -> dict[str, Any]:
         else:
             one |= {"value": round(answer.value, DECIMALS), "interval": answer.interval}
         one["probabilities"] = {word: round(p, DECIMALS) for word, p in answer.probabilities.items()}
+        if answer.diagnostics:
+            one["diagnostics"] = {
+                level: {part: round(weight, DECIMALS) for part, weight in own.items()}
+                for level, own in answer.diagnostics.items()
+            }
+        if answer.prompt_tokens_cut:
+            one["prompt_tokens_cut"] = answer.prompt_tokens_cut
         row["answers"][answer.task] = one
-    if answers[0].absent:
-        row["absent"] = list(answers[0].absent)
-    if answers[0].diagnostics:
-        row["diagnostics"] = {
-            level: {part: round(weight, DECIMALS) for part, weight in own.items()}
-            for level, own in answers[0].diagnostics.items()
-        }
-    if answers[0].prompt_tokens_cut:
-        row["prompt_tokens_cut"] = answers[0].prompt_tokens_cut
     return row

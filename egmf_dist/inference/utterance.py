@@ -7,14 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
 from egmf_dist.errors import EgmfError
 from egmf_shards import CLASSIFICATION, MAX_CONTEXT_TURNS, Sample, Task, Turn
+from egmf_shards.format.text import clean_text
 
 INTERVAL = 0.8
 """How much of the probability a number's interval holds."""
+_HALF = re.compile(r"[\ud800-\udfff]")
 _HAN = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
 
 
@@ -32,6 +35,8 @@ class Utterance:
     language: str | None = None
     """``en``, ``zh``, ...; None: told from the script, where the model knows more than one."""
     id: str = ""
+    turn: int | None = None
+    """Its place in its dialogue, from 0; None: ``context`` is all that was said before."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +88,40 @@ def as_utterance(given: str | Mapping[str, Any] | Utterance, number: int) -> Utt
             f"utterance {number}: is a {type(given).__name__}; give a text, a mapping with text, speaker, context, "
             "features, or an Utterance"
         )
-    if not isinstance(given.text, str):
-        raise EgmfError(f"utterance {number}: its text is a {type(given.text).__name__}; a string is needed")
+    fault = _fault(given)
+    if fault:
+        raise EgmfError(f"utterance {given.id or number}: {fault}")
     return given
+
+
+def _fault(given: Utterance) -> str:
+    """What is wrong with the kinds of its fields; empty for nothing."""
+    for name in ("text", "speaker", "id"):
+        if not isinstance(getattr(given, name), str):
+            return f"its {name} is a {type(getattr(given, name)).__name__}; a string is needed"
+    if not isinstance(given.language, str | None):
+        return f"its language is a {type(given.language).__name__}; a string such as 'en', or None, is needed"
+    if not isinstance(given.turn, int | None) or (given.turn or 0) < 0:
+        return f"its turn is {given.turn!r}; a whole number from 0, or None, is needed"
+    if not isinstance(given.features, Mapping):
+        return f"its features are a {type(given.features).__name__}; a mapping of streams to arrays is needed"
+    if isinstance(given.context, str) or not isinstance(given.context, Sequence):
+        return "its context is no list of turns; (speaker, text), or the text alone, is a turn"
+    texts = [given.text, given.speaker, given.id]
+    for turn in given.context:
+        parts = [turn] if isinstance(turn, str) else turn
+        if (
+            not isinstance(parts, list | tuple)
+            or not 1 <= len(parts) <= 2
+            or not all(isinstance(p, str) for p in parts)
+        ):
+            return f"its context holds {turn!r}; (speaker, text), or the text alone, is a turn"
+        texts += parts
+    if any(_HALF.search(text) for text in texts):
+        return "holds half a character (a lone surrogate), which no text in UTF-8 can"
+    if not given.text.strip() and not given.features:
+        return "has neither text nor features: nothing to answer from"
+    return ""
 
 
 def as_samples(
@@ -118,19 +154,21 @@ def as_samples(
         if array.shape[1] not in streams[stream]:
             wanted = " or ".join(map(str, streams[stream]))
             raise EgmfError(f"{where}: {stream} is {array.shape[1]} wide; this model's is {wanted}")
-    context = [Turn(*turn) if not isinstance(turn, str) else Turn("", turn) for turn in utterance.context]
-    present = ("text",) if utterance.text else ()
+    turns = [("", turn) if isinstance(turn, str) else ("", *turn)[-2:] for turn in utterance.context]
+    context = [Turn(speaker, clean_text(said)) for speaker, said in turns]
+    text = clean_text(utterance.text)
+    present = ("text",) if text else ()
     return [
         Sample(
             id=name,
-            text=utterance.text,
+            text=text,
             language=language,
             task=key,
             dataset="",
             split="",
             modalities=(*present, *features),
             speaker=utterance.speaker,
-            turn=len(context),
+            turn=len(context) if utterance.turn is None else utterance.turn,
             context=tuple(context[-MAX_CONTEXT_TURNS:]),
             features=features,
         )
@@ -148,9 +186,11 @@ def _language(text: str, languages: Sequence[str]) -> str:
 def _array(given: Any, where: str) -> np.ndarray:
     if isinstance(given, str | Path):
         try:
-            given = np.load(given, allow_pickle=False)
-        except (OSError, ValueError) as error:
+            given, path = np.load(given, allow_pickle=False), given
+        except (OSError, ValueError, EOFError, BadZipFile) as error:
             raise EgmfError(f"{where}: {given} cannot be read: {' '.join(str(error).split())}") from error
+        if not isinstance(given, np.ndarray):
+            raise EgmfError(f"{where}: {path} holds several arrays; one .npy file is needed")
     try:
         array = np.asarray(given, dtype=np.float32)
     except (TypeError, ValueError) as error:

@@ -78,12 +78,28 @@ def locate(run: Run, given: Places, backbone_was_folder: bool) -> Places:
         if found is None or ("://" not in found and not (Path(found) / "manifest.json").is_file()):
             raise EgmfError(f"run {run}: {_gone('shards', path, looked, 'data.shards', given.shards is not None)}")
         shards.append(found)
-    looked = trained_in if given.backbone is None else [here]
-    path = saved.backbone.path if given.backbone is None else given.backbone
+    return Places(shards, locate_backbone(run, saved.backbone.path, given.backbone, backbone_was_folder))
+
+
+def locate_backbone(run: Run, saved: str, given: str | None, was_folder: bool) -> str:
+    """Where a trained run's backbone lies, as this process can open it.
+
+    Args:
+        run: the run.
+        saved: its path when it was trained.
+        given: what the command line says; it goes before.
+        was_folder: and no hub model.
+
+    Raises:
+        EgmfError: it is not there; says with which option to give its new place.
+    """
+    directory, here = read_directory(run.config) if run.config.is_file() else None, Path.cwd()
+    looked = [directory, here] if given is None and directory is not None and directory != here else [here]
+    path = saved if given is None else given
     backbone = find(path, looked)
-    if backbone_was_folder and (backbone is None or not Path(backbone).is_dir()):
-        raise EgmfError(f"run {run}: {_gone('backbone', path, looked, 'backbone.path', given.backbone is not None)}")
-    return Places(shards, backbone or path)
+    if was_folder and (backbone is None or not Path(backbone).is_dir()):
+        raise EgmfError(f"run {run}: {_gone('backbone', path, looked, 'backbone.path', given is not None)}")
+    return backbone or path
 
 
 def find(path: str, directories: Sequence[Path]) -> str | None:

@@ -11,7 +11,7 @@ import pytest
 
 from egmf_shards import Sample, ShardError, ShardSet, import_label_csv, import_meld
 from egmf_shards.format.manifest import dims_of
-from egmf_shards.importers.table import clean_text
+from egmf_shards.format.text import clean_text
 
 MELD_HEADER = "Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID,Season,Episode,StartTime,EndTime"
 

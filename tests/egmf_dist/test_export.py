@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -197,6 +198,10 @@ def test_an_interval_holds_four_fifths():
         ({"text": "i", "features": {"audio": np.ones(6)}}, r"audio: has the shape \[6\]; \[frames, dim\] is needed"),
         ({"text": "i", "features": {"audio": [[float("nan")] * 6]}}, "audio: holds numbers that are not finite"),
         ({"text": "i", "features": {"audio": "gone.npy"}}, "audio: gone.npy cannot be read: .*No such file"),
+        ({"text": "i", "context": "no"}, "utterance 0: its context is no list of turns"),
+        ({"text": "i", "context": [{"speaker": "A"}]}, "utterance 0: its context holds "),
+        ({"text": "i", "speaker": None}, "utterance 0: its speaker is a NoneType; a string is needed"),
+        ("", "utterance 0: has neither text nor features"),
         ({"text": "i", "language": "fr"}, "no task is asked in 'fr'; the model knows en, zh"),
     ],
 )
@@ -226,6 +231,15 @@ def test_a_folder_that_cannot_be_loaded_is_one_line(trained, families, tmp_path,
         load(out, backbone=str(families["qwen2"]))
     with pytest.raises(EgmfError, match=r"its LLM is not at 'gone'; say where it lies"):
         load(out, backbone="gone")
+    evil = json.loads((out / "egmf.json").read_text())
+    for part, value in (("model", {"fusion": "os:getcwd"}), ("backbone", {"trust_remote_code": True})):
+        other = tmp_path / part
+        shutil.copytree(out, other)
+        changed = evil | {"config": evil["config"] | {part: evil["config"][part] | value}}
+        (other / "egmf.json").write_text(json.dumps(changed))
+        with pytest.raises(EgmfError, match=r"loading it would run .*; look at that code, then load"):
+            load(other)
+    assert not {"liger", "attn_implementation", "gradient_checkpointing"} & evil["config"]["backbone"].keys()
     fusion = out / "fusion.safetensors"
     content = fusion.read_bytes()
     fusion.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
@@ -238,6 +252,45 @@ def test_a_folder_that_cannot_be_loaded_is_one_line(trained, families, tmp_path,
     assert "| emotion | en, zh | neutral, joy, anger |" in card
     assert f'load("{out.name}")' in card
     assert Path(out / "adapter" / "adapter_config.json").is_file()
+
+
+def test_a_run_is_found_from_another_folder(trained, families, tmp_path, monkeypatch, make_samples):
+    """Its backbone's path is relative to where it was started; an export names it absolutely."""
+    run, model, scorer = trained("lora")
+    (tmp_path / "home").mkdir()
+    shutil.copytree(families["qwen3"], tmp_path / "home" / "bb" / "toy")
+    moved = Run(tmp_path / "home" / "run")
+    shutil.copytree(run.folder, moved.folder)
+    about_file = next(moved.adapters.glob("*/adapter.json"))
+    about = json.loads(about_file.read_text())
+    about["config"]["backbone"]["path"] = "bb/toy"
+    about_file.write_text(json.dumps(about))
+    dump_config(Config(), moved.config, tmp_path / "home")
+    (tmp_path / "away").mkdir()
+    monkeypatch.chdir(tmp_path / "away")
+    export(moved, Path("out"))
+    (sample,) = make_samples(1)
+    found = load("out").predict(asked([sample]), tasks=[sample.task])
+    np.testing.assert_allclose(list(found[0].probabilities.values()), *expected(model, scorer, [sample]), atol=1e-5)
+    about["config"]["backbone"]["quantise"] = "4bit"
+    about["config"]["training"]["zero_stage"] = 1
+    about_file.write_text(json.dumps(about))
+    with pytest.raises(EgmfError, match=r"--merge: weights of four bits cannot be merged"):
+        export(moved, Path("merged"), merge=True)
+    assert [path.name for path in Path().iterdir()] == ["out"]
+
+
+def test_the_card_shows_figures_of_the_exported_adapter_alone(trained, tmp_path):
+    run, _, _ = trained("dora")
+    run.evaluations.mkdir()
+    task = {"emotion": {"n": 5, "metrics": {"weighted_f1": 0.4321}}}
+    for split, step in (("valid", 7), ("test", 1)):
+        result = {"tasks": task, "checkpoint": f"best/step-{step:07d}"}
+        run.evaluation(split).write_text(json.dumps(result))
+    export(run, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "| valid | emotion | weighted_f1 | 5 | 0.432 |" in card
+    assert "| test |" not in card
 
 
 @pytest.fixture(scope="module")
@@ -268,26 +321,35 @@ class TestPredict:
             {"id": "five", "text": "wait", "dialogue": "d", "speaker": "C", "language": "en"},
             {"id": "six", "text": "wait", "speaker": "C", "language": "en", "context": [["B", "我很高兴"]]},
             {"id": "odd", "text": "wait", "mood": "good"},
-            *({"id": f"n{i}", "text": "glad " * (i % 7)} for i in range(60)),
+            {"id": 8, "text": "no", "audio": "empty.npy"},
+            {"id": "nine", "text": "half \ud83d"},
+            {"id": "ten", "text": " ", "speaker": None, "context": None},
+            *({"id": f"n{i}", "text": "glad " * (i % 7 + 1)} for i in range(60)),
         ]
         path = tmp_path / "in.jsonl"
-        text = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
-        path.write_text(text + "\n\nno json\n", encoding="utf-8")
+        (tmp_path / "empty.npy").touch()
+        text = "\n".join(json.dumps(row) for row in rows)
+        path.write_text(text + "\n\nno json\n" + "[" * 100_000 + "\n", encoding="utf-8")
         return path
 
     def test_every_line_has_answers_or_says_why_not(self, exported, source, tmp_path, capsys):
         out = tmp_path / "sub" / "out.jsonl"
         assert main(["predict", str(exported), "--input", str(source), "--out", str(out)]) == 1
         said = capsys.readouterr().out
-        assert "68 utterances; " in said
-        assert "warning: 4 could not be answered, the first: utterance wide: audio is 7 wide; this model's is 6" in said
+        assert "72 utterances; " in said
+        assert "warning: 8 could not be answered, the first: utterance wide: audio is 7 wide; this model's is 6" in said
         found = lines(out)
-        assert [row["id"] for row in found[:7]] == ["one", "wide", "gone", "3", "five", "six", "odd"]
-        assert len(found) == 68
-        assert [number for number, row in enumerate(found) if "error" in row] == [1, 2, 6, 67]
+        assert [row["id"] for row in found[:7]] == ["one", "wide", "gone", 3, "five", "six", "odd"]
+        assert len(found) == 72
+        assert [number for number, row in enumerate(found) if "error" in row] == [1, 2, 6, 7, 8, 9, 70, 71]
         assert "gone.npy cannot be read" in found[2]["error"]
         assert found[6]["error"].startswith("line 7: has no use for 'mood'; it may have id, text")
-        assert found[67]["error"].startswith("line 68: ")
+        assert found[7]["id"] == 8
+        assert "empty.npy cannot be read" in found[7]["error"]
+        assert "half a character" in found[8]["error"]
+        assert "has neither text nor features" in found[9]["error"]
+        assert found[70]["error"].startswith("line 72: ")  # after an empty one
+        assert "recursion" in found[71]["error"]
         assert found[0]["absent"] == ["vision"]
         assert found[3]["language"] == "zh"
         p, q = (found[n]["answers"]["emotion"]["probabilities"] for n in (4, 5))
@@ -320,8 +382,13 @@ class TestPredict:
             file.write('{"id": "half a li')
         with pytest.raises(EgmfError, match="was begun with another input, model or tasks"):
             predict_file(model, source, out, None, lambda *_: None)
+        content = source.read_bytes()
+        source.write_bytes(b'{"text": "new"}\n' + content)
+        with pytest.raises(EgmfError, match="was begun with another input, model or tasks"):
+            predict_file(model, source, out, ["emotion"], lambda *_: None)
+        source.write_bytes(content)
         done = predict_file(model, source, out, ["emotion"], lambda *_: None)
-        assert (done.lines, done.before, done.failed) == (68, 32, 1)
+        assert (done.lines, done.before, done.failed) == (72, 32, 8)  # also those of before
         theirs, ours = lines(whole), lines(out)
         assert [row["id"] for row in ours] == [row["id"] for row in theirs]
         for one, other in zip(ours, theirs, strict=True):

@@ -30,13 +30,13 @@ import numpy as np
 
 from egmf_shards.errors import ShardError
 from egmf_shards.format.sample import LABELLED_SPLITS, Sample
+from egmf_shards.format.text import clean_text
 from egmf_shards.importers.common import done, read_json
 from egmf_shards.importers.keys import clip_name
 from egmf_shards.importers.provenance import provenance
 from egmf_shards.importers.repairs import Repairs, without_axes_of_1
 from egmf_shards.importers.sentiment import Clips, TaskOptions, check_value, sentiment_task
 from egmf_shards.importers.streams import STREAMS
-from egmf_shards.importers.table import clean_text
 from egmf_shards.progress import progress
 from egmf_shards.write.writer import ShardWriter
 

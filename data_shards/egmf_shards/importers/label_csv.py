@@ -14,12 +14,13 @@ from typing import Any, Unpack
 
 from egmf_shards.errors import ShardError
 from egmf_shards.format.sample import UNLABELLED, Sample
+from egmf_shards.format.text import clean_text
 from egmf_shards.importers.common import done, not_a_number, number, split_of
 from egmf_shards.importers.features import FeatureFolder, feature_source, streams_of
 from egmf_shards.importers.keys import clip_name
 from egmf_shards.importers.provenance import provenance
 from egmf_shards.importers.sentiment import KNOWN, Clips, TaskOptions, check_value, sentiment_task
-from egmf_shards.importers.table import Row, clean_text, read_csv
+from egmf_shards.importers.table import Row, read_csv
 from egmf_shards.progress import progress
 from egmf_shards.write.writer import ShardWriter
 

@@ -15,11 +15,12 @@ from typing import Any
 from egmf_shards.errors import ShardError
 from egmf_shards.format.sample import MAX_CONTEXT_TURNS, Sample, Turn
 from egmf_shards.format.task import CLASSIFICATION, Task
+from egmf_shards.format.text import clean_text
 from egmf_shards.importers.common import build_sample, done
 from egmf_shards.importers.features import FeatureFolder, feature_source, streams_of
 from egmf_shards.importers.keys import name as key_name
 from egmf_shards.importers.provenance import provenance
-from egmf_shards.importers.table import Row, clean_text, read_csv
+from egmf_shards.importers.table import Row, read_csv
 from egmf_shards.progress import progress
 from egmf_shards.write.writer import ShardWriter
 

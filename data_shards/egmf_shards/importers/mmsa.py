@@ -27,6 +27,7 @@ from typing import Any, Literal, Unpack
 
 from egmf_shards.errors import ShardError
 from egmf_shards.format.sample import LABELLED_SPLITS, UNLABELLED
+from egmf_shards.format.text import clean_text
 from egmf_shards.importers.common import done, not_a_number, number
 from egmf_shards.importers.keys import clip_name
 from egmf_shards.importers.mmsa_layout import LABELS, Split, modality_column, read_splits
@@ -36,7 +37,6 @@ from egmf_shards.importers.provenance import provenance
 from egmf_shards.importers.repairs import PaddedReport, without_axes_of_1
 from egmf_shards.importers.sentiment import Clips, TaskOptions, check_value, sentiment_task
 from egmf_shards.importers.streams import STREAMS
-from egmf_shards.importers.table import clean_text
 from egmf_shards.importers.unpickle import load_pickle
 from egmf_shards.progress import progress
 from egmf_shards.write.writer import ShardWriter

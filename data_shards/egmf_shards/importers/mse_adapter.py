@@ -18,6 +18,7 @@ import numpy as np
 from egmf_shards.errors import ShardError
 from egmf_shards.format.sample import LABELLED_SPLITS
 from egmf_shards.format.task import Task
+from egmf_shards.format.text import clean_text
 from egmf_shards.importers.cherma import TASK as CHERMA_TASK
 from egmf_shards.importers.common import build_sample, done, unwrapped
 from egmf_shards.importers.keys import name
@@ -26,7 +27,6 @@ from egmf_shards.importers.padding import PaddingSide, ask_all, check_side
 from egmf_shards.importers.provenance import provenance
 from egmf_shards.importers.repairs import PaddedReport, shape_without_axes_of_1, without_axes_of_1
 from egmf_shards.importers.streams import STREAMS
-from egmf_shards.importers.table import clean_text
 from egmf_shards.importers.unpickle import load_pickle
 from egmf_shards.messages import shown
 from egmf_shards.progress import progress

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import csv
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from egmf_shards.errors import ShardError
 from egmf_shards.messages import shown
-
-# U+0080 to U+009F are control codes nobody types: they are Windows-1252 bytes that somebody decoded as Latin-1.
-_CONTROL_1 = re.compile("[\x80-\x9f]")
-
 
 MAX_DIGITS = 15
 """Of a whole number in a cell; Python itself refuses to read one of more than 4,300."""
@@ -117,18 +112,3 @@ def _quote_fault(error: csv.Error) -> str:
     if "expected after" in str(error):
         return f"something follows a closing quote; {right}"
     return f"not a readable CSV row ({error})"
-
-
-def clean_text(text: str) -> str:
-    """The text as people typed it, by two rules and nothing else.
-
-    1. A character U+0080 to U+009F is replaced by the Windows-1252 character of that byte (``\\x92`` is ``’``); the
-       five bytes that Windows-1252 leaves undefined are dropped.
-    2. Every run of white space (line breaks and no-break spaces too) becomes one space; none stays at the ends.
-    """
-    text = _CONTROL_1.sub(_windows_1252, text)
-    return " ".join(text.split())
-
-
-def _windows_1252(match: re.Match[str]) -> str:
-    return match[0].encode("latin-1").decode("cp1252", errors="ignore")
