@@ -151,7 +151,7 @@ def test_an_instruct_model_is_spoken_to_by_its_chat_template(load, make_samples,
     [
         ("{{ raise_exception('no turns') }}", "chat template fails: 'no turns'"),
         ("{% for m in messages %}hello{% endfor %}", "shows a message's words 0 times; once is needed"),
-        ("{{ messages[0].content }}<beyond>", "has the token '<beyond>'"),
+        ("{% for m in messages %}{{ m.content }}<beyond>{% endfor %}", "has the token '<beyond>'"),
     ],
 )
 def test_a_chat_template_that_cannot_be_used_is_refused(families, template, says):
