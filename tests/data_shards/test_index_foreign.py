@@ -7,77 +7,19 @@ import hashlib
 import io
 import json
 import os
-import re
 import tarfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import webdataset
+from foreign_tars import DIMS, MOOD, SCORE, TASKS, foreign, record
 
-import egmf_shards
 from egmf_shards import ShardError, ShardSet, Stream
 from egmf_shards.check.verify import print_report, verify
 from egmf_shards.format.index import load_index, save_index
-from egmf_shards.format.index_checks import COLUMN_TYPES
 from egmf_shards.format.manifest import dims_of, read_manifest
-from egmf_shards.format.rules import FIELDS
 from egmf_shards.importers.foreign_tars import index_foreign
-
-MOOD = {
-    "name": "mood",
-    "kind": "classification",
-    "questions": {"en": "Mood?"},
-    "labels": ["good", "bad"],
-    "answers": {"en": ["good", "bad"]},
-}
-SCORE = {
-    "name": "score",
-    "kind": "regression",
-    "questions": {"en": "Score?"},
-    "convention": "mosei",
-    "low": -1,
-    "high": 1,
-    "step": 0.5,
-}
-TASKS = [MOOD, SCORE]
-DIMS = {"audio": 74, "vision": 35}
-
-
-def record(i: int) -> dict:
-    """Sample ``i`` as another program has it: MOSEI's widths, ragged lengths, every third without audio."""
-    rng = np.random.default_rng(i)
-    arrays = {
-        f"{m}.npy": rng.normal(size=(1 + (7 * i) % 50, dim)).astype(np.float32)
-        for m, dim in DIMS.items()
-        if m == "vision" or i % 3
-    }
-    split = ("train", "train", "valid", "test")[i % 4]
-    fields = {
-        "id": f"clip_{i}",
-        "text": f"utterance {i} 字",
-        "language": "en",
-        "task": "score" if i % 2 else "mood",
-        "dataset": "foreign",
-        "split": split,
-        "modalities": ["text", *(name.removesuffix(".npy") for name in arrays)],
-        "context": [["Ann", "before"]],
-    }
-    target = {"value": i % 5 / 2 - 1} if i % 2 else {"label": "good"}
-    return {"__key__": f"clip_{i}", "json": fields | target, **arrays}
-
-
-def foreign(folder: Path, records: list[dict], tasks: object = TASKS) -> Path:
-    """Two tars by plain webdataset, splits mixed, arrays encoded by webdataset itself (so not in our header's form)."""
-    folder.mkdir()
-    for number in range(2):
-        with webdataset.TarWriter(str(folder / f"part-{number}.tar")) as sink:
-            for one in records[number::2]:
-                sink.write(one)
-    if tasks is not None:
-        (folder / "tasks.json").write_text(json.dumps(tasks), encoding="utf-8")
-    return folder
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -143,114 +85,6 @@ def test_a_training_stream_reads_each_indexed_sample_once_an_epoch(tmp_path):
     ]
     assert len(seen) == len(train) == 12
     assert set(seen) == {s.id for s in train}
-
-
-def test_a_program_that_knows_only_the_specification(tmp_path):
-    """Index and manifest from ``docs/shard-format.md`` with tarfile, numpy and hashlib alone: sound, and opened."""
-    out = foreign(tmp_path / "foreign", [record(i) for i in range(8)], None)
-    kinds, splits = ["json", "audio.npy", "vision.npy"], ["train", "valid", "test"]
-    rows: list[tuple] = []
-    members: list[tuple] = []
-    names = sorted(p.name for p in out.glob("*.tar"))
-    samples: list[dict] = []
-    for number, name in enumerate(names):
-        raw = (out / name).read_bytes()
-        with tarfile.open(out / name) as tar:
-            for info in tar:
-                key, _, kind = info.name.partition(".")
-                data = raw[info.offset_data : info.offset_data + info.size]
-                if not rows or rows[-1] != (key, number):
-                    rows.append((key, number))
-                    samples.append({"first": len(members)})
-                samples[-1][kind] = json.loads(data) if kind == "json" else np.load(io.BytesIO(data))
-                members.append((kinds.index(kind), number, info.offset_data, info.size, zlib.crc32(data)))
-    tasks = list(dict.fromkeys(s["json"]["task"] for s in samples))
-    kind, shard, offset, size, crc = zip(*members, strict=True)
-    arrays = {
-        "shard_names": np.array(names),
-        "shard_sizes": np.array([(out / n).stat().st_size for n in names], np.int64),
-        "task_names": np.array(tasks),
-        "key": np.array([key for key, _ in rows]),
-        "split": np.array([splits.index(s["json"]["split"]) for s in samples], np.uint8),
-        "task": np.array([tasks.index(s["json"]["task"]) for s in samples], np.int32),
-        "text_chars": np.array([len(s["json"]["text"]) for s in samples], np.int32),
-        "audio_frames": np.array([len(s.get("audio.npy", ())) for s in samples], np.int32),
-        "vision_frames": np.array([len(s.get("vision.npy", ())) for s in samples], np.int32),
-        "first_member": np.array([*(s["first"] for s in samples), len(members)], np.int64),
-        "member_kind": np.array(kind, np.uint8),
-        "member_shard": np.array(shard, np.int32),
-        "member_offset": np.array(offset, np.int64),
-        "member_size": np.array(size, np.int64),
-        "member_crc": np.array(crc, np.uint32),
-    }
-    digest = hashlib.sha256(b"egmf index 1")
-    for name, array in arrays.items():
-        digest.update(f"{name} {array.dtype.str} {array.shape}".encode() + array.tobytes())
-    np.savez(out / "index.npz", version=np.int64(1), **arrays)
-    counted: dict[str, dict] = {}
-    for split in splits:
-        inside = [s["json"] for s in samples if s["json"]["split"] == split]
-        values = [s["value"] for s in inside if "value" in s]
-        moments = {"mean": np.mean, "std": np.std, "min": np.min, "max": np.max} if values else {}
-        good = sum(s.get("label") == "good" for s in inside)
-        counted[split] = {
-            "samples": len(inside),
-            "utterances": len(inside),
-            "labels": {"mood": {"good": good, "bad": 0}} if good else {},
-            "values": {"score": {"count": len(values)} | {n: float(f(values)) for n, f in moments.items()}}
-            if values
-            else {},
-            "missing": {m: sum(m not in s["modalities"] for s in inside) for m in ("text", "audio", "vision")},
-        }
-    counts = [sum(n == i for _, n in rows) for i in range(len(names))]
-    manifest = {
-        "schema": 1,
-        "dataset": "foreign",
-        "tasks": TASKS,
-        "dims": DIMS,
-        "languages": ["en"],
-        "splits": counted,
-        "shards": [
-            {"name": n, "size": (out / n).stat().st_size, "samples": c} for n, c in zip(names, counts, strict=True)
-        ],
-        "index": digest.hexdigest(),
-        "source": {},
-    }
-    (out / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
-    report = verify(out)
-    assert report.ok, list(map(str, report.problems))
-    assert len(ShardSet.open([out], "train")) == 4
-    (out / "index.npz").unlink()
-    (out / "manifest.json").unlink()
-    assert index_foreign(out, _tasks_file(tmp_path))["index"] == manifest["index"], "both programs agree on the index"
-
-
-def _tasks_file(folder: Path) -> Path:
-    (folder / "tasks.json").write_text(json.dumps(TASKS), encoding="utf-8")
-    return folder / "tasks.json"
-
-
-def test_the_specification_names_everything_the_code_has(tmp_path):
-    text = (Path(__file__).parents[2] / "docs" / "shard-format.md").read_text(encoding="utf-8")
-    out = foreign(tmp_path / "foreign", [record(i) for i in range(4)])
-    manifest = index_foreign(out)
-    index = load_index(out)
-    with np.load(out / "index.npz") as written:
-        assert len(written.files) == len(COLUMN_TYPES) + 3 + len(index.frames)
-        for name in written.files:
-            kind, column = written[name].dtype, "STREAM_frames" if name.endswith("_frames") else name
-            assert f"\n| `{column}` | {'str' if kind.kind == 'U' else kind.name} |" in text
-    for name in (*manifest, *manifest["splits"]["train"]):
-        assert f"\n| `{name}` |" in text
-    for name in FIELDS:
-        assert f"\n| `{name}` |" in text
-    package = Path(egmf_shards.__file__).parent
-    modules = ("check/scan.py", "check/verify.py", "format/tar_walk.py")
-    source = "".join((package / name).read_text(encoding="utf-8") for name in modules)
-    kinds = set(re.findall(r'(?:report\.add|report)\("([a-z ]+)"', source)) | {"schema", "features", "leakage"}
-    assert len(kinds) > 15
-    for kind in kinds:
-        assert f"`{kind}`" in text
 
 
 def tamper(i: int, **changes: object) -> list[dict]:

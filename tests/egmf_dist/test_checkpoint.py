@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors import SafetensorError
+from checkpoints import IDENTITY, found, hold, names, save
 
 from egmf_dist.errors import EgmfError
-from egmf_dist.files import remove_folder, replace_folder, writing
+from egmf_dist.files import remove_folder, replace_folder
 from egmf_dist.formats import FORMAT
 from egmf_dist.model import adapter
 from egmf_dist.model.adapter import describe_best, point_to_best
 from egmf_dist.run.folder import Run
-from egmf_dist.run.identity import Identity, check_identity
+from egmf_dist.run.identity import check_identity
 from egmf_dist.training import checkpoint, trainer
 from egmf_dist.training.checkpoint import (
     Progress,
@@ -31,45 +29,11 @@ from egmf_dist.training.checkpoint import (
     save_checkpoint,
     verify,
 )
-from egmf_shards.checksums import sha256
-
-IDENTITY = Identity(1, "d", 0, {"sha256": "b"})
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     return Run(tmp_path)
-
-
-def save(run: Run, step: int, best: int) -> Path:
-    """A complete checkpoint with one file, pointed to, and the adapter it calls its best."""
-    folder = run.checkpoint(step)
-    folder.mkdir(parents=True)
-    (folder / "weights").write_text(f"step {step}")
-    record = {
-        "progress": asdict(Progress(step=step, best_step=best)),
-        "identity": IDENTITY.to_json(),
-        "sha256": {"weights": sha256(folder / "weights")},
-    }
-    (folder / "checkpoint.json").write_text(json.dumps(record))
-    if best:
-        run.adapter(best).mkdir(parents=True, exist_ok=True)
-        point_to_best(run, best)
-    point_to(run, step, "first")
-    return folder
-
-
-def hold(run: Run, launch: str) -> None:
-    run.lock.write_text(json.dumps({"format": 2, "host": "h", "pid": 7, "since": "9:00", "launch": launch}))
-
-
-def found(run: Run, resume: str = "auto", launch: str | None = None) -> str | None:
-    result = find_checkpoint(run, resume, launch)
-    return None if result is None else result.folder.name
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(p.name for p in folder.iterdir() if p.suffix != ".json")
 
 
 def test_the_newest_stay_with_the_adapters_they_name(run):
@@ -323,131 +287,6 @@ def test_a_launch_that_was_given_up_moves_no_pointer(run):
         save_checkpoint(Engine(), run, Progress(step=4), IDENTITY, {}, keep=3, launch="mine")
     assert found(run) == "step-0000002"
     assert names(run.checkpoints) == ["step-0000002"]
-
-
-def test_a_run_without_an_adapter_says_what_to_do(tmp_path):
-    with pytest.raises(EgmfError, match="no such run; train first"):
-        adapter.pin(Run(tmp_path / "none"))
-    run = Run(tmp_path)
-    with pytest.raises(EgmfError, match="nothing trained in it yet"):
-        adapter.pin(run)
-    run.adapter(3).mkdir(parents=True)
-    point_to_best(run, 3)
-    with pytest.raises(EgmfError, match=r"adapter\.json is missing"):
-        adapter.pin(run)
-    (run.adapter(3) / adapter.DESCRIPTION).write_text('{"sha256": "x"}')
-    with pytest.raises(EgmfError, match=r"trained\.safetensors is missing"):
-        adapter.pin(run)
-    (run.adapter(3) / adapter.TRAINED_FILE).write_text("w")
-    with pytest.raises(EgmfError, match=r"trained\.safetensors is damaged"):
-        adapter.pin(run)
-    assert sorted(path.name for path in run.adapters.iterdir()) == ["best.json", run.adapter(3).name]
-
-
-@pytest.mark.usefixtures("alone")
-@pytest.mark.parametrize("links", [True, False])
-def test_an_adapter_stays_while_it_is_evaluated(run, monkeypatch, links):
-    """A training beside it finds a better one and removes this one, before and after it was chosen."""
-    for step in (3, 5):
-        run.adapter(step).mkdir(parents=True)
-        (run.adapter(step) / adapter.TRAINED_FILE).write_text(f"weights {step}")
-        digest = sha256(run.adapter(step) / adapter.TRAINED_FILE)
-        (run.adapter(step) / adapter.DESCRIPTION).write_text(json.dumps({"sha256": digest}))
-    point_to_best(run, 3)
-    real = os.link
-
-    def link(source: Path, target: Path) -> None:
-        if "0000003" in str(source):
-            point_to_best(run, 5)
-            remove_folder(run.adapter(3))
-        if not links and Path(source).exists():
-            raise OSError("no hard links here")
-        real(source, target)
-
-    monkeypatch.setattr(adapter.os, "link", link)
-    with adapter.best_adapter(run) as held:
-        assert held.name == "step-0000005"
-        remove_folder(run.adapter(5))
-        assert (held.folder / adapter.TRAINED_FILE).read_text() == "weights 5"
-    assert [path.name for path in run.adapters.iterdir()] == ["best.json"]
-
-
-def no_room(path: Path) -> None:
-    with open("/dev/full", "wb") as full:
-        full.write(b"x" * 100_000)
-
-
-def no_room_for_torch(path: Path) -> None:
-    torch.save({"w": torch.zeros(1000)}, "/dev/full")
-
-
-def no_room_for_safetensors(path: Path) -> None:
-    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
-
-
-def removed_by_another_rank(path: Path) -> None:
-    path.joinpath("part").open("rb")
-
-
-def not_allowed(path: Path) -> None:
-    raise PermissionError(13, "Permission denied")
-
-
-def dead_peer(path: Path) -> None:
-    raise RuntimeError("Connection closed by peer")
-
-
-def stopped(path: Path) -> None:
-    raise KeyboardInterrupt
-
-
-@pytest.mark.usefixtures("alone")
-@pytest.mark.parametrize("fails", [no_room, no_room_for_torch, no_room_for_safetensors])
-def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(run: Run, fails: Callable[[Path], None]) -> None:
-    folder = run.checkpoints / ".step-0000002.tmp"
-    folder.mkdir(parents=True)
-    with pytest.raises(EgmfError) as caught, writing(folder, "checkpoint 2"):
-        fails(folder)
-    assert list(run.checkpoints.iterdir()) == []
-    said = str(caught.value)
-    assert said.startswith("checkpoint 2 cannot be written (")
-    assert said.endswith(f"MiB are free in {run.checkpoints}); make room, then go on with --resume auto")
-    assert "\n" not in said
-
-
-@pytest.mark.usefixtures("alone")
-@pytest.mark.parametrize("fails", [removed_by_another_rank, not_allowed, dead_peer, stopped])
-def test_what_is_not_the_disks_is_not_said_of_it(run: Run, fails: Callable[[Path], None]) -> None:
-    folder = run.checkpoints / ".step-0000002.tmp"
-    folder.mkdir(parents=True)
-    with pytest.raises((OSError, RuntimeError, KeyboardInterrupt)), writing(folder, "checkpoint 2"):
-        fails(folder)
-    assert list(run.checkpoints.iterdir()) == []
-
-
-def test_a_rank_does_not_take_away_what_others_are_writing(run: Run) -> None:
-    folder = run.checkpoints / ".step-0000002.tmp"
-    folder.mkdir(parents=True)
-    with pytest.raises(RuntimeError), writing(folder, "checkpoint 2", clears=False):
-        dead_peer(folder)
-    assert folder.is_dir()
-
-
-@pytest.mark.parametrize("damage", ["", "{", None])
-def test_a_best_adapter_that_cannot_be_read_says_what_to_do(run: Run, damage: str | None) -> None:
-    save(run, 2, 2)
-    path = run.adapter(2) / adapter.DESCRIPTION
-    if damage is not None:
-        path.write_text(damage)
-    with pytest.raises(EgmfError, match=r"adapter.json is .*; put it back from a copy, or go on from"):
-        describe_best(run)
-    run.best.write_text("")
-    with pytest.raises(
-        EgmfError,
-        match=r"best.json is damaged .*; put it back from a copy, or go on from",
-    ):
-        adapter.pin(run)
-    assert [p.name for p in run.adapters.iterdir() if p.name.startswith(".")] == []
 
 
 def test_a_checkpoint_says_by_what_features_were_standardised(run: Run) -> None:

@@ -6,71 +6,24 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from families import STREAMS
+from families import TUNED
 from transformers import AutoModelForCausalLM
 
 from egmf_dist import Utterance, load
-from egmf_dist.build import build_egmf, read_backbone
-from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, TrainingConfig, dump_config
-from egmf_dist.data.run_data import RunData
+from egmf_dist.config import Config, dump_config
 from egmf_dist.errors import EgmfError
 from egmf_dist.inference.export import export
-from egmf_dist.inference.predict import predict_file
 from egmf_dist.inference.predictions import predictions
-from egmf_dist.inference.scorer import TreeScorer, score
+from egmf_dist.inference.scorer import score
 from egmf_dist.inference.utterance import interval
-from egmf_dist.model.adapter import save_adapter
-from egmf_dist.model.identity import backbone_identity
 from egmf_dist.run.folder import Run
-from egmf_dist.run.identity import Identity
 from egmf_launcher.cli import main
-
-KINDS = {
-    "lora": ("qwen3", {}),
-    "dora": ("gemma3", {"lora_dora": True, "lora_rslora": True}),
-    "chosen layers": ("gpt2", {"lora_layers": [1]}),
-    "frozen": ("llama", {"tuning": "frozen"}),
-    "full": ("llama", {"tuning": "full"}),
-}
-
-
-@pytest.fixture(scope="module")
-def trained(families, tasks, tmp_path_factory):
-    """``trained(kind)``: a run whose best adapter is random, its model and what answers with it; made once each."""
-    made = {}
-
-    def get(kind: str):
-        if kind in made:
-            return made[kind]
-        family, changes = KINDS[kind]
-        config = Config(
-            data=DataConfig(shards=["unused"], context_turns=2),
-            backbone=BackboneConfig(path=str(families[family]), lora_rank=4, lora_dropout=0.0, **changes),
-            model=ModelConfig(width=32, heads=2, pseudo_tokens=2),
-            training=TrainingConfig(precision="fp32"),
-        )
-        data = RunData(tasks, ["en", "zh"], STREAMS, {})
-        capabilities, collator = read_backbone(config, data)
-        model = build_egmf(config, capabilities, data)
-        torch.manual_seed(1)
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad and ("lora_B" in name or config.backbone.tuning == "full"):
-                parameter.data += 0.05 * torch.randn_like(parameter)
-        run = Run(tmp_path_factory.mktemp("runs") / kind)
-        run.folder.mkdir()
-        identity = Identity(1, "", 0, backbone_identity(config.backbone))
-        about = {"step": 7, "score": 0.5, "selected_by": "valid", "config": asdict(config), "data": data.to_json()}
-        save_adapter(model, run, 7, about | {"identity": identity.to_json()})
-        made[kind] = run, model.eval(), TreeScorer(collator, capabilities, 32)
-        return made[kind]
-
-    return get
 
 
 def expected(model, scorer, samples):
@@ -89,7 +42,7 @@ def asked(samples):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("kind", "merge"), [*((kind, False) for kind in KINDS), ("lora", True), ("dora", True)])
+@pytest.mark.parametrize(("kind", "merge"), [*((kind, False) for kind in TUNED), ("lora", True), ("dora", True)])
 def test_an_exported_model_gives_the_answers_of_the_run(trained, make_samples, tmp_path, kind, merge):
     run, model, scorer = trained(kind)
     samples = make_samples(8)
@@ -291,128 +244,3 @@ def test_the_card_shows_figures_of_the_exported_adapter_alone(trained, tmp_path)
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert "| valid | emotion | weighted_f1 | 5 | 0.432 |" in card
     assert "| test |" not in card
-
-
-@pytest.fixture(scope="module")
-def exported(trained):
-    """One exported model for all that only ask it."""
-    run, _, _ = trained("lora")
-    out = run.folder.parent / "exported"
-    export(run, out)
-    return out
-
-
-def lines(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-class TestPredict:
-    """A file of utterances."""
-
-    @pytest.fixture
-    def source(self, tmp_path):
-        np.save(tmp_path / "a.npy", np.ones((3, 6), np.float32))
-        np.save(tmp_path / "wide.npy", np.ones((3, 7), np.float32))
-        rows = [
-            {"id": "one", "text": "i am glad", "speaker": "A", "audio": "a.npy", "label": "joy", "split": "test"},
-            {"id": "wide", "text": "no", "audio": "wide.npy"},
-            {"id": "gone", "text": "no", "vision": "gone.npy"},
-            {"text": "我很高兴", "dialogue": "d", "speaker": "B"},
-            {"id": "five", "text": "wait", "dialogue": "d", "speaker": "C", "language": "en"},
-            {"id": "six", "text": "wait", "speaker": "C", "language": "en", "context": [["B", "我很高兴"]]},
-            {"id": "odd", "text": "wait", "mood": "good"},
-            {"id": 8, "text": "no", "audio": "empty.npy"},
-            {"id": "nine", "text": "half \ud83d"},
-            {"id": "ten", "text": " ", "speaker": None, "context": None},
-            *({"id": f"n{i}", "text": "glad " * (i % 7 + 1)} for i in range(60)),
-        ]
-        path = tmp_path / "in.jsonl"
-        (tmp_path / "empty.npy").touch()
-        text = "\n".join(json.dumps(row) for row in rows)
-        path.write_text(text + "\n\nno json\n" + "[" * 100_000 + "\n", encoding="utf-8")
-        return path
-
-    def test_every_line_has_answers_or_says_why_not(self, exported, source, tmp_path, capsys):
-        out = tmp_path / "sub" / "out.jsonl"
-        assert main(["predict", str(exported), "--input", str(source), "--out", str(out)]) == 1
-        said = capsys.readouterr().out
-        assert "72 utterances; " in said
-        assert "warning: 8 could not be answered, the first: utterance wide: audio is 7 wide; this model's is 6" in said
-        found = lines(out)
-        assert [row["id"] for row in found[:7]] == ["one", "wide", "gone", 3, "five", "six", "odd"]
-        assert len(found) == 72
-        assert [number for number, row in enumerate(found) if "error" in row] == [1, 2, 6, 7, 8, 9, 70, 71]
-        assert "gone.npy cannot be read" in found[2]["error"]
-        assert found[6]["error"].startswith("line 7: has no use for 'mood'; it may have id, text")
-        assert found[7]["id"] == 8
-        assert "empty.npy cannot be read" in found[7]["error"]
-        assert "half a character" in found[8]["error"]
-        assert "has neither text nor features" in found[9]["error"]
-        assert found[70]["error"].startswith("line 72: ")  # after an empty one
-        assert "recursion" in found[71]["error"]
-        assert found[0]["absent"] == ["vision"]
-        assert found[3]["language"] == "zh"
-        p, q = (found[n]["answers"]["emotion"]["probabilities"] for n in (4, 5))
-        assert p == pytest.approx(q, abs=1e-5)  # a dialogue's lines are the next one's context
-        (answer,) = load(exported).predict(
-            Utterance("i am glad", "A", (), {"audio": np.ones((3, 6))}), tasks=["emotion"]
-        )
-        one = found[0]["answers"]["emotion"]
-        assert one["label"] == answer.label
-        assert one["probabilities"] == pytest.approx(answer.probabilities, abs=1e-5)
-        assert sorted(path.name for path in out.parent.iterdir()) == ["out.jsonl"]
-
-    def test_what_was_stopped_goes_on(self, exported, source, tmp_path, monkeypatch):
-        whole, out = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
-        model = load(exported)
-        predict_file(model, source, whole, ["emotion"], lambda *_: None)
-        answer, calls = model.answer, []
-
-        def dies(samples):
-            calls.append(len(samples))
-            if len(calls) == 2:
-                raise KeyboardInterrupt
-            return answer(samples)
-
-        monkeypatch.setattr(model, "answer", dies)
-        with pytest.raises(KeyboardInterrupt):
-            predict_file(model, source, out, ["emotion"], lambda *_: None)
-        assert len(lines(out)) == 32
-        with open(out, "a") as file:
-            file.write('{"id": "half a li')
-        with pytest.raises(EgmfError, match="was begun with another input, model or tasks"):
-            predict_file(model, source, out, None, lambda *_: None)
-        content = source.read_bytes()
-        source.write_bytes(b'{"text": "new"}\n' + content)
-        with pytest.raises(EgmfError, match="was begun with another input, model or tasks"):
-            predict_file(model, source, out, ["emotion"], lambda *_: None)
-        source.write_bytes(content)
-        done = predict_file(model, source, out, ["emotion"], lambda *_: None)
-        assert (done.lines, done.before, done.failed) == (72, 32, 8)  # also those of before
-        theirs, ours = lines(whole), lines(out)
-        assert [row["id"] for row in ours] == [row["id"] for row in theirs]
-        for one, other in zip(ours, theirs, strict=True):
-            assert one.get("error") == other.get("error")
-            if "answers" in one:
-                p, q = (row["answers"]["emotion"]["probabilities"] for row in (one, other))
-                assert p == pytest.approx(q, abs=1e-5)
-
-    @pytest.mark.parametrize(
-        ("change", "says"),
-        [
-            ({"--input": "gone.jsonl"}, "--input gone.jsonl: cannot be read: No such file"),
-            ({"--input": "empty.jsonl"}, "--input empty.jsonl: has no line"),
-            ({"--out": "there.jsonl"}, "--out there.jsonl: it exists; name another file"),
-            ({"--tasks": "mood"}, "the model has no task 'mood'; it has emotion, sentiment"),
-        ],
-    )
-    def test_a_mistake_is_one_line(self, exported, source, tmp_path, monkeypatch, capsys, change, says):
-        monkeypatch.chdir(tmp_path)
-        Path("empty.jsonl").write_text("\n")
-        Path("there.jsonl").write_text("")
-        options = {"--input": str(source), "--out": "out.jsonl"} | change
-        assert main(["predict", str(exported), *(word for pair in options.items() for word in pair)]) == 2
-        said = capsys.readouterr().err
-        assert says in said
-        assert said.count("\n") == 1
-        assert not Path("out.jsonl").exists()

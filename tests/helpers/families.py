@@ -112,6 +112,14 @@ CHATS = {
         "[gMASK]<sop><|user|>\n", "<|assistant|>\n", "<eos>",
     ),
 }  # fmt: skip
+# How a trained model may have been tuned: the family, and settings of the backbone.
+TUNED = {
+    "lora": ("qwen3", {}),
+    "dora": ("gemma3", {"lora_dora": True, "lora_rslora": True}),
+    "chosen layers": ("gpt2", {"lora_layers": [1]}),
+    "frozen": ("llama", {"tuning": "frozen"}),
+    "full": ("llama", {"tuning": "full"}),
+}
 MARKS = (
     "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "[INST]", "[/INST]",
     "<start_of_turn>", "<end_of_turn>", "<|user|>", "<|assistant|>", "<|end|>", "<think>", "</think>",
