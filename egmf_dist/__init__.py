@@ -9,7 +9,9 @@ To use a trained model::
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from egmf_shards.lazy import importing
 
 if TYPE_CHECKING:
     from egmf_dist.inference.model import Model, load
@@ -18,15 +20,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["Answer", "Model", "Utterance", "load"]
 
-
-def __getattr__(name: str) -> Any:
-    # Imported when it is asked for: the command line's help must not wait for torch.
-    if name in ("Model", "load"):
-        from egmf_dist.inference import model
-
-        return getattr(model, name)
-    if name in ("Answer", "Utterance"):
-        from egmf_dist.inference import utterance
-
-        return getattr(utterance, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# The command line's help must not wait for torch.
+__getattr__, __dir__ = importing(
+    __name__, {"inference.model": ("Model", "load"), "inference.utterance": ("Answer", "Utterance")}
+)

@@ -13,6 +13,7 @@ from egmf_dist.data.run_data import RunData
 from egmf_dist.errors import EgmfError
 from egmf_dist.model.backbone import Capabilities, embedding_rms, load_backbone, load_tokenizer, read_capabilities
 from egmf_dist.model.egmf import EGMF
+from egmf_dist.model.precision import dtype_of
 from egmf_dist.model.trained import trained_parameters
 from egmf_dist.objectives.base import make_objective
 
@@ -43,7 +44,7 @@ def build_egmf(config: Config, capabilities: Capabilities, data: RunData) -> EGM
         EgmfError: the backbone cannot be loaded.
     """
     torch.manual_seed(config.training.seed)
-    dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
+    dtype = dtype_of(config.training.precision)
     backbone = load_backbone(config.backbone, dtype)
     embedding = backbone.get_input_embeddings()
     weight: Any = embedding.weight

@@ -12,6 +12,7 @@ from torch import nn
 
 from egmf_dist import distributed
 from egmf_dist.config import Config
+from egmf_dist.model.precision import cast, dtype_of
 
 
 class Engine(Protocol):
@@ -155,12 +156,7 @@ def initialise_for_scoring(config: Config, model: nn.Module, settings: dict[str,
     from egmf_dist import distributed
 
     if config.training.zero_stage != 3:
-        # As DeepSpeed casts it for training, parameters and not buffers (a rotary table in bf16 is off by up to 0.4 %):
-        # what is scored must be what was selected.
-        dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
-        for parameter in model.parameters():
-            if parameter.is_floating_point():  # weights of four bits stay as they are
-                parameter.data = parameter.data.to(dtype)
+        cast(model, dtype_of(config.training.precision))
         return model.to(distributed.device()).eval()
     import deepspeed
 

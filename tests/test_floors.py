@@ -34,7 +34,7 @@ FLOORS = {
         jobs
     """,
     "data_shards/egmf_shards": """
-        errors
+        errors lazy
         messages
         progress accelerated checksums foreign_files
         storage

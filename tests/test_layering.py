@@ -6,6 +6,7 @@ Every Python file is parsed, so an import inside a function counts, too. The rul
 from __future__ import annotations
 
 import ast
+import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -136,3 +137,12 @@ def test_a_good_tree_passes(tmp_path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(source)
     assert violations(tmp_path) == []
+
+
+def test_every_name_that_is_imported_late_is_there():
+    for name in ("egmf_shards", "egmf_dist", "egmf_dist.config"):
+        package = importlib.import_module(name)
+        shown = dir(package)
+        for late in package.__all__:
+            assert getattr(package, late) is not None
+            assert late in shown

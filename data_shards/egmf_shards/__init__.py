@@ -9,8 +9,9 @@ for: who only wants :class:`Sample` waits for no reader.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from egmf_shards.lazy import importing
 
 if TYPE_CHECKING:
     from egmf_shards.check.info import describe, print_info
@@ -103,20 +104,7 @@ _NAMES = {
     "synthetic.generate": ("synthesize",),
     "write.writer": ("ShardWriter",),
 }
-_MODULE = {name: module for module, names in _NAMES.items() for name in names}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_MODULE[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_MODULE})
-
+__getattr__, __dir__ = importing(__name__, _NAMES)
 
 __all__ = [
     "CLASSIFICATION",

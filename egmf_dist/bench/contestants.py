@@ -26,6 +26,7 @@ from egmf_dist.data.loader import load
 from egmf_dist.data.run_data import RunData, open_split, open_stream
 from egmf_dist.engine import deepspeed_settings, initialise
 from egmf_dist.model.backbone import Capabilities, load_backbone
+from egmf_dist.model.precision import dtype_of
 from egmf_dist.objectives.base import make_objective
 from egmf_dist.run.folder import Run, open_run
 from egmf_dist.training.loop import train_step
@@ -123,15 +124,16 @@ def bare(config: Config) -> Iterator[Pass]:
 
 
 @contextlib.contextmanager
-def transformers_trainer(config: Config, folder: Path) -> Iterator[Pass]:
-    """transformers' ``Trainer`` with PEFT's LoRA on the same prompts, tokenized before; without a fusion."""
+def transformers_trainer(config: Config, folder: Path, most: int) -> Iterator[Pass]:
+    """transformers' ``Trainer`` with PEFT's LoRA on the same prompts, tokenized before; without a fusion. A pass takes
+    the first of ``most`` samples."""
     import transformers
 
     read = Read(config)
-    model = load_backbone(config.backbone, _dtype(config))
+    model = load_backbone(config.backbone, dtype_of(config.training.precision))
     for parameter in model.parameters():
         if parameter.requires_grad:
-            parameter.data = parameter.data.to(_dtype(config))
+            parameter.data = parameter.data.to(dtype_of(config.training.precision))
 
     def rows(samples: Sequence[Sample]) -> list[dict[str, list[int]]]:
         batch, limits = read.batch(samples), read.collator.limits
@@ -157,12 +159,11 @@ def transformers_trainer(config: Config, folder: Path) -> Iterator[Pass]:
     )
     together = transformers.DataCollatorForSeq2Seq(read.collator.tokenizer, padding=True)
 
-    made: dict[int, Any] = {}
+    whole = rows(read.spread(most))
 
     def once(samples: int) -> None:
-        if samples not in made:  # before anything is timed: a warm-up has as many
-            made[samples] = rows(read.spread(samples))
-        transformers.Trainer(model, arguments, train_dataset=made[samples], data_collator=together).train()
+        dataset: Any = whole[:samples]
+        transformers.Trainer(model, arguments, train_dataset=dataset, data_collator=together).train()
 
     yield once
 
@@ -218,11 +219,9 @@ def predecessor_ragged(config: Config) -> Iterator[Pass]:
 
 def _predecessor(config: Config, read: Read) -> tuple[nn.Module, Fusion]:
     """A frozen LLM and the fusion before it."""
-    backbone = load_backbone(replace(config.backbone, tuning="frozen"), _dtype(config))
+    backbone = load_backbone(replace(config.backbone, tuning="frozen"), dtype_of(config.training.precision))
     dims = [read.data.streams[name][0] for name in ("audio", "vision")]
     torch.manual_seed(config.training.seed)
-    return backbone, Fusion(read.capabilities.width, dims, config.model.pseudo_tokens).to(_dtype(config))
-
-
-def _dtype(config: Config) -> torch.dtype:
-    return torch.bfloat16 if config.training.precision == "bf16" else torch.float32
+    return backbone, Fusion(read.capabilities.width, dims, config.model.pseudo_tokens).to(
+        dtype_of(config.training.precision)
+    )

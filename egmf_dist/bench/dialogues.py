@@ -6,6 +6,7 @@ give the same bytes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,4 @@ def _tokenizer() -> Any:
 
 
 def _words(texts: Sequence[str]) -> list[str]:
-    import re
-
     return list(dict.fromkeys(word for text in [*texts, "[]"] for word in re.findall(r"\w+|[^\w\s]", text)))

@@ -25,6 +25,7 @@ from egmf_dist.bench.machine import machine
 from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, PromptConfig, TrainingConfig
 from egmf_dist.errors import EgmfError
 from egmf_dist.training.trainer import Trainer
+from egmf_shards import Sample
 
 KIND = "training step"
 GLOBAL_BATCH, MICRO_BATCH = 32, 16
@@ -154,8 +155,9 @@ class _Bench:
                 configs[name] = replace(packed, data=replace(packed.data, shards=[str(self.folder / name)]))
         seconds: dict[str, list[float]] = {name: [] for name in self.names}
         with contextlib.ExitStack() as stack:
-            passes, trainer = self._all(stack, configs)
-            tokens = Read(packed).prompt_tokens()
+            read = Read(packed)
+            passes, trainer = self._all(stack, configs, read.samples)
+            tokens = read.prompt_tokens()
             for _ in range(self.options.rounds):
                 for name, once in passes.items():
                     self._doing(TITLES[name])
@@ -166,14 +168,15 @@ class _Bench:
             raise EgmfError(f"nothing was measured: {'; '.join(self.notes)}")
         return self._summary(seconds, tokens, shape, parts)
 
-    def _all(self, stack: contextlib.ExitStack, configs: dict[str, Config]) -> tuple[dict[str, Pass], Trainer | None]:
+    def _all(
+        self, stack: contextlib.ExitStack, configs: dict[str, Config], samples: list[Sample]
+    ) -> tuple[dict[str, Pass], Trainer | None]:
         """Everyone's pass, warmed up, and the trainer whose time is taken apart."""
         passes, trainer = dict[str, Pass](), None
-        read = Read(configs["packed"])
-        streams = {name: all(name in s.features for s in read.samples) for name in ("audio", "vision")}
+        heard_and_seen = all(name in s.features for s in samples for name in ("audio", "vision"))
         for name in self.names:
             self._doing(f"making: {TITLES[name]}")
-            if name in ("ragged", "predecessor") and not all(streams.values()):
+            if name in ("ragged", "predecessor") and not heard_and_seen:
                 self._leave_out(
                     name, f"its fusion wants audio and vision with every clip; {self.options.shards} has not"
                 )
@@ -183,7 +186,7 @@ class _Bench:
                 passes[name], made = stack.enter_context(contestants.ours(config, own))
                 trainer = made if name == "forest" else trainer
             else:
-                passes[name] = stack.enter_context(_other(name, configs["packed"], own))
+                passes[name] = stack.enter_context(_other(name, configs["packed"], own, self._samples(name)))
             self._doing(f"warming up: {TITLES[name]}")
             passes[name](DENSE_BATCH if name in DENSE else GLOBAL_BATCH)
         return passes, trainer
@@ -239,12 +242,12 @@ class _Bench:
         }
 
 
-def _other(name: str, config: Config, folder: Path) -> contestants.Making:
+def _other(name: str, config: Config, folder: Path, samples: int) -> contestants.Making:
     """A contestant that is not this project's whole loop."""
     if name == "bare":
         return contestants.bare(config)
     if name == "trainer":
-        return contestants.transformers_trainer(config, folder)
+        return contestants.transformers_trainer(config, folder, samples)
     return contestants.predecessor_padded(config) if name == "predecessor" else contestants.predecessor_ragged(config)
 
 

@@ -5,8 +5,7 @@ What reads YAML and the command line is imported when it is first asked for: a m
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from egmf_dist.config.check import check_config, without_effect
 from egmf_dist.config.schema import (
@@ -19,6 +18,7 @@ from egmf_dist.config.schema import (
     PromptConfig,
     TrainingConfig,
 )
+from egmf_shards.lazy import importing
 
 if TYPE_CHECKING:
     from egmf_dist.config.given import AllSettings, SomeSettings
@@ -31,25 +31,20 @@ if TYPE_CHECKING:
         read_directory,
     )
 
-_MODULE = {
-    "AllSettings": "given",
-    "SomeSettings": "given",
-    "config_from_dict": "load",
-    "config_from_saved": "load",
-    "dump_config": "load",
-    "load_config": "load",
-    "load_run_config": "load",
-    "read_directory": "load",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_MODULE[name]}"), name)
-    globals()[name] = value
-    return value
-
+__getattr__, __dir__ = importing(
+    __name__,
+    {
+        "given": ("AllSettings", "SomeSettings"),
+        "load": (
+            "config_from_dict",
+            "config_from_saved",
+            "dump_config",
+            "load_config",
+            "load_run_config",
+            "read_directory",
+        ),
+    },
+)
 
 __all__ = [
     "AllSettings",

@@ -162,10 +162,8 @@ def load_run_config(path: str | os.PathLike[str]) -> Config:
     Raises:
         EgmfError: see :func:`load_config`.
     """
-    config, saved = load_config(path), read_yaml(path)
-    if "chat_template" not in (saved.get("prompt") or {}):
-        config = replace(config, prompt=replace(config.prompt, chat_template="off"))
-    if KEY in saved:
+    config = config_from_saved(read_settings(path))
+    if KEY in read_yaml(path):
         return config
     return replace(config, data=replace(config.data, standardise=False))
 

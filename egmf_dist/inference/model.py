@@ -19,6 +19,7 @@ from egmf_dist.inference.portable import Portable, is_portable, load_weights, re
 from egmf_dist.inference.predictions import predictions
 from egmf_dist.inference.scorer import Scorer, choose_scorer, score
 from egmf_dist.inference.utterance import Answer, Utterance, answer_of, as_samples, as_utterance
+from egmf_dist.model.precision import cast, dtype_of
 from egmf_shards import CLASSIFICATION, Sample
 
 RUN_SETTINGS = "config.yaml"
@@ -50,9 +51,7 @@ class Model:
         with torch.random.fork_rng():  # the caller's random numbers are not ours to move
             self._model = build_egmf(config, self._capabilities, portable.data)
         load_weights(self._model, portable)
-        for parameter in self._model.parameters():
-            if parameter.is_floating_point():
-                parameter.data = parameter.data.to(dtype)
+        cast(self._model, dtype)
         self._model = self._model.to(device).eval()
         self._scorer: Scorer | None = None
 
@@ -182,5 +181,4 @@ def load(
             return load(whole, backbone=backbone, device=device, dtype=dtype, trust_code=trust_code)
     portable = read_portable(folder, backbone, trust_code)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    usual = torch.bfloat16 if portable.config.training.precision == "bf16" else torch.float32
-    return Model(portable, chosen, dtype or usual)
+    return Model(portable, chosen, dtype or dtype_of(portable.config.training.precision))

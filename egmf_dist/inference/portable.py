@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from egmf_dist.data.run_data import RunData
 from egmf_dist.errors import EgmfError
 from egmf_dist.formats import read_stamped, stamped
 from egmf_dist.model.identity import backbone_identity
+from egmf_dist.model.precision import dtype_of
 from egmf_dist.model.trained import fill_trained, trained_parameters
 from egmf_shards.checksums import sha256
 
@@ -69,7 +70,7 @@ def described(config: Config, about: Mapping[str, Any]) -> dict[str, Any]:
         about: the adapter's description.
     """
     sections = {
-        name: {key: value for key, value in _plain(getattr(config, name)).items() if key not in _LEFT_OUT.get(name, ())}
+        name: {key: value for key, value in asdict(config)[name].items() if key not in _LEFT_OUT.get(name, ())}
         for name in _SECTIONS
     }
     return {
@@ -80,10 +81,6 @@ def described(config: Config, about: Mapping[str, Any]) -> dict[str, Any]:
         "trained": {name: about[name] for name in ("step", "score", "selected_by") if name in about},
         "seed": config.training.seed,
     }
-
-
-def _plain(section: Any) -> dict[str, Any]:
-    return {field.name: getattr(section, field.name) for field in fields(section)}
 
 
 def read_portable(folder: Path, backbone: str | None = None, trust_code: bool = False) -> Portable:
@@ -235,8 +232,7 @@ def _write_adapter(folder: Path, config: Config, own: Mapping[str, torch.Tensor]
 def _write_backbone(folder: Path, config: Config, own: Mapping[str, torch.Tensor]) -> None:
     from egmf_dist.model.backbone import load_backbone, load_tokenizer
 
-    dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
-    model: Any = load_backbone(config.backbone, dtype)
+    model: Any = load_backbone(config.backbone, dtype_of(config.training.precision))
     fill_trained(model, own, folder)
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()

@@ -4,8 +4,7 @@ A line of the input is an object: ``text``; optionally ``id``, ``speaker``, ``la
 ``[[speaker, text], ...]``) and, by the name of a feature stream, a ``.npy`` file beside the input; without one the
 stream is absent. Where ``dialogue`` is given and ``context`` is not, the context is what that dialogue said in the
 lines right before; lines of one dialogue must follow each other, in their order. ``split`` tells dialogues of one name
-apart;
-``turn``, ``task``, ``label`` and ``value`` are passed over. Null is as if it were not there.
+apart; ``turn``, ``task``, ``label`` and ``value`` are passed over. Null is as if it were not there.
 
 A line of the output has the ``id`` and the ``answers`` by task, or an ``error`` that says why there are none.
 """
@@ -16,7 +15,7 @@ import fcntl
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -152,7 +151,7 @@ def _utterances(source: Path, model: Model) -> Iterator[tuple[Any, Utterance | s
             own = (data.get("split"), data["dialogue"]) if "dialogue" in data else None
             if own is None or own != dialogue:
                 dialogue, said, turn = own, [], 0
-            utterance = _utterance(data, source.parent, model)
+            utterance = _utterance(data, str(name), source.parent, model)
             if dialogue is not None and "context" not in data:
                 utterance.context, utterance.turn = list(said), turn
             said, turn = [*said, (utterance.speaker, utterance.text)][-MAX_CONTEXT_TURNS:], turn + 1
@@ -168,7 +167,7 @@ def _id(given: Any) -> str | int:
     return given
 
 
-def _utterance(data: dict[str, Any], folder: Path, model: Model) -> Utterance:
+def _utterance(data: dict[str, Any], name: str, folder: Path, model: Model) -> Utterance:
     odd = [key for key in data if key not in (*_OWN, *_PASSED_OVER, *model.streams)]
     if odd:
         streams = ", ".join(model.streams) or "none"
@@ -184,6 +183,7 @@ def _utterance(data: dict[str, Any], folder: Path, model: Model) -> Utterance:
             "context": data.get("context", []),
             "features": {stream: folder / file for stream, file in files.items()},
             "language": data.get("language"),
+            "id": name,
         },
         0,
     )
@@ -199,7 +199,7 @@ def _answered(
             prepared.append((name, utterance))
             continue
         try:
-            prepared.append((name, model.samples(replace(utterance, id=str(name)), 0, tasks)))
+            prepared.append((name, model.samples(utterance, 0, tasks)))
         except EgmfError as error:
             prepared.append((name, str(error)))
     sound = [samples for _, samples in prepared if not isinstance(samples, str)]

@@ -258,7 +258,8 @@ def check_tuning(config: BackboneConfig) -> None:
     Raises:
         EgmfError: names it.
     """
-    if config.tuning == "lora" and not config.trust_remote_code:
+    chosen = config.lora_targets != "all-linear" or config.lora_layers
+    if config.tuning == "lora" and chosen and not config.trust_remote_code:
         with in_one_line(config.path, "layers"):
             model = without_weights(load_backbone_config(config), torch.float32)
         TUNINGS.find(config.tuning)(model, config)

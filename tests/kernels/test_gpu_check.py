@@ -6,7 +6,6 @@ No figure of these tests is a measurement: where a time is needed it is invented
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 import os
 import subprocess
@@ -18,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 import triton
+from gpu_check_cases import LENGTHS, SCRIPT, case_of
 
 import egmf_kernels
 from egmf_kernels import tiles
@@ -26,26 +26,7 @@ from egmf_kernels.bench.cases import OPERATORS, Case
 from egmf_kernels.bench.measure_time import Memory, Rates, Timing
 from egmf_kernels.tools import tune
 
-SCRIPT = Path(__file__).resolve().parents[2] / "kernels" / "benchmarks" / "gpu_check.py"
-LENGTHS = (5, 3, 0, 0, 0, 0, 1, 0, 2, 17, 0, 4)
 RATES = Rates(copy=3e12, matmul=8e14, matmul_projection=7e14)
-
-
-def case_of(operator: str, layout: str = "ragged") -> Case:
-    return Case(operator, 32, torch.bfloat16, layout, LENGTHS)
-
-
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The script as a module; what it does to the environment is undone."""
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    spec = importlib.util.spec_from_file_location("gpu_check", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_a_rehearsal_runs_everything_and_times_nothing(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -13,29 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from gpu_check_cases import LENGTHS, SCRIPT, case_of
 
 from egmf_kernels.bench import cases, correct, measure, measure_case, processes
 from egmf_kernels.bench.cases import Case
-
-SCRIPT = Path(__file__).resolve().parents[2] / "kernels" / "benchmarks" / "gpu_check.py"
-LENGTHS = (5, 3, 0, 0, 0, 0, 1, 0, 2, 17, 0, 4)
-
-
-def case_of(operator: str, layout: str = "ragged") -> Case:
-    return Case(operator, 32, torch.bfloat16, layout, LENGTHS)
-
-
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The script as a module; what it does to the environment is undone."""
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    spec = importlib.util.spec_from_file_location("gpu_check", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def children_of(process: int) -> list[int]:
