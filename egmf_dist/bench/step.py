@@ -11,7 +11,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,18 @@ import torch
 
 from egmf_dist import distributed
 from egmf_dist.bench import contestants
+from egmf_dist.bench.backbones import Made, write_backbone
 from egmf_dist.bench.contestants import DENSE_BATCH, ENDLESS, Pass, Read
-from egmf_dist.bench.dialogues import write_backbone, write_dialogues
-from egmf_dist.bench.machine import machine
+from egmf_dist.bench.dialogues import write_dialogues
+from egmf_dist.bench.machine import machine, matmul_tflops, peak_tflops
+from egmf_dist.bench.step_options import StepOptions
 from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, PromptConfig, TrainingConfig
+from egmf_dist.config.load import config_from_dict, read_settings
 from egmf_dist.errors import EgmfError
 from egmf_dist.training.trainer import Trainer
 from egmf_shards import Sample
 
 KIND = "training step"
-GLOBAL_BATCH, MICRO_BATCH = 32, 16
 CONTEXT_TURNS = 12
 BRIEF, LENGTHY = 50, 2000
 TITLES = {
@@ -56,35 +58,18 @@ NOTES = (
     "One rank. All train on the same generated samples (of --shards each on as many random ones) with 12 turns of "
     "context at most. forest: data.shuffle dialogue, prompt.pseudo_tokens before_utterance, prompt.context stepped; "
     "the others see the pseudo tokens first and the last turns.",
-    "forest, packed and padded are egmf train's loop with DeepSpeed ZeRO stage 1, LoRA and EGMF's fusion: batches of "
-    f"{GLOBAL_BATCH} in micro-batches of {MICRO_BATCH}, reading and laying out included. bare has the same modules and "
-    "batches, samples in memory, no DeepSpeed.",
+    "forest, packed and padded are egmf train's loop with DeepSpeed ZeRO stage 1, LoRA and EGMF's fusion, reading and "
+    "laying out included. bare has the same modules and batches, samples in memory, no DeepSpeed.",
     "trainer has the same prompts and LoRA and no fusion; it is given token ids, and making the Trainer counts. "
     "predecessor is a frozen LLM and MSE-Adapter's fusion, re-implemented. Both make logits of every position as they "
     f"are: batches of {DENSE_BATCH}, padded to the longest.",
     f"brief and lengthy are packed with audio and vision of {BRIEF} and of {LENGTHY} frames a clip "
     "(model.max_stream_tokens 128), on generated dialogues in any case.",
     "tokens/s counts each sample's sequence as if it stood alone, so it is samples/s times one number.",
+    "TFLOP/s: tokens/s times 4 for each weight of the LLM's layers, 2 forward and 2 backward for activations alone, as a "
+    "frozen weight has no gradient; attention's products and the output layer are left out. MFU is that over the data "
+    "sheet's dense bf16 rate; forest has none, because it reads a token once for several samples.",
 )
-
-
-@dataclass(frozen=True)
-class StepOptions:
-    """What is measured."""
-
-    samples: int = 128
-    """Training utterances; a multiple of 32."""
-    dense_samples: int = 32
-    """Of them those that contestants with logits of every position train on; their prompts are as long as all's."""
-    rounds: int = 3
-    layers: int = 6
-    """Of the backbone."""
-    backbone: str | None = None
-    """Folder or hub id whose shape and tokenizer it has; None for Gemma 3 270M's shape."""
-    shards: str | None = None
-    """Folder of shards; None for generated dialogues of MELD's lengths."""
-    only: tuple[str, ...] = ()
-    """Contestants by name; empty for all."""
 
 
 def measure_step(
@@ -106,14 +91,17 @@ def measure_step(
     Raises:
         EgmfError: an option that does not fit.
     """
-    if options.samples < GLOBAL_BATCH or options.samples % GLOBAL_BATCH:
-        raise EgmfError(f"--samples is {options.samples}; it must be a multiple of {GLOBAL_BATCH}, the batch")
+    if options.batch < 1 or options.micro_batch < 1 or options.batch % options.micro_batch:
+        raise EgmfError(f"--batch is {options.batch}; it must be a multiple of --micro-batch, {options.micro_batch}")
+    if options.samples < options.batch or options.samples % options.batch:
+        raise EgmfError(f"--samples is {options.samples}; it must be a multiple of {options.batch}, the batch")
     if options.rounds < 1:
         raise EgmfError(f"--rounds is {options.rounds}; it must be 1 or more")
-    unknown = [name for name in options.only if name not in TITLES]
+    only = [name for name in (options.only or "").split(",") if name]
+    unknown = [name for name in only if name not in TITLES]
     if unknown:
         raise EgmfError(f"--only names {unknown[0]!r}; it may name {', '.join(TITLES)}")
-    names = [name for name in TITLES if name in (options.only or TITLES)]
+    names = [name for name in TITLES if name in (only or TITLES)]
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix=".step-", dir=out) as folder, distributed.process_group():
         return _Bench(Path(folder), options, names, progress, say).run()
@@ -144,8 +132,8 @@ class _Bench:
         if self.options.shards is None:
             write_dialogues(self.folder / "dialogues", self.options.samples)
         backbone = self.folder / "backbone"
-        shape = write_backbone(backbone, self.options.layers, self.options.backbone)
-        forest = _config(data, str(backbone))
+        made = write_backbone(backbone, self.options.layers, self.options.backbone)
+        forest = _config(data, str(backbone), self.options)
         packed = replace(forest, data=replace(forest.data, shuffle="full"), prompt=PromptConfig())
         configs = {"forest": forest, "packed": packed}
         configs["padded"] = replace(packed, training=replace(packed.training, packing="off"))
@@ -166,7 +154,7 @@ class _Bench:
             parts = None if trainer is None else breakdown(passes["forest"], trainer, self.options.samples)
         if not any(seconds.values()):
             raise EgmfError(f"nothing was measured: {'; '.join(self.notes)}")
-        return self._summary(seconds, tokens, shape, parts)
+        return self._summary(seconds, tokens, made, parts)
 
     def _all(
         self, stack: contextlib.ExitStack, configs: dict[str, Config], samples: list[Sample]
@@ -188,7 +176,7 @@ class _Bench:
             else:
                 passes[name] = stack.enter_context(_other(name, configs["packed"], own, self._samples(name)))
             self._doing(f"warming up: {TITLES[name]}")
-            passes[name](DENSE_BATCH if name in DENSE else GLOBAL_BATCH)
+            passes[name](DENSE_BATCH if name in DENSE else self.options.batch)
         return passes, trainer
 
     def _leave_out(self, name: str, reason: str) -> None:
@@ -199,12 +187,13 @@ class _Bench:
         return min(self.options.dense_samples, self.options.samples) if name in DENSE else self.options.samples
 
     def _summary(
-        self, seconds: dict[str, list[float]], tokens: float, shape: str, parts: dict[str, float] | None
+        self, seconds: dict[str, list[float]], tokens: float, made: Made, parts: dict[str, float] | None
     ) -> dict[str, Any]:
         import deepspeed
         import peft
         import transformers
 
+        peak = peak_tflops()
         rows: list[dict[str, Any]] = [
             {
                 "contestant": name,
@@ -213,12 +202,15 @@ class _Bench:
                 "min": 1 / max(own),
                 "max": 1 / min(own),
                 "tokens_per_s": tokens / statistics.median(own),
+                "tflops": None if name == "forest" else 4e-12 * made.layer_weights * tokens / statistics.median(own),
                 "samples": self._samples(name),
                 "rounds": len(own),
             }
             for name, own in seconds.items()
             if own
         ]
+        for row in rows:
+            row["mfu"] = None if peak is None or row["tflops"] is None else row["tflops"] / peak
         speed = {row["contestant"]: row["samples_per_s"] for row in rows}
         ratios = {
             ratio: round(speed[a] / speed[b], 3) if a in speed and b in speed else None
@@ -230,10 +222,14 @@ class _Bench:
             "machine": machine(),
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu, one thread a process",
             "versions": versions,
-            "backbone": shape,
+            "backbone": made.title,
+            "layer_weights": made.layer_weights,
             "data": self.options.shards or "generated dialogues of MELD's lengths",
             "options": asdict(self.options),
             "tokens_a_sample": round(tokens, 1),
+            "peak_tflops": peak,
+            "matmul_tflops": matmul_tflops(),
+            "peak_memory_gib": torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None,
             "figures": {f"{name}.samples_per_s": value for name, value in speed.items()},
             "ratios": ratios,
             "breakdown": parts,
@@ -251,10 +247,10 @@ def _other(name: str, config: Config, folder: Path, samples: int) -> contestants
     return contestants.predecessor_padded(config) if name == "predecessor" else contestants.predecessor_ragged(config)
 
 
-def _config(shards: str, backbone: str) -> Config:
-    """The recipe real-llm's shape of training, on dialogues."""
+def _config(shards: str, backbone: str, options: StepOptions) -> Config:
+    """The recipe real-llm's shape of training, on dialogues, with what ``options.settings`` says put over it."""
     cuda = torch.cuda.is_available()
-    return Config(
+    config = Config(
         # No loader processes: the others have none.
         data=DataConfig(
             shards=[shards], shuffle="dialogue", context_turns=CONTEXT_TURNS, max_text_tokens=96, workers=0
@@ -264,12 +260,16 @@ def _config(shards: str, backbone: str) -> Config:
         model=ModelConfig(dropout=0.1),
         training=TrainingConfig(
             steps=ENDLESS,
-            global_batch=GLOBAL_BATCH,
-            micro_batch=MICRO_BATCH,
+            global_batch=options.batch,
+            micro_batch=options.micro_batch,
             precision="bf16" if cuda else "fp32",
             zero_stage=1,
         ),
     )
+    if options.settings is None:
+        return config
+    sections, given = asdict(config), read_settings(options.settings)
+    return config_from_dict(sections | {name: sections[name] | given[name] for name in given})
 
 
 def _timed(once: Pass, samples: int) -> float:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from egmf_dist.bench.step_options import StepOptions
 from egmf_launcher.bench_report import make_table, new_console, own_folder, picked, progress_bar, write_files
 from egmf_launcher.network import single_rank_environment
-
-if TYPE_CHECKING:
-    from egmf_dist.bench.step import StepOptions
 
 _COLUMNS = {
     "title": "trained by",
@@ -18,15 +15,19 @@ _COLUMNS = {
     "min": "min",
     "max": "max",
     "tokens_per_s": "tokens/s",
+    "tflops": "TFLOP/s",
+    "mfu": "MFU",
     "samples": "samples a round",
 }
 
 
 def bench_step(out: Path, options: StepOptions) -> int:
-    """Write ``summary.json``, ``results.csv`` and ``step.png`` into ``out`` and print tables.
+    """What a training step costs beside a bare PyTorch loop, transformers' Trainer and a padded predecessor.
+
+    Tables are printed.
 
     Args:
-        out: folder; made where it is not there, and other files in it stay.
+        out: folder for summary.json, results.csv and step.png
         options: what is measured.
 
     Returns:

@@ -174,7 +174,7 @@ VERBS = {
         "--out runs/data",
     ),
     "bench step": Verb(
-        "egmf_launcher.verbs:bench_step",
+        "egmf_launcher.bench_step:bench_step",
         "samples a second of a training step beside other ways to train the same",
         "--out runs/step",
     ),

@@ -184,36 +184,6 @@ def bench_data(
     return run_bench(out, samples=samples, quick=quick, peers=chosen, environments=environments)
 
 
-def bench_step(
-    out: Path,
-    *,
-    backbone: str | None = None,
-    layers: int = 6,
-    shards: str | None = None,
-    samples: int = 128,
-    rounds: int = 3,
-    only: str | None = None,
-) -> int:
-    """What a training step costs beside a bare PyTorch loop, transformers' Trainer and a padded predecessor.
-
-    Args:
-        out: folder for summary.json, results.csv and step.png
-        backbone: folder or hub id whose shape and tokenizer the LLM of random weights has; null: Gemma 3 270M's shape
-        layers: of its layers so many
-        shards: folder of shards with a training and a validation split; null: generated dialogues of MELD's lengths
-        samples: training utterances, a multiple of 32
-        rounds: how often everyone trains on them; figures are medians
-        only: comma-separated: forest, packed, padded, bare, trainer, ragged, predecessor, brief, lengthy;
-            null: all
-    """
-    from egmf_dist.bench.step import StepOptions
-    from egmf_launcher.bench_step import bench_step as run_bench
-
-    chosen = () if only is None else tuple(name for name in only.split(",") if name)
-    options = StepOptions(samples=samples, rounds=rounds, layers=layers, backbone=backbone, shards=shards, only=chosen)
-    return run_bench(out, options)
-
-
 def _local(folder: str, verb: str) -> str:
     if "://" in folder:
         raise EgmfError(f"{folder}: {verb} reads folders on a disk; copy it there first")

@@ -117,7 +117,7 @@ def test_one_small_run(made, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ("--samples 40", "--samples is 40; it must be a multiple of 32"),
+        ("--samples 40", "--samples is 40; it must be a multiple of 32, the batch"),
         ("--only forrest", "--only names 'forrest'; it may name forest, packed"),
         ("--layers 19 --samples 32", "--layers is 19; Gemma 3 270M has 18"),
         ("--out file", "--out file: File exists"),

@@ -1,0 +1,136 @@
+"""A backbone of random weights in a published model's shape, to read what :mod:`egmf_dist.bench.dialogues` says.
+
+What a step costs depends on shapes alone, so no weight need be fetched.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from egmf_dist.bench.dialogues import PEOPLE, TASK, WORDS_SAID
+from egmf_dist.config import BackboneConfig
+from egmf_dist.errors import EgmfError
+
+
+class Made(NamedTuple):
+    """A backbone that was written."""
+
+    title: str
+    layer_weights: int
+    """Of the matrices in its layers: embeddings and output layer are not among them."""
+
+
+def write_backbone(folder: Path, layers: int, like: str) -> Made:
+    """A causal LM of random weights in Hugging Face format in a new folder.
+
+    Args:
+        folder: to make.
+        layers: how many of its layers it has.
+        like: name among :data:`SHAPES`, with a token a word; or folder or hub id of a model whose shape and tokenizer
+            it gets.
+
+    Returns:
+        What it is.
+
+    Raises:
+        EgmfError: ``like`` is no causal LM, or has fewer layers.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.pytorch_utils import Conv1D
+    from transformers.utils.logging import disable_progress_bar
+
+    from egmf_dist.model.backbone import load_backbone_config, load_tokenizer
+
+    if like in SHAPES:
+        name, make = SHAPES[like]
+        config, tokenizer = make(), _tokenizer()
+    else:
+        source = BackboneConfig(path=like)
+        config, tokenizer, name = load_backbone_config(source), load_tokenizer(source), like
+    text = config.get_text_config()
+    if not 1 <= layers <= text.num_hidden_layers:
+        raise EgmfError(f"--layers is {layers}; {name} has {text.num_hidden_layers}: it must be 1 to that")
+    text.num_hidden_layers = layers
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:layers]
+    torch.manual_seed(0)
+    disable_progress_bar()
+    # Numbers for seven billion weights take minutes on one core and none on a GPU.
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    count = sum(p.numel() for p in model.parameters()) / 1e6
+    head = model.get_output_embeddings()
+    matrices = [m.weight for m in model.modules() if isinstance(m, nn.Linear | Conv1D) and m is not head]
+    return Made(
+        f"{name}'s shape, {layers} layers, {count:,.0f} M random weights", sum(int(m.numel()) for m in matrices)
+    )
+
+
+def _gemma() -> Any:
+    """Gemma 3 270M's published configuration."""
+    from transformers import Gemma3TextConfig
+
+    return Gemma3TextConfig(
+        vocab_size=262144,
+        hidden_size=640,
+        intermediate_size=2048,
+        num_hidden_layers=18,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        head_dim=256,
+        query_pre_attn_scalar=256,
+        sliding_window=512,
+        layer_types=[("full" if i % 6 == 5 else "sliding") + "_attention" for i in range(18)],
+        max_position_embeddings=32768,
+    )
+
+
+def _qwen() -> Any:
+    """Qwen2.5 7B's published configuration."""
+    from transformers import Qwen2Config
+
+    return Qwen2Config(
+        vocab_size=152064,
+        hidden_size=3584,
+        intermediate_size=18944,
+        num_hidden_layers=28,
+        num_attention_heads=28,
+        num_key_value_heads=4,
+        max_position_embeddings=32768,
+        rope_theta=1e6,
+        rms_norm_eps=1e-6,
+    )
+
+
+SHAPES: dict[str, tuple[str, Callable[[], Any]]] = {
+    "gemma3-270m": ("Gemma 3 270M", _gemma),
+    "qwen2.5-7b": ("Qwen2.5 7B", _qwen),
+}
+"""Names of published shapes: what a person calls the model, and its configuration."""
+
+
+def _tokenizer() -> Any:
+    """A token a word, a line break and a sign of punctuation each one, too."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<pad>", "<eos>", "<bos>", "<unk>"]
+    known = [*special, *_words([*WORDS_SAID, *PEOPLE, *TASK.questions.values(), *TASK.labels, "Answer:"]), "\n"]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(known)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(r"\n|[^\w\s]"), "isolated"), pre_tokenizers.Split(" ", "removed")]
+    )
+    names = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+
+
+def _words(texts: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(word for text in [*texts, "[]"] for word in re.findall(r"\w+|[^\w\s]", text)))
