@@ -93,26 +93,26 @@ def _gemma() -> Any:
     )
 
 
-def _qwen() -> Any:
-    """Qwen2.5 7B's published configuration."""
-    from transformers import Qwen2Config
+def _mistral() -> Any:
+    """Mistral 7B v0.3's published configuration."""
+    from transformers import MistralConfig
 
-    return Qwen2Config(
-        vocab_size=152064,
-        hidden_size=3584,
-        intermediate_size=18944,
-        num_hidden_layers=28,
-        num_attention_heads=28,
-        num_key_value_heads=4,
+    return MistralConfig(
+        vocab_size=32768,
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
         max_position_embeddings=32768,
         rope_theta=1e6,
-        rms_norm_eps=1e-6,
+        sliding_window=None,
     )
 
 
 SHAPES: dict[str, tuple[str, Callable[[], Any]]] = {
     "gemma3-270m": ("Gemma 3 270M", _gemma),
-    "qwen2.5-7b": ("Qwen2.5 7B", _qwen),
+    "mistral-7b": ("Mistral 7B", _mistral),
 }
 """Names of published shapes: what a person calls the model, and its configuration."""
 

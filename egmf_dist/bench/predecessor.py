@@ -55,9 +55,11 @@ class Fusion(nn.Module):
         self.copies = nn.Linear(1, pseudo_tokens)
 
     def forward(self, streams: Sequence[PackedSequence], text_BH: torch.Tensor) -> torch.Tensor:
-        """``[B, K, H]``; ``text_BH`` is the mean of each text's embeddings."""
+        """``[B, K, H]`` in the weights' dtype; ``text_BH`` is the mean of each text's embeddings."""
+        dtype = self.up.weight.dtype
+        text_BH = text_BH.to(dtype)
         states = [
-            projection(lstm(stream)[1][0][-1])
+            projection(lstm(stream.to(dtype))[1][0][-1])
             for lstm, projection, stream in zip(self.lstms, self.projections, streams, strict=True)
         ]
         mixed = torch.stack(states).sum(0) * self.text(text_BH)

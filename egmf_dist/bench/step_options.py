@@ -10,7 +10,7 @@ class StepOptions:
     """What is measured."""
 
     backbone: str = "gemma3-270m"
-    """shape of the LLM of random weights: gemma3-270m or qwen2.5-7b, or a folder or hub id whose shape and tokenizer
+    """shape of the LLM of random weights: gemma3-270m or mistral-7b, or a folder or hub id whose shape and tokenizer
     it has"""
     layers: int = 6
     """of its layers so many"""

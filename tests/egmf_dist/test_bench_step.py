@@ -11,13 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 from families import FAMILIES, save_model
+from transformers import AutoModelForCausalLM
 
 from egmf_dist.bench import dialogues
+from egmf_dist.bench.backbones import SHAPES, write_backbone
 from egmf_dist.bench.contestants import Read
 from egmf_dist.bench.predecessor import Fusion, Padded, Ragged, dense
 from egmf_dist.bench.step import NOTES, RATIOS, TITLES
 from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, TrainingConfig
-from egmf_dist.model.backbone import load_backbone
+from egmf_dist.model.backbone import load_backbone, load_tokenizer
 from egmf_dist.objectives.base import make_objective
 from egmf_launcher.cli import main
 
@@ -67,6 +69,39 @@ def test_our_loop_and_the_predecessors_train_the_same(made) -> None:
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-4, atol=1e-4)
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("way", ["padded", "ragged"])
+def test_the_predecessor_trains_in_bf16(made, way: str) -> None:
+    """As on a GPU; features come in float32."""
+    read = Read(made)
+    fusion = Fusion(read.capabilities.width, (dialogues.AUDIO_DIM, dialogues.VISION_DIM)).bfloat16()
+    backbone = load_backbone(made.backbone, torch.bfloat16)
+    batch = read.batch(read.samples[:2])
+    if way == "ragged":
+        loss = Ragged(backbone, fusion, read.capabilities, make_objective(made, read.data.tasks))(batch).total
+    else:
+        loss = Padded(backbone, fusion)(dense(batch, read.answers(batch, read.samples[:2]), read.collator.limits))
+    loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in fusion.parameters())
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_published_shape_reads_a_token_a_word(name: str, tmp_path: Path, monkeypatch) -> None:
+    """AutoTokenizer takes some model types' own class instead of the one that was saved, which then knows no word."""
+    title, make = SHAPES[name]
+    config = make()
+    config.update({"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1})
+    monkeypatch.setitem(SHAPES, name, (title, lambda: config))
+    made = write_backbone(tmp_path / "backbone", 1, name)
+    assert title in made.title
+    assert made.layer_weights == sum(
+        p.numel()
+        for key, p in AutoModelForCausalLM.from_pretrained(tmp_path / "backbone").named_parameters()
+        if p.ndim == 2 and ".layers." in key
+    )
+    ids = load_tokenizer(BackboneConfig(path=str(tmp_path / "backbone")))("neutral surprise").input_ids
+    assert len(set(ids)) == 2
 
 
 def test_few_samples_are_as_long_as_all(made) -> None:
