@@ -67,8 +67,8 @@ NOTES = (
     "(model.max_stream_tokens 128), on generated dialogues in any case.",
     "tokens/s counts each sample's sequence as if it stood alone, so it is samples/s times one number.",
     "TFLOP/s: tokens/s times 4 for each weight of the LLM's layers: 2 forward, 2 backward for activations alone, as "
-    "frozen weights have no gradient. Attention's products and the output layer are left out. MFU is that over the data "
-    "sheet's dense bf16 rate; forest has none, because it reads a token once for several samples.",
+    "frozen weights have no gradient. Attention's products and the output layer are left out. MFU is that over the "
+    "data sheet's dense bf16 rate; forest has none, because it reads a token once for several samples.",
 )
 
 
