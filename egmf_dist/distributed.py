@@ -9,6 +9,7 @@ import contextlib
 import gc
 import os
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -21,6 +22,8 @@ T = TypeVar("T")
 
 _hosts: dist.ProcessGroup | None = None
 """Of :func:`hosts_group`, made at its first use."""
+
+_alone: ContextVar[bool] = ContextVar("alone", default=False)
 
 ENVIRONMENT = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -55,14 +58,28 @@ def process_group() -> Iterator[None]:
             dist.destroy_process_group()
 
 
+def _together() -> bool:
+    return dist.is_initialized() and not _alone.get()
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Within the body this process is a world of one rank, whatever group it has joined: others need not follow."""
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
+
+
 def rank() -> int:
     """This process's number; 0 outside of a group."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if _together() else 0
 
 
 def world_size() -> int:
     """How many processes there are; a process outside of a group is alone."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if _together() else 1
 
 
 def device() -> torch.device:
@@ -84,7 +101,7 @@ def hosts_group() -> dist.ProcessGroup | None:
 
 def sum_over_ranks(values: list[float]) -> list[float]:
     """Element-wise sum of host numbers over ranks, in float64 so that counts stay exact."""
-    if not dist.is_initialized():
+    if not _together():
         return [float(v) for v in values]
     tensor = torch.tensor(values, dtype=torch.float64)
     dist.all_reduce(tensor, group=hosts_group())
@@ -98,7 +115,7 @@ def sum_on_device(tensor: torch.Tensor) -> None:
 
 def gather_objects(value: Any) -> list[Any] | None:
     """Every rank's value on rank 0, in rank order; None elsewhere."""
-    if not dist.is_initialized():
+    if not _together():
         return [value]
     out: list[Any] | None = [None] * world_size() if rank() == 0 else None
     dist.gather_object(value, out, dst=0)
@@ -107,7 +124,7 @@ def gather_objects(value: Any) -> list[Any] | None:
 
 def share_objects(values: list[T]) -> list[T]:
     """Every rank's values on every rank, in rank order."""
-    if not dist.is_initialized():
+    if not _together():
         return values
     parts: list[list[T]] = [[]] * world_size()
     dist.all_gather_object(parts, values)
@@ -116,7 +133,7 @@ def share_objects(values: list[T]) -> list[T]:
 
 def broadcast_object(value: Any) -> Any:
     """Rank 0's value on every rank."""
-    if not dist.is_initialized():
+    if not _together():
         return value
     box = [value]
     dist.broadcast_object_list(box, src=0)
@@ -178,5 +195,5 @@ def on_rank_zero(action: Callable[[], Any]) -> Any:
 
 def barrier() -> None:
     """Wait for every rank."""
-    if dist.is_initialized():
+    if _together():
         dist.barrier()

@@ -90,6 +90,8 @@ class EvaluateJob:
     """Where data and backbone lie now; None: as the run says."""
     evaluation: Mapping[str, Any] = field(default_factory=dict)
     """Settings of that section instead of the run's."""
+    decode: bool = False
+    """Also generate every answer freely."""
 
     @property
     def steps(self) -> int | None:
@@ -102,7 +104,40 @@ class EvaluateJob:
         from egmf_dist.run.places import Places
 
         places = Places(None if self.shards is None else list(self.shards), self.backbone)
-        return evaluate(Run(self.run), self.split, self.remove, self.remove_each, places, self.evaluation, console)
+        run = Run(self.run)
+        return evaluate(
+            run, self.split, self.remove, self.remove_each, places, self.evaluation, console, decode=self.decode
+        )
+
+
+@dataclass(frozen=True)
+class PredictJob:
+    """Answer a file of utterances or a split of shards (:func:`egmf_dist.inference.predict.predict_file`)."""
+
+    verb: ClassVar[str] = "predict"
+    model: Path
+    source: Path
+    out: Path
+    split: str = "test"
+    tasks: Sequence[str] | None = None
+    backbone: str | None = None
+    launch: str | None = None
+
+    @property
+    def run(self) -> Path:
+        """See :class:`Job`: beside the output lie the launch's own files."""
+        return self.out.absolute().parent
+
+    @property
+    def steps(self) -> int | None:
+        """See :class:`Job`."""
+        return None
+
+    def __call__(self, console: bool) -> dict[str, Any]:
+        """See :class:`Job`."""
+        from egmf_dist.inference.answer_file import answer_file
+
+        return answer_file(self, console)
 
 
 def do(job: Job, console: bool) -> dict[str, Any]:

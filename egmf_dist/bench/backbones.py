@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from egmf_dist.bench.dialogues import PEOPLE, TASK, WORDS_SAID
+from egmf_dist.bench.dialogues import NUMBERS, PEOPLE, TASK, WORDS_SAID
 from egmf_dist.config import BackboneConfig
 from egmf_dist.errors import EgmfError
 
@@ -105,7 +105,7 @@ def _mistral() -> Any:
         num_attention_heads=32,
         num_key_value_heads=8,
         max_position_embeddings=32768,
-        rope_theta=1e6,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
         sliding_window=None,
     )
 
@@ -123,7 +123,8 @@ def _tokenizer() -> Any:
     from transformers import PreTrainedTokenizerFast
 
     special = ["<pad>", "<eos>", "<bos>", "<unk>"]
-    known = [*special, *_words([*WORDS_SAID, *PEOPLE, *TASK.questions.values(), *TASK.labels, "Answer:"]), "\n"]
+    said = [*TASK.questions.values(), *NUMBERS.questions.values(), *TASK.labels, "Answer:", "-", ".", *"0123456789"]
+    known = [*special, *_words([*WORDS_SAID, *PEOPLE, *said]), "\n"]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(known)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(Regex(r"\n|[^\w\s]"), "isolated"), pre_tokenizers.Split(" ", "removed")]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from egmf_shards import MAX_CONTEXT_TURNS, Sample, ShardWriter, Turn
+from egmf_shards import MAX_CONTEXT_TURNS, Sample, ShardWriter, Task, Turn
 from egmf_shards.importers.meld import TASK
 
 DATASET = "dialogues"
@@ -23,13 +23,19 @@ AUDIO_DIM, VISION_DIM = 74, 35
 """COVAREP and Facet, as CMU-MOSEI has them."""
 FRAMES = (10, 80)
 """Frames of a clip, uniform: one to eight seconds at ten a second."""
+NUMBERS = Task(
+    "numbers", "regression", {"en": "How positive is the speaker?"}, convention="mosei", low=-3.0, high=3.0, step=0.1
+)
+"""61 legal numbers."""
 _VALIDATION = 8
 _CONSONANTS, _VOWELS = "bdfgklmnprstvz", "aeiou"
 WORDS_SAID = [c + v + d for c in _CONSONANTS for v in _VOWELS for d in _CONSONANTS]
 PEOPLE = ["Ada Byron", "Alan Mathison", "Grace Murray", "Kurt Friedrich", "Emmy Amalie", "Claude Elwood"]
 
 
-def generate(samples: int, split: str, frames: tuple[int, int] = FRAMES, seed: int = 0) -> Iterator[Sample]:
+def generate(
+    samples: int, split: str, frames: tuple[int, int] = FRAMES, seed: int = 0, task: Task = TASK
+) -> Iterator[Sample]:
     """``samples`` utterances, dialogue after dialogue; the last one ends where they do."""
     rng = np.random.default_rng([seed, len(split)])
     quantiles = np.linspace(0, 1, len(TURNS))
@@ -46,11 +52,12 @@ def generate(samples: int, split: str, frames: tuple[int, int] = FRAMES, seed: i
                 id=f"{split}-{made:06d}",
                 text=turn.text,
                 language="en",
-                task=TASK.name,
+                task=task.name,
                 dataset=DATASET,
                 split=split,
                 modalities=("text", "audio", "vision"),
-                label=str(rng.choice(TASK.labels)),
+                label=str(rng.choice(task.labels)) if task.labels else None,
+                value=None if task.labels else float(rng.choice(task.values)),
                 speaker=turn.speaker,
                 dialogue=f"{split}-{dialogue:05d}",
                 turn=len(turns),
@@ -65,11 +72,11 @@ def generate(samples: int, split: str, frames: tuple[int, int] = FRAMES, seed: i
         dialogue += 1
 
 
-def write_dialogues(folder: Path, samples: int, frames: tuple[int, int] = FRAMES) -> None:
+def write_dialogues(folder: Path, samples: int, frames: tuple[int, int] = FRAMES, task: Task = TASK) -> None:
     """``samples`` training utterances, and a few for validation, as shards in a new folder; each stream of a clip has
     from ``frames[0]`` to ``frames[1]`` frames."""
     streams = {"audio": AUDIO_DIM, "vision": VISION_DIM}
-    with ShardWriter(folder, DATASET, [TASK], streams) as writer:
+    with ShardWriter(folder, DATASET, [task], streams) as writer:
         for split, count in (("train", samples), ("valid", _VALIDATION)):
-            for sample in generate(count, split, frames):
+            for sample in generate(count, split, frames, task=task):
                 writer.write(sample)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,8 +17,9 @@ from egmf_dist.data.run_data import RunData, open_split
 from egmf_dist.engine import deepspeed_settings, initialise_for_scoring, partitioned_loading
 from egmf_dist.errors import EgmfError
 from egmf_dist.files import write_json, write_json_lines
-from egmf_dist.inference.predictions import Prediction, written
-from egmf_dist.inference.score import evaluate_predictions, score_samples
+from egmf_dist.inference.decode import decode_samples
+from egmf_dist.inference.predictions import Prediction, calibrations_of, written
+from egmf_dist.inference.score import detailed, evaluate_predictions, score_samples
 from egmf_dist.inference.scorer import check_samples, choose_scorer
 from egmf_dist.model.adapter import best_adapter
 from egmf_dist.model.identity import backbone_identity
@@ -36,6 +38,7 @@ def evaluate(
     places: Places,
     evaluation: Mapping[str, Any],
     console: bool = True,
+    decode: bool = False,
 ) -> dict[str, Any]:
     """Score a split with the run's best adapter; every rank must call this.
 
@@ -47,6 +50,7 @@ def evaluate(
         places: where data and backbone lie now.
         evaluation: settings of that section instead of the run's.
         console: rank 0 shows progress.
+        decode: also generate every answer freely, under the key ``greedy``.
 
     Returns:
         On every rank what ``evaluation/SPLIT.json`` holds.
@@ -91,37 +95,46 @@ def evaluate(
 
             return score_samples(module, shards, scorer, config.evaluation.batch_size, remove=without, progress=advance)
 
+    began = time.perf_counter()
     rows = score(remove)
+    seconds = time.perf_counter() - began
+    greedy = decode_samples(module, shards, collator, config.evaluation.batch_size, remove) if decode else {}
     without_each: dict[str, list[Prediction]] = {}
     if remove_each:
         without_each = {m: score([*remove, m]) for m in present_modalities(run_data) if m not in remove}
 
     def judge() -> dict[str, Any]:
-        def tasks(scored: Sequence[Prediction]) -> dict[str, Any]:
-            results = evaluate_predictions(scored, run_data.tasks)
-            return {name: result | {"selected_by": description["selected_by"]} for name, result in results.items()}
-
+        tasks, chosen = run_data.tasks, {"selected_by": description["selected_by"]}
+        calibrations = calibrations_of(description)
+        whole = detailed(rows, tasks, calibrations)
         result: dict[str, Any] = {
-            "tasks": tasks(rows),
+            "tasks": {name: result | chosen for name, result in whole.items()},
             "seed": config.training.seed,
             "checkpoint": f"{run.adapters.name}/{adapter.name}",
             "split": split,
             "samples": len(rows),
             "scoring": scorer.way,
+            "seconds": round(seconds, 3),
             "modalities": list(run_data.modalities),
             "prompts_cut": sum("prompt_tokens_cut" in row for row in rows),
         }
         if remove:
             result["without"] = list(remove)
+        if greedy:
+            result["greedy"] = greedy
         if without_each:
-            result["removed"] = {m: {"tasks": tasks(scored)} for m, scored in without_each.items()}
+            result["removed"] = {
+                m: {"tasks": {name: result | chosen for name, result in evaluate_predictions(scored, tasks).items()}}
+                for m, scored in without_each.items()
+            }
         ceilings = construction_ceilings(shards)
         if ceilings:
             result["ceilings"] = ceilings
         name = "-without-".join([split, "-".join(remove)]) if remove else split
         run.evaluations.mkdir(exist_ok=True)
         # The predictions first, so that a result never stands without them.
-        write_json_lines(run.predictions(name), [written(row) for row in rows])
+        lines = [written(row, tasks[row["task"]], calibrations.get(row["task"])) for row in rows]
+        write_json_lines(run.predictions(name), lines)
         write_json(run.evaluation(name), result)
         return result
 

@@ -103,6 +103,7 @@ def model_card(
         seed=description["seed"],
         precision=description["precision"],
         selected_by=trained.get("selected_by", "?"),
+        calibration=_calibration(description.get("calibration") or {}),
         figures=_table(found),
     )
 
@@ -128,6 +129,7 @@ It reads {reads}. What an utterance lacks is absent, never zeros.
 
 ## Training
 LLM `{path}`, tuning {tuning}; step {step}, seed {seed}, {precision}; chosen by {selected_by}.
+{calibration}
 
 ## Figures
 {figures}
@@ -138,13 +140,39 @@ Look them up before handing this on.
 """
 
 
+def _calibration(fitted: Mapping[str, Any]) -> str:
+    if not fitted:
+        return "Probabilities and numbers are as the model states them: it was not calibrated."
+    parts = [
+        f"{name}: temperature {own['temperature']:.3g}"
+        + (
+            f", value = {own['intercept']:.3g} + {own['slope']:.3g} x"
+            if own["slope"] != 1.0 or own["intercept"]
+            else ""
+        )
+        + f" ({own['samples']} validation samples)"
+        for name, own in fitted.items()
+    ]
+    return f"Answers are calibrated: {'; '.join(parts)}."
+
+
 def _table(found: Mapping[str, Any]) -> str:
+    def line(split: str, name: str, metric: str, task: Mapping[str, Any]) -> str:
+        value, sure = task["metrics"][metric], (task.get("intervals") or {}).get(metric)
+        after = (task.get("calibrated") or {}).get("metrics", {}).get(metric)
+        measured = "undefined" if value is None else f"{value:.3f}"
+        between = f"{sure[0]:.3f} to {sure[1]:.3f}" if sure else ""
+        calibrated = "" if after is None else f"{after:.3f}"
+        return f"| {split} | {name} | {metric} | {task['n']} | {measured} | {between} | {calibrated} |"
+
     rows = [
-        f"| {split} | {name} | {metric} | {task['n']} | {'undefined' if value is None else f'{value:.3f}'} |"
+        line(split, name, metric, task)
         for split, result in found.items()
         for name, task in result["tasks"].items()
-        for metric, value in task["metrics"].items()
+        for metric in task["metrics"]
     ]
     if not rows:
         return "None: the run was not evaluated before it was exported (`egmf evaluate`)."
-    return "\n".join(["| split | task | metric | n | measured |", "|---|---|---|---|---|", *rows])
+    return "\n".join(
+        ["| split | task | metric | n | measured | 95 % | calibrated |", "|---|---|---|---|---|---|---|", *rows]
+    )

@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 
+from egmf_dist import distributed
 from egmf_dist.build import build_egmf, read_backbone
 from egmf_dist.errors import EgmfError
 from egmf_dist.inference.portable import Portable, is_portable, load_weights, read_portable
-from egmf_dist.inference.predictions import predictions
+from egmf_dist.inference.predictions import calibrations_of, predictions
 from egmf_dist.inference.scorer import Scorer, choose_scorer, score
 from egmf_dist.inference.utterance import Answer, Utterance, answer_of, as_samples, as_utterance
 from egmf_dist.model.precision import cast, dtype_of
@@ -46,6 +47,7 @@ class Model:
         self.device, self.about = device, dict(portable.description)
         self._modalities = portable.data.modalities
         self._evaluation = config.evaluation
+        self._calibrations = calibrations_of(portable.description)
         self.batch_size = config.evaluation.batch_size
         self._capabilities, self._collator = read_backbone(config, portable.data)
         with torch.random.fork_rng():  # the caller's random numbers are not ours to move
@@ -112,7 +114,8 @@ class Model:
         """The answers to samples of :meth:`samples`, in their order."""
         size = batch_size or self.batch_size
         batches = (samples[first : first + size] for first in range(0, len(samples), size))
-        return [answer for batch in batches for answer in self._answers(batch)]
+        with distributed.alone():  # inside a group, too: nobody else answers these
+            return [answer for batch in batches for answer in self._answers(batch)]
 
     def _answers(self, samples: Sequence[Sample]) -> list[Answer]:
         if self._scorer is None:
@@ -120,7 +123,7 @@ class Model:
         scores, cut = score(self._scorer, self._model, samples, [1.0] * len(samples), self.device)
         rows = predictions(samples, self.tasks, scores, self._model.diagnostics, cut)
         return [
-            answer_of(row, sample, self.tasks[sample.task], self._modalities)
+            answer_of(row, sample, self.tasks[sample.task], self._modalities, self._calibrations.get(sample.task))
             for row, sample in zip(rows, samples, strict=True)
         ]
 

@@ -80,6 +80,7 @@ def described(config: Config, about: Mapping[str, Any]) -> dict[str, Any]:
         "backbone": about.get("identity", {}).get("backbone"),
         "trained": {name: about[name] for name in ("step", "score", "selected_by") if name in about},
         "seed": config.training.seed,
+        "calibration": about.get("calibration") or {},
     }
 
 

@@ -1,40 +1,39 @@
-"""``egmf predict``: answers to a file of utterances, line by line, in bounded memory; a stopped run goes on.
+"""``egmf predict``: answers to a file of utterances or to shards, in bounded memory, on any number of ranks; a stopped
+run goes on.
 
-A line of the input is an object: ``text``; optionally ``id``, ``speaker``, ``language``, ``context`` (preceding turns
-``[[speaker, text], ...]``) and, by the name of a feature stream, a ``.npy`` file beside the input; without one the
-stream is absent. Where ``dialogue`` is given and ``context`` is not, the context is what that dialogue said in the
-lines right before; lines of one dialogue must follow each other, in their order. ``split`` tells dialogues of one name
-apart; ``turn``, ``task``, ``label`` and ``value`` are passed over. Null is as if it were not there.
-
-A line of the output has the ``id`` and the ``answers`` by task, or an ``error`` that says why there are none.
+A line of the output has the ``id`` and the ``answers`` by task, or an ``error`` that says why there are none; where the
+input says what is right, ``truth``. What is read is in :mod:`.sources`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+import numpy as np
+
+from egmf_dist import distributed
 from egmf_dist.errors import EgmfError
 from egmf_dist.files import write_json
 from egmf_dist.inference.model import Model
-from egmf_dist.inference.utterance import Answer, Utterance, as_utterance
-from egmf_shards import MAX_CONTEXT_TURNS, Sample
-from egmf_shards.checksums import sha256
+from egmf_dist.inference.sources import Item, Source, as_asked
+from egmf_dist.inference.utterance import Answer, Utterance
+from egmf_dist.metrics.by_task import evaluate_task
+from egmf_shards import CLASSIFICATION, Sample, Task
 
 DECIMALS = 6
-_OWN = ("id", "text", "speaker", "language", "context", "dialogue")
-_PASSED_OVER = ("split", "turn", "task", "label", "value")
 
 
 @dataclass(frozen=True)
 class Done:
-    """What became of a file."""
+    """What became of an input."""
 
     lines: int
     """All of the input's."""
@@ -43,50 +42,126 @@ class Done:
     failed: int
     """Those that have an ``error``."""
     first_error: str | None
+    metrics: Mapping[str, Any]
+    """By task the metrics of the answers whose truth is known."""
 
 
 def predict_file(
-    model: Model, source: Path, out: Path, tasks: Sequence[str] | None, progress: Callable[[int, int], None]
+    model: Model, source: Source, out: Path, tasks: Sequence[str] | None, progress: Callable[[int, int], None]
 ) -> Done:
-    """Answer a file of utterances.
+    """Answer everything of a source; every rank must call this, each with a model of its own.
 
     Args:
         model: that answers.
-        source: JSON lines.
+        source: the same on every rank.
         out: JSON lines, in the same order. While it grows, ``.NAME.progress.json`` beside it names what it is made of;
             with that file there a later call goes on where this one was stopped.
         tasks: which questions; None for all.
         progress: called with lines done and their number.
 
+    Returns:
+        The same on every rank.
+
     Raises:
-        EgmfError: the input cannot be read, the output exists, or it was begun with another input or model.
+        EgmfError: the output exists, cannot be written, or was begun with another input or model.
     """
     model.check_tasks(tasks)
-    total = sum(1 for _ in _lines(source))
-    if not total:
-        raise EgmfError(f"--input {source}: has no line; one JSON object a line is needed")
-    state = out.with_name(f".{out.name}.progress.json")
-    made_of = {"input": sha256(source), "model": model.about["sha256"], "tasks": None if tasks is None else [*tasks]}
-    _begin(out, state, made_of)
-    with open(out, "a", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise EgmfError(f"--out {out}: another process is writing it; wait for it, or name another file") from error
-        before, failed, first_error = _kept(out)
-        done = before
-        waiting = islice(_utterances(source, model), before, None)
-        while chunk := list(islice(waiting, model.batch_size)):
-            for row in _answered(model, chunk, tasks):
-                failed += "error" in row
-                first_error = first_error or row.get("error")
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            file.flush()
+    rank, ranks, size = distributed.rank(), distributed.world_size(), model.batch_size
+    output = Output(out, {"input": source.identity(), "model": model.about["sha256"], "tasks": tasks and [*tasks]})
+    try:
+        before: int = distributed.on_rank_zero(output.begin)
+        done, total = before, len(source)
+        waiting = source.items(model, before)
+        while chunk := list(islice(waiting, size * ranks)):
+            rows = _answered(model, chunk[rank * size : (rank + 1) * size], tasks)
+            together = distributed.gather_objects(rows)
+            distributed.on_rank_zero(lambda: output.write([row for part in together or [] for row in part]))  # noqa: B023
             done += len(chunk)
             progress(done, total)
-        os.fsync(file.fileno())
-    state.unlink()
-    return Done(total, before, failed, first_error)
+        failed, first_error = distributed.on_rank_zero(output.finish)
+    finally:
+        output.close()
+    metrics = distributed.on_rank_zero(lambda: judge(out, model.tasks))
+    return Done(total, before, failed, first_error, metrics)
+
+
+class Output:
+    """The file that is written, by rank 0 alone.
+
+    Args:
+        path: of it.
+        made_of: what tells this output from another.
+    """
+
+    def __init__(self, path: Path, made_of: Mapping[str, Any]) -> None:
+        self.path, self.made_of = path, dict(made_of)
+        self._state = path.with_name(f".{path.name}.progress.json")
+        self._file: TextIO | None = None
+        self._failed = 0
+        self._first_error: str | None = None
+
+    def begin(self) -> int:
+        """Open it; how many lines it has already.
+
+        Raises:
+            EgmfError: it exists, cannot be written, is written by another process, or was begun with something else.
+        """
+        _begin(self.path, self._state, self.made_of)
+        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115  # one batch after another goes into it
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            what = "another process is writing it; wait for it, or name another file"
+            raise EgmfError(f"--out {self.path}: {what}") from error
+        before, self._failed, self._first_error = _kept(self.path)
+        return before
+
+    def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Add lines."""
+        assert self._file is not None
+        for row in rows:
+            self._failed += "error" in row
+            self._first_error = self._first_error or row.get("error")
+            self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        try:
+            self._file.flush()
+        except OSError as error:
+            raise EgmfError(f"--out {self.path}: cannot be written: {error.strerror}; start again to go on") from error
+
+    def finish(self) -> tuple[int, str | None]:
+        """It is whole: how many lines have an error, and the first."""
+        assert self._file is not None
+        os.fsync(self._file.fileno())
+        self._state.unlink()
+        return self._failed, self._first_error
+
+    def close(self) -> None:
+        """Let go of it."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # what could not be written was said already
+                self._file.close()
+
+
+def judge(out: Path, tasks: Mapping[str, Task]) -> dict[str, Any]:
+    """Metrics of the answers in an output whose truth is known, by task."""
+    found: dict[str, tuple[list[float], list[float], list[list[float]]]] = {}
+    with open(out, encoding="utf-8") as file:
+        for line in file:
+            row = json.loads(line)
+            for name, right in row.get("truth", {}).items():
+                if name not in row.get("answers", {}):
+                    continue
+                task, answer = tasks[name], row["answers"][name]
+                truth, predicted, probabilities = found.setdefault(name, ([], [], []))
+                classes = task.kind == CLASSIFICATION
+                truth.append(float(task.labels.index(right)) if classes else float(right))
+                predicted.append(float(task.labels.index(answer["label"])) if classes else float(answer["value"]))
+                p = np.array([*answer["probabilities"].values()])
+                probabilities.append((p / p.sum()).tolist())
+    return {
+        name: {"n": len(columns[0]), "metrics": evaluate_task(tasks[name], *columns)["metrics"]}
+        for name, columns in found.items()
+    }
 
 
 def _begin(out: Path, state: Path, made_of: dict[str, Any]) -> None:
@@ -124,100 +199,37 @@ def _kept(out: Path) -> tuple[int, int, str | None]:
     return lines, len(errors), next(iter(errors), None)
 
 
-def _lines(source: Path) -> Iterator[tuple[int, str]]:
-    """Lines that are not empty, with their numbers from 1."""
-    try:
-        with open(source, encoding="utf-8-sig") as file:
-            yield from ((number, line) for number, line in enumerate(file, start=1) if line.strip())
-    except OSError as error:
-        raise EgmfError(f"--input {source}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise EgmfError(f"--input {source}: is no text in UTF-8 (byte {error.start})") from error
-
-
-def _utterances(source: Path, model: Model) -> Iterator[tuple[Any, Utterance | str]]:
-    """Each line's id with its utterance, or with what is wrong with it."""
-    dialogue: tuple[Any, Any] | None = None
-    said: list[tuple[str, str]] = []
-    turn = 0
-    for place, (number, line) in enumerate(_lines(source)):
-        name: Any = place
-        try:
-            data = json.loads(line)
-            if not isinstance(data, dict):
-                raise EgmfError(f"is a {type(data).__name__}; an object is needed")
-            data = {key: value for key, value in data.items() if value is not None}
-            name = _id(data.get("id", place))
-            own = (data.get("split"), data["dialogue"]) if "dialogue" in data else None
-            if own is None or own != dialogue:
-                dialogue, said, turn = own, [], 0
-            utterance = _utterance(data, str(name), source.parent, model)
-            if dialogue is not None and "context" not in data:
-                utterance.context, utterance.turn = list(said), turn
-            said, turn = [*said, (utterance.speaker, utterance.text)][-MAX_CONTEXT_TURNS:], turn + 1
-            yield name, utterance
-        except (ValueError, RecursionError) as error:  # no JSON, or an EgmfError
-            yield name, f"line {number}: {' '.join(str(error).split())}"
-
-
-def _id(given: Any) -> str | int:
-    if not isinstance(given, str | int) or isinstance(given, bool):
-        raise EgmfError(f"id is a {type(given).__name__}; a string or a whole number is needed")
-    str(given).encode()  # half a character cannot be written again: UnicodeEncodeError is a ValueError
-    return given
-
-
-def _utterance(data: dict[str, Any], name: str, folder: Path, model: Model) -> Utterance:
-    odd = [key for key in data if key not in (*_OWN, *_PASSED_OVER, *model.streams)]
-    if odd:
-        streams = ", ".join(model.streams) or "none"
-        raise EgmfError(f"has no use for {odd[0]!r}; it may have {', '.join(_OWN)}, and the streams: {streams}")
-    files = {stream: data[stream] for stream in model.streams if stream in data}
-    wrong = next((stream for stream, file in files.items() if not isinstance(file, str)), None)
-    if wrong is not None:
-        raise EgmfError(f"{wrong} is a {type(files[wrong]).__name__}; the name of a .npy file is needed")
-    return as_utterance(
-        {
-            "text": data.get("text", ""),
-            "speaker": data.get("speaker", ""),
-            "context": data.get("context", []),
-            "features": {stream: folder / file for stream, file in files.items()},
-            "language": data.get("language"),
-            "id": name,
-        },
-        0,
-    )
-
-
-def _answered(
-    model: Model, chunk: Sequence[tuple[Any, Utterance | str]], tasks: Sequence[str] | None
-) -> list[dict[str, Any]]:
-    """A row for each utterance; what fails as they are answered together is answered one by one."""
-    prepared: list[tuple[Any, list[Sample] | str]] = []
-    for name, utterance in chunk:
-        if isinstance(utterance, str):
-            prepared.append((name, utterance))
-            continue
-        try:
-            prepared.append((name, model.samples(utterance, 0, tasks)))
-        except EgmfError as error:
-            prepared.append((name, str(error)))
+def _answered(model: Model, chunk: Sequence[Item], tasks: Sequence[str] | None) -> list[dict[str, Any]]:
+    """A row for each item; what fails as they are answered together is answered one by one."""
+    prepared = [(item, _prepared(model, item.asked, tasks)) for item in chunk]
     sound = [samples for _, samples in prepared if not isinstance(samples, str)]
     try:
         answers: Iterator[Answer] | None = iter(model.answer([sample for samples in sound for sample in samples]))
     except EgmfError:
         answers = None
     rows = []
-    for name, samples in prepared:
+    for item, samples in prepared:
         if isinstance(samples, str):
-            rows.append({"id": name, "error": samples})
+            rows.append({"id": item.name, "error": samples})
             continue
         try:
             own = model.answer(samples) if answers is None else list(islice(answers, len(samples)))
-            rows.append(_row(name, own))
+            rows.append(_row(item.name, own) | ({"truth": dict(item.truth)} if item.truth else {}))
         except EgmfError as error:
-            rows.append({"id": name, "error": str(error)})
+            rows.append({"id": item.name, "error": str(error)})
     return rows
+
+
+def _prepared(model: Model, asked: Utterance | Sample | str, tasks: Sequence[str] | None) -> list[Sample] | str:
+    """A sample for each question, or what is wrong."""
+    if isinstance(asked, str):
+        return asked
+    try:
+        if isinstance(asked, Sample):
+            return as_asked(asked, model, None if tasks is None else [*tasks])
+        return model.samples(asked, 0, tasks)
+    except EgmfError as error:
+        return str(error)
 
 
 def _row(name: Any, answers: Sequence[Answer]) -> dict[str, Any]:
@@ -229,7 +241,10 @@ def _row(name: Any, answers: Sequence[Answer]) -> dict[str, Any]:
         if answer.value is None:
             one["label"] = answer.label
         else:
-            one |= {"value": round(answer.value, DECIMALS), "interval": answer.interval}
+            one |= {
+                "value": round(answer.value, DECIMALS),
+                "interval": [round(end, DECIMALS) for end in answer.interval or ()],
+            }
         one["probabilities"] = {word: round(p, DECIMALS) for word, p in answer.probabilities.items()}
         if answer.diagnostics:
             one["diagnostics"] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,10 +10,12 @@ import numpy as np
 
 from egmf_dist.errors import EgmfError
 from egmf_dist.inference.scorer import Scores
+from egmf_dist.metrics.calibration import Calibration
 from egmf_shards import CLASSIFICATION, Sample, Task
 
 Prediction = dict[str, Any]
 """One sample's answer, its ``probabilities`` as a float64 array over the legal answers; :func:`written` rounds them."""
+_WORD = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]|[^\s\u3400-\u9fff\uf900-\ufaff]+")
 DECIMALS = 6
 """Of the numbers in written predictions."""
 
@@ -59,6 +62,7 @@ def predictions(
             "predicted": task.labels[likeliest] if task.kind == CLASSIFICATION else float(p @ np.array(task.values)),
             "answer": answers[likeliest],
             "probabilities": p,
+            **_facts(sample),
         }
         if cut[b]:
             row["prompt_tokens_cut"] = cut[b]
@@ -70,9 +74,41 @@ def predictions(
     return rows
 
 
-def written(row: Prediction) -> dict[str, Any]:
-    """A prediction as its JSON line: metrics are computed from the numbers themselves, and only this rounds them."""
-    out = row | {"probabilities": np.round(row["probabilities"], DECIMALS).tolist()}
+def _facts(sample: Sample) -> dict[str, Any]:
+    """What a result is grouped by, and shown with."""
+    facts: dict[str, Any] = {
+        "text": sample.text,
+        "words": word_count(sample.text),
+        "modalities": list(sample.modalities),
+        "turn": sample.turn,
+    }
+    facts |= {name: value for name, value in (("speaker", sample.speaker), ("dialogue", sample.dialogue)) if value}
+    return facts
+
+
+def word_count(text: str) -> int:
+    """Words between spaces, a Chinese character as one."""
+    return len(_WORD.findall(text))
+
+
+def calibrations_of(description: Mapping[str, Any]) -> dict[str, Calibration]:
+    """By task what was fitted on validation; empty for an adapter of before."""
+    return {name: Calibration.from_json(data) for name, data in (description.get("calibration") or {}).items()}
+
+
+def written(row: Prediction, task: Task, calibration: Calibration | None) -> dict[str, Any]:
+    """A prediction as its JSON line: metrics are computed from the numbers themselves, and only this rounds them.
+
+    With a calibration a number has its ``calibrated`` value and ``interval`` as well, a class its ``calibrated``
+    probability.
+    """
+    p = row["probabilities"]
+    out = row | {"probabilities": np.round(p, DECIMALS).tolist()}
+    if calibration is not None and task.kind == CLASSIFICATION:
+        out["calibrated"] = round(float(calibration.probabilities(p).max()), DECIMALS)
+    elif calibration is not None:
+        out["calibrated"] = round(float(calibration.values(task, p)), DECIMALS)
+        out["interval"] = np.round(calibration.intervals(task, p), DECIMALS).tolist()
     if "gates" in row:
         out["gates"] = {
             level: {name: round(weight, DECIMALS) for name, weight in weights.items()}

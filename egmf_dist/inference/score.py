@@ -17,6 +17,8 @@ from egmf_dist.errors import EgmfError
 from egmf_dist.inference.predictions import Prediction, predictions
 from egmf_dist.inference.scorer import Scorer, score
 from egmf_dist.metrics.by_task import evaluate_task
+from egmf_dist.metrics.calibration import Calibration, fit
+from egmf_dist.metrics.detail import detail
 from egmf_shards import CLASSIFICATION, ShardSet, Task, sequential
 
 
@@ -68,6 +70,39 @@ def score_samples(
     return [row for _, row in together]
 
 
+def detailed(
+    rows: Sequence[Prediction], tasks: Mapping[str, Task], calibrations: Mapping[str, Calibration]
+) -> dict[str, Any]:
+    """:func:`evaluate_predictions`, and :func:`egmf_dist.metrics.detail.detail` of each task."""
+    results = evaluate_predictions(rows, tasks)
+    for name, result in results.items():
+        own = [r for r in rows if r["task"] == name]
+        truth, predicted, _ = columns(tasks[name], own)
+        result |= detail(tasks[name], own, truth, predicted, calibrations.get(name))
+    return results
+
+
+def fitted(rows: Sequence[Prediction], tasks: Mapping[str, Task]) -> dict[str, Any]:
+    """The calibration of each task, as an adapter keeps it; tasks with too few predictions are left out."""
+    found = {}
+    for name, task in tasks.items():
+        truth, _, probabilities = columns(task, [r for r in rows if r["task"] == name])
+        calibration = fit(task, truth, probabilities)
+        if calibration is not None:
+            found[name] = calibration.to_json()
+    return found
+
+
+def columns(task: Task, rows: Sequence[Prediction]) -> tuple[list[float], list[float], list[Any]]:
+    """Truth and prediction as numbers (a class is its index), and the probabilities, of one task's predictions."""
+    classes = {label: float(index) for index, label in enumerate(task.labels)}
+    truth, predicted = (
+        [classes[r[name]] if task.kind == CLASSIFICATION else float(r[name]) for r in rows]
+        for name in ("truth", "predicted")
+    )
+    return truth, predicted, [r["probabilities"] for r in rows]
+
+
 def evaluate_predictions(rows: Sequence[Prediction], tasks: Mapping[str, Task]) -> dict[str, Any]:
     """Metrics of each task that has predictions.
 
@@ -85,13 +120,5 @@ def evaluate_predictions(rows: Sequence[Prediction], tasks: Mapping[str, Task]) 
         own = [r for r in rows if r["task"] == name]
         if not own:
             continue
-        probabilities = None
-        if task.kind == CLASSIFICATION:
-            probabilities = [r["probabilities"] for r in own]
-            truth = [task.labels.index(r["truth"]) for r in own]
-            predicted = [task.labels.index(r["predicted"]) for r in own]
-        else:
-            truth = [r["truth"] for r in own]
-            predicted = [r["predicted"] for r in own]
-        results[name] = evaluate_task(task, truth, predicted, probabilities)
+        results[name] = evaluate_task(task, *columns(task, own))
     return results

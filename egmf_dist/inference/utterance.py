@@ -12,11 +12,10 @@ from zipfile import BadZipFile
 import numpy as np
 
 from egmf_dist.errors import EgmfError
+from egmf_dist.metrics.calibration import Calibration
 from egmf_shards import CLASSIFICATION, MAX_CONTEXT_TURNS, Sample, Task, Turn
 from egmf_shards.format.text import clean_text
 
-INTERVAL = 0.8
-"""How much of the probability a number's interval holds."""
 _HALF = re.compile(r"[\ud800-\udfff]")
 _HAN = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
 
@@ -49,13 +48,15 @@ class Answer:
     answer: str
     """The likeliest legal answer, in words."""
     probabilities: Mapping[str, float] = field(repr=False)
-    """Of every legal answer."""
+    """Of every legal answer; under the temperature that was fitted on validation, where it is ``calibrated``."""
     label: str | None = None
     """A class: its key, whatever the language."""
     value: float | None = None
-    """A number: its expected value."""
+    """A number: its expected value, along the line that was fitted on validation where it is ``calibrated``."""
     interval: tuple[float, float] | None = None
-    """A number: from the legal number below which a tenth of the probability lies to that above which a tenth does."""
+    """A number: what holds four fifths of the truth on validation; not ``calibrated``, of the model's probability."""
+    calibrated: bool = False
+    """Whether the model has a calibration of this task."""
     absent: tuple[str, ...] = ()
     """Modalities of the model that the utterance does not have."""
     diagnostics: Mapping[str, Mapping[str, float]] = field(default_factory=dict, repr=False)
@@ -202,16 +203,13 @@ def _array(given: Any, where: str) -> np.ndarray:
     return array
 
 
-def interval(values: Sequence[float], p: np.ndarray) -> tuple[float, float]:
-    """The legal numbers between which the middle :data:`INTERVAL` of the probability lies."""
-    below, edge = np.cumsum(p), (1 - INTERVAL) / 2
-    low = int(np.searchsorted(below, edge, side="right"))
-    high = int(np.searchsorted(below, 1 - edge, side="left"))
-    last = len(values) - 1
-    return values[min(low, last)], values[min(high, last)]
-
-
-def answer_of(row: Mapping[str, Any], sample: Sample, task: Task, modalities: Sequence[str]) -> Answer:
+def answer_of(
+    row: Mapping[str, Any],
+    sample: Sample,
+    task: Task,
+    modalities: Sequence[str],
+    calibration: Calibration | None = None,
+) -> Answer:
     """A prediction as a person's answer.
 
     Args:
@@ -219,21 +217,25 @@ def answer_of(row: Mapping[str, Any], sample: Sample, task: Task, modalities: Se
         sample: that was scored.
         task: its question.
         modalities: the model's.
+        calibration: what was fitted of the task on validation; None: numbers are as the model states them.
     """
     p = row["probabilities"]
     if not np.isfinite(p).all():
         raise EgmfError(f"utterance {sample.id}: its scores are not finite: the model has diverged")
     words = task.legal_answers(sample.language)
     number = task.kind != CLASSIFICATION
+    known = calibration or Calibration()
+    low, high = known.intervals(task, p).tolist() if number else (0.0, 0.0)
     return Answer(
         id=sample.id,
         task=sample.task,
         language=sample.language,
         answer=row["answer"],
-        probabilities=dict(zip(words, p.tolist(), strict=True)),
+        probabilities=dict(zip(words, known.probabilities(p).tolist(), strict=True)),
         label=None if number else row["predicted"],
-        value=row["predicted"] if number else None,
-        interval=interval(task.values, p) if number else None,
+        value=float(known.values(task, p)) if number else None,
+        interval=(low, high) if number else None,
+        calibrated=calibration is not None,
         absent=tuple(m for m in modalities if m not in sample.modalities),
         diagnostics=row.get("gates", {}),
         prompt_tokens_cut=row.get("prompt_tokens_cut", 0),

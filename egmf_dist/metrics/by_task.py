@@ -1,8 +1,9 @@
 """How answers are judged: exactly the conventions that published figures use; nothing undefined passes as a number.
 
-* **Classes** (MELD, CHERMA): accuracy, weighted F1 (the headline), macro F1, expected calibration error.
+* **Classes** (MELD, CHERMA): accuracy, weighted F1 (the headline), macro F1, expected calibration error, Brier score.
 * **mosei** (MOSI, MOSEI): MAE and Corr on the numbers as they are; Acc-7/5/3 after clipping to +-3/2/1 and rounding
   half to even; ``has0`` (negative or not, every sample) and ``non0`` (negative or positive, where the truth is not 0).
+* **Every task**: the mean negative log-likelihood of the right legal answer (of a number: the nearest), in nats.
 * **sims** (CH-SIMS, SIMS-V2): truth and prediction are clipped to [-1, 1] before everything. Half-open bins with the
   upper edge inside, so 0 is *negative* in Acc-2, the opposite of ``has0``. ``acc2_weak`` is Acc-2 where
   abs(truth) <= 0.4. ``weighted_f1`` is the F1 of Acc-2. ``has0`` and ``non0`` are given as well: both zero conventions
@@ -22,6 +23,7 @@ import numpy as np
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, mean_absolute_error, r2_score
 
 from egmf_dist.errors import EgmfError
+from egmf_dist.metrics.calibration import negative_log_likelihood, right_answer
 from egmf_dist.metrics.collapse import collapse
 from egmf_shards import CLASSIFICATION, CONVENTIONS, REGRESSION, Task
 
@@ -29,7 +31,7 @@ Metrics = dict[str, float | None]
 
 HEADLINE = {CLASSIFICATION: "weighted_f1", REGRESSION: "corr"}
 """The one metric of each kind of task that tables show and that selects an adapter by default."""
-LOWER_IS_BETTER = ("mae", "ece")
+LOWER_IS_BETTER = ("mae", "ece", "nll", "brier")
 
 CALIBRATION_BINS = 15
 SIMS_WEAK = 0.4
@@ -54,7 +56,7 @@ def evaluate_task(
         task: what was asked.
         truth: one class index into ``task.labels`` (classification) or one number (regression) per sample.
         predicted: the model's, in the same order.
-        probabilities: classification only: for every sample one probability per label.
+        probabilities: for every sample one probability per legal answer.
 
     Returns:
         ``kind``, ``n``, ``metrics``, ``distinct_predictions``, ``unparsed`` (0: answers are scored, not parsed),
@@ -68,10 +70,14 @@ def evaluate_task(
     try:
         if task.kind == CLASSIFICATION:
             true_classes, classes = [int(t) for t in truth], [int(p) for p in predicted]
-            result["metrics"] = score_classification(task.labels, true_classes, classes, probabilities)
+            result["metrics"] = score_classification(task.labels, true_classes, classes, probabilities) | _likelihood(
+                task, truth, probabilities
+            )
         else:
             # A regression whose manifest leaves the convention at its default is scored as MOSEI's.
-            result["metrics"] = score_regression(task.convention, truth, predicted)
+            result["metrics"] = score_regression(task.convention, truth, predicted) | _likelihood(
+                task, truth, probabilities
+            )
     except EgmfError as error:
         raise EgmfError(f"task {task.name!r}: {error}") from error
     result["distinct_predictions"] = len(set(_snapped(predicted).tolist()))
@@ -90,8 +96,8 @@ def evaluate_task(
 def metric_names(task: Task) -> tuple[str, ...]:
     """The metrics a task is reported with."""
     if task.kind == CLASSIFICATION:
-        return tuple(score_classification(task.labels, [], [], []))
-    return tuple(score_regression(task.convention, [], []))
+        return (*score_classification(task.labels, [], [], []), "nll")
+    return (*score_regression(task.convention, [], []), "nll")
 
 
 def score_classification(
@@ -100,7 +106,10 @@ def score_classification(
     predicted: Sequence[int],
     probabilities: Sequence[Sequence[float]] | None = None,
 ) -> Metrics:
-    """``accuracy``, ``weighted_f1``, ``macro_f1`` and, given probabilities, ``ece``.
+    """``accuracy``, ``weighted_f1``, ``macro_f1`` and, given probabilities, ``ece`` and ``brier``.
+
+    ``brier`` is the mean over samples of the squared distance between the probabilities and the truth as a one-hot
+    vector, summed over labels (Brier 1950): from 0 to 2.
 
     Macro F1 is the mean over the classes that occur in the truth or the predictions (scikit-learn's own rule).
 
@@ -118,7 +127,7 @@ def score_classification(
         wrong = next((c for c in classes if not 0 <= c < len(labels)), None)
         if wrong is not None:
             raise EgmfError(f"{name} holds class {wrong}; with {len(labels)} labels it must be 0 to {len(labels) - 1}")
-    keys = ("accuracy", "weighted_f1", "macro_f1") + (() if probabilities is None else ("ece",))
+    keys = ("accuracy", "weighted_f1", "macro_f1") + (() if probabilities is None else ("ece", "brier"))
     if len(truth) == 0:
         return dict.fromkeys(keys)
     metrics: Metrics = {
@@ -127,7 +136,11 @@ def score_classification(
         "macro_f1": float(f1_score(truth, predicted, average="macro", zero_division=0.0)),
     }
     if probabilities is not None:
-        metrics["ece"] = _expected_calibration_error(len(labels), truth, predicted, probabilities)
+        bins = reliability(len(labels), truth, predicted, probabilities)
+        metrics["ece"] = sum(b["n"] * abs(b["accuracy"] - b["confidence"]) for b in bins) / len(truth)
+        metrics["brier"] = float(
+            np.square(np.asarray(probabilities) - np.eye(len(labels))[np.asarray(truth)]).sum(1).mean()
+        )
     return metrics
 
 
@@ -219,11 +232,25 @@ def _weighted_f1(truth: np.ndarray, predicted: np.ndarray) -> float | None:
     return float(f1_score(truth, predicted, average="weighted", zero_division=0.0)) if len(truth) else None
 
 
-def _expected_calibration_error(
+def _likelihood(task: Task, truth: Sequence[float], probabilities: Sequence[Sequence[float]] | None) -> Metrics:
+    if probabilities is None or not len(truth):
+        return {"nll": None}
+    right = np.array([right_answer(task, t) for t in truth])
+    return {"nll": negative_log_likelihood(np.asarray(probabilities, dtype=np.float64), right)}
+
+
+def reliability(
     label_count: int, truth: Sequence[int], predicted: Sequence[int], probabilities: Sequence[Sequence[float]]
-) -> float:
-    """Mean gap between the confidence in the given answer and its accuracy, over bins (i/15, (i+1)/15] weighted by
-    their samples (Guo et al. 2017, arXiv 1706.04599, equation 3)."""
+) -> list[dict[str, Any]]:
+    """How often answers of a confidence are right, in bins (i/15, (i+1)/15]; their mean gap, weighted by their samples,
+    is the expected calibration error (Guo et al. 2017, arXiv 1706.04599, equation 3).
+
+    Returns:
+        For each bin with samples ``low``, ``high``, ``n``, ``confidence`` (mean) and ``accuracy``.
+
+    Raises:
+        EgmfError: a probability is not one, or they are not samples by labels.
+    """
     table = np.asarray(probabilities, dtype=np.float64)
     if table.shape != (len(truth), label_count):
         raise EgmfError(
@@ -235,8 +262,16 @@ def _expected_calibration_error(
     right = np.asarray(truth) == np.asarray(predicted)
     edges = np.linspace(0, 1, CALIBRATION_BINS + 1)[1:-1]
     place = np.digitize(_snapped(confidence), edges, right=True)
-    gaps = np.bincount(place, weights=right - confidence, minlength=CALIBRATION_BINS)
-    return float(np.abs(gaps).sum() / len(truth))
+    return [
+        {
+            "low": number / CALIBRATION_BINS,
+            "high": (number + 1) / CALIBRATION_BINS,
+            "n": int((place == number).sum()),
+            "confidence": float(confidence[place == number].mean()),
+            "accuracy": float(right[place == number].mean()),
+        }
+        for number in np.unique(place).tolist()
+    ]
 
 
 def _check_lengths(truth: Sequence[float], predicted: Sequence[float]) -> None:

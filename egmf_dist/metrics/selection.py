@@ -125,7 +125,8 @@ def _perfect(samples: Sequence[Sample], tasks: Mapping[str, Task]) -> dict[str, 
             results[name] = evaluate_task(task, truth, truth, certain.tolist())
         else:
             truth = [float(s.value or 0.0) for s in own]
-            results[name] = evaluate_task(task, truth, truth)
+            certain = np.eye(len(task.values))[[task.nearest(value) for value in truth]]
+            results[name] = evaluate_task(task, truth, truth, certain.tolist())
     return results
 
 

@@ -130,13 +130,18 @@ class EGMF(nn.Module):
             rows: on the model's device.
             pseudo_BKH: of :meth:`speak`.
         """
-        embedded = self.embed(rows.ids_RC)
-        if pseudo_BKH is not None:
-            pseudo = pseudo_BKH.flatten(0, 1)[rows.source_P].to(embedded.dtype)
-            embedded = embedded.flatten(0, 1).index_copy(0, rows.pseudo_P, pseudo).view_as(embedded)
+        embedded = self.lay_out(rows, pseudo_BKH)
         flex = self.backbone.config._attn_implementation == "flex_attention"  # type: ignore[union-attr]
         mask = masks(rows, self.capabilities.kinds, embedded.dtype, flex)
         return self.logits(embedded, mask, rows.position_RC, rows.read_N)
+
+    def lay_out(self, rows: Rows, pseudo_BKH: torch.Tensor | None) -> torch.Tensor:
+        """``[R, C, H]``: what the LLM reads, pseudo tokens where they stand."""
+        embedded = self.embed(rows.ids_RC)
+        if pseudo_BKH is None:
+            return embedded
+        pseudo = pseudo_BKH.flatten(0, 1)[rows.source_P].to(embedded.dtype)
+        return embedded.flatten(0, 1).index_copy(0, rows.pseudo_P, pseudo).view_as(embedded)
 
     def logits(self, embedded: torch.Tensor, mask: Any, position: torch.Tensor, read_N: torch.Tensor) -> torch.Tensor:
         """Logits ``[N, vocabulary]`` at some of the flattened columns; ``mask`` is of :func:`.sequence.masks`.

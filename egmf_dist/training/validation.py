@@ -10,7 +10,7 @@ from egmf_dist import distributed
 from egmf_dist.config import EvaluationConfig
 from egmf_dist.data import Collator
 from egmf_dist.engine import Engine
-from egmf_dist.inference.score import evaluate_predictions, score_samples
+from egmf_dist.inference.score import evaluate_predictions, fitted, score_samples
 from egmf_dist.inference.scorer import Choice, check_samples, choose_scorer
 from egmf_dist.metrics.selection import selection_score
 from egmf_dist.model.adapter import save_adapter
@@ -72,6 +72,7 @@ def validate(trainer: Trainer) -> None:
             "step": progress.step,
             "score": score,
             "selected_by": selected_by,
+            "calibration": distributed.on_rank_zero(lambda: fitted(rows, tasks)),
             "config": asdict(config),
             "data": trainer.data.to_json(),
             "identity": trainer.identity.to_json(),

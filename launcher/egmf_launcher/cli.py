@@ -41,7 +41,7 @@ BRANCHES = {
     "shards": ("shard_verb", "make and describe data"),
     "shards import": ("format", "a published data set to shards"),
     "backbone": ("backbone_verb", "language models made, fetched or converted here"),
-    "bench": ("bench_verb", "what kernels, readers and training steps cost"),
+    "bench": ("bench_verb", "what kernels, readers, training steps and answers cost"),
 }
 """Words that verbs begin with: how an error calls what follows, and help."""
 _FEATURES = dict.fromkeys(("audio", "vision"), "folder of one .npy [frames, dim] a clip")
@@ -153,7 +153,7 @@ VERBS = {
         "runs/demo --split test --remove-each",
     ),
     "predict": Verb(
-        "egmf_launcher.verbs:predict",
+        "egmf_launcher.predict:predict",
         "answer a file of utterances",
         "models/demo --input utterances.jsonl --out answers.jsonl",
     ),
@@ -172,6 +172,11 @@ VERBS = {
         "egmf_launcher.verbs:bench_data",
         "samples a second of this project's reader and of other libraries, each in its pinned environment",
         "--out runs/data",
+    ),
+    "bench score": Verb(
+        "egmf_launcher.bench_score:bench_score",
+        "what scoring every legal answer costs beside generating one",
+        "--out runs/score",
     ),
     "bench step": Verb(
         "egmf_launcher.bench_step:bench_step",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from egmf_dist.config import SomeSettings, load_run_config
 from egmf_dist.errors import EgmfError
@@ -23,6 +23,7 @@ def evaluate(
     split: str = "test",
     remove: Sequence[str] = (),
     remove_each: bool = False,
+    decode: Literal["score", "greedy"] = "score",
     *,
     settings: SomeSettings,
     launch: LaunchArguments,
@@ -37,6 +38,7 @@ def evaluate(
         split: train, valid or test
         remove: modalities (text, or a feature stream's name) to take away from every sample
         remove_each: also score with each modality alone taken away
+        decode: score every legal answer; greedy also generates each answer freely, to compare
         settings: given instead of the run's.
         launch: what the command line says about launching.
         words: given on under ``--launcher deepspeed``.
@@ -55,7 +57,9 @@ def evaluate(
         return reexecute_under_deepspeed(decision, launch.hostfile, words)
     places = Places(settings.values.get("data.shards"), settings.values.get("backbone.path"))
     evaluation = settings.section("evaluation")
-    job = EvaluateJob(path, split, list(remove), remove_each, new_launch(), evaluation=evaluation)
+    job = EvaluateJob(
+        path, split, list(remove), remove_each, new_launch(), evaluation=evaluation, decode=decode == "greedy"
+    )
 
     def prepare() -> EvaluateJob:
         from egmf_dist.preflight import preflight_evaluation
@@ -79,27 +83,39 @@ def print_table(result: Mapping[str, Any], split: str, remove: Sequence[str]) ->
     tasks = conditions(result)
     with_ceiling = any(row.ceiling is not None for _, rows in tasks.values() for row in rows)
     table = Table(title=f"{split}, checkpoint {result.get('checkpoint', '?')}", title_justify="left")
-    for heading in (
-        "task",
-        "metric",
-        "n",
-        "modalities",
-        "measured",
-        *(["best possible"] if with_ceiling else []),
-    ):
-        table.add_column(
-            heading, no_wrap=True, justify="right" if heading in ("n", "measured", "best possible") else "left"
-        )
+    words, figures = ["task", "metric"], ["n", "measured", "95 %", *(["best possible"] if with_ceiling else [])]
+    for heading in [*words, "n", "modalities", *figures[1:]]:
+        table.add_column(heading, no_wrap=True, justify="right" if heading in figures else "left")
     for name, (metric, rows) in tasks.items():
         count = str(result["tasks"][name]["n"])
         for row in rows:
             ceiling = [_number(row.ceiling)] if with_ceiling else []
-            table.add_row(name, metric, count, row.label, _number(row.measured), *ceiling)
+            sure = (result["tasks"][name].get("intervals") or {}).get(metric) if row is rows[0] else None
+            between = f"{sure[0]:.3f} to {sure[1]:.3f}" if sure else ""
+            table.add_row(name, metric, count, row.label, _number(row.measured), between, *ceiling)
     console = Console(highlight=False, soft_wrap=True)
     console.print(table)
-    for task in result["tasks"].values():
+    for name, task in (result.get("greedy") or {}).get("tasks", {}).items():
+        names = ("accuracy", "weighted_f1") if "accuracy" in task["metrics"] else ("mae", "corr", "non0_acc2")
+        found = ", ".join(f"{metric} {_number(task['metrics'][metric])}" for metric in names)
+        console.print(
+            f"{name}, generated greedily: {found}; {task['unparsed']} of {task['n']} unparsed", markup=False
+        )
+    for name, task in result["tasks"].items():
+        if task.get("calibrated"):
+            console.print(f"{name}: {calibrated(task)}", markup=False)
         if task.get("collapsed"):
             console.print(f"warning: {task['collapsed']}", markup=False)
+
+
+def calibrated(task: Mapping[str, Any]) -> str:
+    """What the calibration that was fitted on validation does to a task's result, as a line."""
+    before, after, fitted = task["metrics"], task["calibrated"]["metrics"], task["calibration"]
+    names = ("ece", "nll") if "ece" in before else ("mae", "corr", "nll")
+    parts = [f"{name} {_number(before[name])} -> {_number(after[name])}" for name in names]
+    if task["calibrated"].get("coverage") is not None:
+        parts.append(f"80 % intervals hold {task['calibrated']['coverage']:.3f} of the truth")
+    return f"calibrated on {fitted['samples']} validation samples: {', '.join(parts)}"
 
 
 def _number(value: float | None) -> str:

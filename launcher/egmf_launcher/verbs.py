@@ -116,21 +116,6 @@ def report(path: Path, /, compare: Sequence[Path] = ()) -> None:
     write_report(path, compare)
 
 
-def predict(path: Path, /, input: Path, out: Path, tasks: str | None = None, backbone: str | None = None) -> int:
-    """Answer a file of utterances with a model.
-
-    Args:
-        path: folder that egmf export wrote, or a run's
-        input: JSON lines with text, and optionally id, speaker, language, context, dialogue, and .npy files by stream
-        out: JSON lines to write, one an utterance; where it was begun and not finished it is gone on with
-        tasks: comma-separated; null: every task that is asked in the utterance's language
-        backbone: where the LLM lies now; null: as the folder says
-    """
-    from egmf_launcher.predict import predict as run_predict
-
-    return run_predict(path, input, out, None if tasks is None else [t for t in tasks.split(",") if t], backbone)
-
-
 def export(path: Path, /, out: Path, merge: bool = False, backbone: str | None = None) -> None:
     """A run's best adapter as a folder to hand on, which egmf_dist.load reads.
 

@@ -21,7 +21,6 @@ from egmf_dist.errors import EgmfError
 from egmf_dist.inference.export import export
 from egmf_dist.inference.predictions import predictions
 from egmf_dist.inference.scorer import score
-from egmf_dist.inference.utterance import interval
 from egmf_dist.run.folder import Run
 from egmf_launcher.cli import main
 
@@ -132,13 +131,6 @@ def test_what_may_be_asked(trained, tmp_path):
     whole = model.predict([spoken, "no"] * 3, tasks=["emotion"])
     assert [a.id for a in whole] == list("012345")
     assert whole[0].probabilities == pytest.approx(emotion.probabilities, abs=1e-5)
-
-
-def test_an_interval_holds_four_fifths():
-    values = [-1.0, -0.5, 0.0, 0.5, 1.0]
-    assert interval(values, np.array([0.05, 0.1, 0.7, 0.1, 0.05])) == (-0.5, 0.5)
-    assert interval(values, np.array([0.0, 0.0, 1.0, 0.0, 0.0])) == (0.0, 0.0)
-    assert interval(values, np.full(5, 0.2)) == (-1.0, 1.0)
 
 
 @pytest.mark.parametrize(

@@ -188,7 +188,7 @@ def test_evaluate_regression() -> None:
     result = evaluate_task(SENTIMENT, [-1.0, 0.0, 2.0], [-1.0, 0.5, 0.5])
     assert result["distinct_predictions"] == 2
     assert "confusion" not in result
-    assert result["metrics"] == score_regression("mosei", [-1.0, 0.0, 2.0], [-1.0, 0.5, 0.5])
+    assert result["metrics"] == score_regression("mosei", [-1.0, 0.0, 2.0], [-1.0, 0.5, 0.5]) | {"nll": None}
     json.dumps(result, allow_nan=False)
 
 

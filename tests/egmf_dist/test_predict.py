@@ -11,6 +11,7 @@ import pytest
 from egmf_dist import Utterance, load
 from egmf_dist.errors import EgmfError
 from egmf_dist.inference.predict import predict_file
+from egmf_dist.inference.sources import Lines
 from egmf_launcher.cli import main
 
 
@@ -77,7 +78,7 @@ class TestPredict:
     def test_what_was_stopped_goes_on(self, exported, source, tmp_path, monkeypatch):
         whole, out = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
         model = load(exported)
-        predict_file(model, source, whole, ["emotion"], lambda *_: None)
+        predict_file(model, Lines(source), whole, ["emotion"], lambda *_: None)
         answer, calls = model.answer, []
 
         def dies(samples):
@@ -88,18 +89,18 @@ class TestPredict:
 
         monkeypatch.setattr(model, "answer", dies)
         with pytest.raises(KeyboardInterrupt):
-            predict_file(model, source, out, ["emotion"], lambda *_: None)
+            predict_file(model, Lines(source), out, ["emotion"], lambda *_: None)
         assert len(lines(out)) == 32
         with open(out, "a") as file:
             file.write('{"id": "half a li')
         with pytest.raises(EgmfError, match="was begun with another input, model or tasks"):
-            predict_file(model, source, out, None, lambda *_: None)
+            predict_file(model, Lines(source), out, None, lambda *_: None)
         content = source.read_bytes()
         source.write_bytes(b'{"text": "new"}\n' + content)
         with pytest.raises(EgmfError, match="was begun with another input, model or tasks"):
-            predict_file(model, source, out, ["emotion"], lambda *_: None)
+            predict_file(model, Lines(source), out, ["emotion"], lambda *_: None)
         source.write_bytes(content)
-        done = predict_file(model, source, out, ["emotion"], lambda *_: None)
+        done = predict_file(model, Lines(source), out, ["emotion"], lambda *_: None)
         assert (done.lines, done.before, done.failed) == (72, 32, 8)  # also those of before
         theirs, ours = lines(whole), lines(out)
         assert [row["id"] for row in ours] == [row["id"] for row in theirs]

@@ -43,7 +43,7 @@ def test_metrics_come_from_the_numbers_and_only_what_is_written_is_rounded(tasks
     row = {"id": "a", "task": "many", "truth": "label 7", "predicted": "label 7", "probabilities": p / p.sum()}
     confident = 1 - evaluate_predictions([row], many)["many"]["metrics"]["ece"]
     assert confident == pytest.approx((1 / 3000 + 4e-7) / p.sum(), rel=1e-12)
-    line = written(row | {"gates": {"experts": {"local": 0.12345678}}})
+    line = written(row | {"gates": {"experts": {"local": 0.12345678}}}, many["many"], None)
     assert json.loads(json.dumps(line))["probabilities"][:8] == [0.000333] * 7 + [0.000334]
     assert line["gates"]["experts"]["local"] == 0.123457
 

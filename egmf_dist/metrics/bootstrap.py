@@ -1,0 +1,161 @@
+"""How sure a figure is: 95 % intervals by the bootstrap, and whether two runs differ.
+
+Whole dialogues are drawn, because the utterances of one are alike (cluster bootstrap, Davison & Hinkley 1997, section
+3.8); a sample without a dialogue is drawn alone. Each of :data:`RESAMPLES` draws is a weight a sample, so that a metric
+is computed for all draws by a few matrix products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from egmf_shards import CLASSIFICATION, Task
+
+RESAMPLES = 1000
+COVERAGE = 0.95
+_SEED = 20260
+_CONSTANT = 1e-12
+
+
+def draws(units: Sequence[Any], seed: int = _SEED) -> np.ndarray:
+    """How often each sample is drawn: float64 ``[RESAMPLES, samples]``.
+
+    Args:
+        units: for each sample what is drawn with it: its dialogue, or a name of its own.
+        seed: of the draws.
+    """
+    _, number = np.unique(np.array([str(unit) for unit in units]), return_inverse=True)
+    count = int(number.max()) + 1
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(count, np.full(count, 1 / count), size=RESAMPLES)[:, number].astype(np.float64)
+
+
+def resampled(task: Task, truth: np.ndarray, predicted: np.ndarray, drawn: np.ndarray) -> dict[str, np.ndarray]:
+    """The headline metrics of every draw, ``[RESAMPLES]`` each; NaN where one is undefined.
+
+    Args:
+        task: what was asked.
+        truth: class indices or numbers ``[samples]``.
+        predicted: the model's.
+        drawn: of :func:`draws`.
+
+    Returns:
+        ``accuracy``, ``weighted_f1``, ``macro_f1``; of a regression ``mae``, ``corr``, ``has0_acc2``, ``non0_acc2``; as
+        :mod:`.by_task` defines them.
+    """
+    if task.kind == CLASSIFICATION:
+        return _classes(len(task.labels), truth.astype(int), predicted.astype(int), drawn)
+    if task.convention == "sims":
+        truth, predicted = np.clip(truth, -1, 1), np.clip(predicted, -1, 1)
+    return _numbers(truth, predicted, drawn)
+
+
+def intervals(
+    task: Task, truth: Sequence[float], predicted: Sequence[float], units: Sequence[Any]
+) -> dict[str, list[float] | None]:
+    """For each headline metric the interval that holds :data:`COVERAGE` of its draws; None where it is undefined."""
+    if not len(truth):
+        return {}
+    found = resampled(task, np.asarray(truth, float), np.asarray(predicted, float), draws(units))
+    return {name: between(values) for name, values in found.items()}
+
+
+def between(values: np.ndarray) -> list[float] | None:
+    """The percentile interval; draws in which the metric is undefined are left out."""
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return None
+    low, high = np.quantile(values, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
+    return [float(low), float(high)]
+
+
+def paired(
+    task: Task, truth: Sequence[float], first: Sequence[float], second: Sequence[float], units: Sequence[Any]
+) -> dict[str, dict[str, Any]]:
+    """The difference of two models on the same samples, first minus second, metric by metric.
+
+    Returns:
+        For each metric ``difference`` (on the samples as they are), ``interval``, and ``p``: twice the share of the
+        draws that lie on the other side of zero, at most 1.
+    """
+    y, drawn = np.asarray(truth, float), draws(units)
+    both = [resampled(task, y, np.asarray(p, float), drawn) for p in (first, second)]
+    once = np.ones((1, len(y)))
+    here = [resampled(task, y, np.asarray(p, float), once) for p in (first, second)]
+    result: dict[str, dict[str, Any]] = {}
+    for name, own in both[0].items():
+        difference = own - both[1][name]
+        known = difference[np.isfinite(difference)]
+        if not len(known):
+            continue
+        rarer = min((known <= 0).sum(), (known >= 0).sum())
+        result[name] = {
+            "difference": float(here[0][name][0] - here[1][name][0]),
+            "interval": between(known),
+            "p": float(min(1.0, 2 * (rarer + 1) / (len(known) + 1))),
+        }
+    return result
+
+
+def _classes(labels: int, truth: np.ndarray, predicted: np.ndarray, drawn: np.ndarray) -> dict[str, np.ndarray]:
+    whole = drawn.sum(1)
+    true_LR = np.stack([drawn @ (truth == label) for label in range(labels)])
+    said_LR = np.stack([drawn @ (predicted == label) for label in range(labels)])
+    both_LR = np.stack([drawn @ ((truth == label) & (predicted == label)) for label in range(labels)])
+    sums = true_LR + said_LR
+    f1_LR = np.divide(2 * both_LR, sums, out=np.zeros_like(sums), where=sums > 0)
+    return {
+        "accuracy": both_LR.sum(0) / whole,
+        "weighted_f1": (f1_LR * true_LR).sum(0) / whole,
+        "macro_f1": f1_LR.sum(0) / (sums > 0).sum(0),
+    }
+
+
+def _numbers(y: np.ndarray, p: np.ndarray, drawn: np.ndarray) -> dict[str, np.ndarray]:
+    whole = drawn.sum(1)
+    mean_y, mean_p = drawn @ y / whole, drawn @ p / whole
+    # About the samples' own means: sums of squares of numbers far from zero would lose their digits.
+    yc, pc = y - y.mean(), p - p.mean()
+    shift_y, shift_p = mean_y - y.mean(), mean_p - p.mean()
+    var_y = drawn @ (yc * yc) / whole - shift_y**2
+    var_p = drawn @ (pc * pc) / whole - shift_p**2
+    cov = drawn @ (yc * pc) / whole - shift_y * shift_p
+    defined = (var_y > _CONSTANT) & (var_p > _CONSTANT)
+    corr = np.full(len(drawn), np.nan)
+    np.divide(cov, np.sqrt(np.maximum(var_y * var_p, 0)), out=corr, where=defined)
+    mae = drawn @ np.abs(y - p) / whole
+    y, p = np.round(y, 6), np.round(p, 6)
+    signed = y != 0
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return {
+            "mae": mae,
+            "corr": corr,
+            "has0_acc2": drawn @ ((y >= 0) == (p >= 0)) / whole,
+            "non0_acc2": drawn @ (signed & ((y > 0) == (p > 0))) / (drawn @ signed),
+        }
+
+
+def compare(task: Task, first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Two runs' predictions of one task: what :func:`paired` says of the samples that both have.
+
+    Args:
+        task: what was asked.
+        first: rows of ``predictions-SPLIT.jsonl``.
+        second: the other run's.
+
+    Returns:
+        ``n`` and ``metrics``.
+    """
+    theirs = {row["id"]: row for row in second if row["task"] == task.name}
+    rows = [row for row in first if row["task"] == task.name and row["id"] in theirs]
+
+    def number(answer: Any) -> float:
+        return float(task.labels.index(answer)) if task.kind == CLASSIFICATION else float(answer)
+
+    truth = [number(row["truth"]) for row in rows]
+    ours, others = ([number(r["predicted"]) for r in own] for own in (rows, [theirs[row["id"]] for row in rows]))
+    units = [row.get("dialogue") or row["id"] for row in rows]
+    return {"n": len(rows), "metrics": paired(task, truth, ours, others, units) if rows else {}}
