@@ -7,7 +7,7 @@ is computed for all draws by a few matrix products.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,29 +18,33 @@ RESAMPLES = 1000
 COVERAGE = 0.95
 _SEED = 20260
 _CONSTANT = 1e-12
+_BLOCK = 2**23
+"""Weights in memory at once: 64 MiB."""
 
 
-def draws(units: Sequence[Any], seed: int = _SEED) -> np.ndarray:
-    """How often each sample is drawn: float64 ``[RESAMPLES, samples]``.
+def draws(units: Sequence[Any], seed: int = _SEED) -> Iterator[np.ndarray]:
+    """How often each sample is drawn, float64 ``[draws, samples]``: :data:`RESAMPLES` draws, a block of them at a time.
 
     Args:
         units: for each sample what is drawn with it: its dialogue, or a name of its own.
         seed: of the draws.
     """
     _, number = np.unique(np.array([str(unit) for unit in units]), return_inverse=True)
-    count = int(number.max()) + 1
-    rng = np.random.default_rng(seed)
-    return rng.multinomial(count, np.full(count, 1 / count), size=RESAMPLES)[:, number].astype(np.float64)
+    count, rng = int(number.max()) + 1, np.random.default_rng(seed)
+    size = max(1, min(RESAMPLES, _BLOCK // len(units)))
+    for first in range(0, RESAMPLES, size):
+        drawn = rng.multinomial(count, np.full(count, 1 / count), size=min(size, RESAMPLES - first))
+        yield drawn[:, number].astype(np.float64)
 
 
 def resampled(task: Task, truth: np.ndarray, predicted: np.ndarray, drawn: np.ndarray) -> dict[str, np.ndarray]:
-    """The headline metrics of every draw, ``[RESAMPLES]`` each; NaN where one is undefined.
+    """The headline metrics of every draw, ``[draws]`` each; NaN where one is undefined.
 
     Args:
         task: what was asked.
         truth: class indices or numbers ``[samples]``.
         predicted: the model's.
-        drawn: of :func:`draws`.
+        drawn: a block of :func:`draws`.
 
     Returns:
         ``accuracy``, ``weighted_f1``, ``macro_f1``; of a regression ``mae``, ``corr``, ``has0_acc2``, ``non0_acc2``; as
@@ -59,8 +63,13 @@ def intervals(
     """For each headline metric the interval that holds :data:`COVERAGE` of its draws; None where it is undefined."""
     if not len(truth):
         return {}
-    found = resampled(task, np.asarray(truth, float), np.asarray(predicted, float), draws(units))
+    y, p = np.asarray(truth, float), np.asarray(predicted, float)
+    found = _joined([resampled(task, y, p, drawn) for drawn in draws(units)])
     return {name: between(values) for name, values in found.items()}
+
+
+def _joined(blocks: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
 
 def between(values: np.ndarray) -> list[float] | None:
@@ -81,10 +90,10 @@ def paired(
         For each metric ``difference`` (on the samples as they are), ``interval``, and ``p``: twice the share of the
         draws that lie on the other side of zero, at most 1.
     """
-    y, drawn = np.asarray(truth, float), draws(units)
-    both = [resampled(task, y, np.asarray(p, float), drawn) for p in (first, second)]
-    once = np.ones((1, len(y)))
-    here = [resampled(task, y, np.asarray(p, float), once) for p in (first, second)]
+    y, answers = np.asarray(truth, float), [np.asarray(p, float) for p in (first, second)]
+    blocks = [[resampled(task, y, p, drawn) for p in answers] for drawn in draws(units)]
+    both = [_joined([block[model] for block in blocks]) for model in (0, 1)]
+    here = [resampled(task, y, p, np.ones((1, len(y)))) for p in answers]
     result: dict[str, dict[str, Any]] = {}
     for name, own in both[0].items():
         difference = own - both[1][name]

@@ -98,9 +98,7 @@ def print_table(result: Mapping[str, Any], split: str, remove: Sequence[str]) ->
     for name, task in (result.get("greedy") or {}).get("tasks", {}).items():
         names = ("accuracy", "weighted_f1") if "accuracy" in task["metrics"] else ("mae", "corr", "non0_acc2")
         found = ", ".join(f"{metric} {_number(task['metrics'][metric])}" for metric in names)
-        console.print(
-            f"{name}, generated greedily: {found}; {task['unparsed']} of {task['n']} unparsed", markup=False
-        )
+        console.print(f"{name}, generated greedily: {found}; {task['unparsed']} of {task['n']} unparsed", markup=False)
     for name, task in result["tasks"].items():
         if task.get("calibrated"):
             console.print(f"{name}: {calibrated(task)}", markup=False)

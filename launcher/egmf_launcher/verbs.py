@@ -105,15 +105,18 @@ def backbone_fetch(name: str, /, out: Path) -> None:
 
 
 def report(path: Path, /, compare: Sequence[Path] = ()) -> None:
-    """Draw a run's pictures.
+    """Draw a run's pictures; with other runs, say where they differ.
 
     Args:
         path: the run's folder, runs/NAME
         compare: other runs to draw beside it
     """
     from egmf_dist.report import write_report
+    from egmf_dist.report.differences import differences, sentence
 
     write_report(path, compare)
+    for row in differences(path, compare):
+        print(sentence(row))
 
 
 def export(path: Path, /, out: Path, merge: bool = False, backbone: str | None = None) -> None:

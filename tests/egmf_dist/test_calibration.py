@@ -120,7 +120,7 @@ def test_a_draw_is_the_metric_of_the_samples_it_repeats() -> None:
     rng = np.random.default_rng(0)
     truth, predicted = rng.integers(0, 3, 60), rng.integers(0, 3, 60)
     y, p = rng.uniform(-1.2, 1.2, 60).round(1), rng.uniform(-1.2, 1.2, 60)
-    drawn = bootstrap.draws([f"d{i // 4}" for i in range(60)])
+    drawn = np.concatenate([*bootstrap.draws([f"d{i // 4}" for i in range(60)])])
     assert drawn.shape == (bootstrap.RESAMPLES, 60)
     assert (drawn.reshape(-1, 15, 4) == drawn.reshape(-1, 15, 4)[:, :, :1]).all()  # whole dialogues
     classes = bootstrap.resampled(EMOTION, truth, predicted, drawn)
@@ -133,6 +133,14 @@ def test_a_draw_is_the_metric_of_the_samples_it_repeats() -> None:
         wanted = evaluate_task(MOOD, y[index].tolist(), p[index].tolist())["metrics"]
         for name, values in numbers.items():
             assert values[draw] == pytest.approx(wanted[name]), name
+
+
+def test_blocks_of_draws_are_the_same_draws(monkeypatch) -> None:
+    whole = np.concatenate([*bootstrap.draws(range(50))])
+    monkeypatch.setattr(bootstrap, "_BLOCK", 50 * 64)
+    blocks = [*bootstrap.draws(range(50))]
+    assert len(blocks) == 16
+    assert np.array_equal(np.concatenate(blocks), whole)
 
 
 def test_intervals_hold_the_true_figure_as_often_as_they_say() -> None:
