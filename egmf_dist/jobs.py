@@ -92,6 +92,8 @@ class EvaluateJob:
     """Settings of that section instead of the run's."""
     decode: bool = False
     """Also generate every answer freely."""
+    robustness: bool = False
+    """Also score it damaged in many ways."""
 
     @property
     def steps(self) -> int | None:
@@ -101,13 +103,14 @@ class EvaluateJob:
     def __call__(self, console: bool) -> dict[str, Any]:
         """See :class:`Job`."""
         from egmf_dist.inference.evaluate import evaluate
+        from egmf_dist.inference.opened import open_run
+        from egmf_dist.inference.robustness import robustness
         from egmf_dist.run.places import Places
 
         places = Places(None if self.shards is None else list(self.shards), self.backbone)
-        run = Run(self.run)
-        return evaluate(
-            run, self.split, self.remove, self.remove_each, places, self.evaluation, console, decode=self.decode
-        )
+        opened = open_run(Run(self.run), self.split, self.remove, places, self.evaluation, console)
+        result = evaluate(opened, self.remove, self.remove_each, self.decode)
+        return result | ({"robustness": robustness(opened)} if self.robustness else {})
 
 
 @dataclass(frozen=True)

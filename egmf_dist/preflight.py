@@ -16,7 +16,7 @@ from egmf_dist.config import Config, load_run_config
 from egmf_dist.config.check import check_config
 from egmf_dist.data.run_data import RunData, open_split, open_stream
 from egmf_dist.errors import EgmfError
-from egmf_dist.inference.evaluate import check_modalities, check_trained
+from egmf_dist.inference.opened import check_modalities, check_trained
 from egmf_dist.metrics.selection import check_definable, check_selection, chosen_for_validation
 from egmf_dist.model.adapter import describe_best
 from egmf_dist.model.backbone import check_tuning

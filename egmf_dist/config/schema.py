@@ -130,6 +130,13 @@ class DataConfig:
     max_prompt_tokens: int = fixed(1024, at_least(1))
     """The most tokens of a whole prompt, beside what the backbone's positions allow: the oldest turns go first, then
     the utterance keeps its end; question and answer are never cut."""
+    drop_frames: float = fixed(0.0, PART)
+    """In training each feature stream loses frames at a rate drawn between 0 and this, anew each time a sample comes:
+    the model learns to do with what is there. Scoring loses nothing."""
+    drop_words: float = fixed(0.0, PART)
+    """The same for the utterance's words (Chinese: characters)."""
+    drop_stream: float = fixed(0.0, PART)
+    """In training each modality of a sample is lost with this probability; one is always left."""
     standardise: bool = True
     """Features as deviations from the training split's mean, per dimension, at most 10; constant
     dimensions become 0. Off: the features as they are."""

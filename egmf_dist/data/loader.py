@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 from egmf_dist.config import DataConfig
 from egmf_dist.data.batch import RaggedBatch
 from egmf_dist.data.collate import Collator
+from egmf_dist.data.perturb import Augmentation
 from egmf_dist.errors import EgmfError
-from egmf_shards import BadSlot, ShardError, Slot, Stream
+from egmf_shards import BadSlot, MicroBatch, Sample, ShardError, Slot, Stream
 
 _LOOKED_AT = 8
 """Global batches that say how many micro-batches there are."""
@@ -38,19 +39,28 @@ class Step(NamedTuple):
 
 
 class Steps(Dataset[Step]):
-    """A rank's steps by position: ``steps[position]`` reads and packs; ``by_length`` cuts by the prompts' lengths."""
+    """A rank's steps by position: ``steps[position]`` reads, changes and packs; ``by_length`` cuts by the prompts'
+    lengths."""
 
-    def __init__(self, stream: Stream, collator: Collator, by_length: bool = False) -> None:
-        self.stream, self.collator = stream, collator
+    def __init__(
+        self, stream: Stream, collator: Collator, by_length: bool = False, augmentation: Augmentation | None = None
+    ) -> None:
+        self.stream, self.collator, self.augmentation = stream, collator, augmentation
         self.size = collator.prompt_bytes if by_length else None
 
     def __getitem__(self, position: int) -> Step:
         try:
             micro_batches = self.stream.read(position, self.size)
-            batches = [self.collator(m.samples, m.weights) for m in micro_batches]
+            batches = [self.collator(self._changed(m), m.weights) for m in micro_batches]
         except (EgmfError, ShardError) as error:
             return Step([], [], [], str(error))
         return Step(batches, [m.slots for m in micro_batches], [b for m in micro_batches for b in m.bad], None)
+
+    def _changed(self, micro_batch: MicroBatch) -> list[Sample]:
+        if self.augmentation is None:
+            return micro_batch.samples
+        pairs = zip(micro_batch.samples, micro_batch.slots, strict=True)
+        return [self.augmentation(sample, slot.position) for sample, slot in pairs]
 
 
 def micro_batches_of(stream: Stream, collator: Collator, tokens: int, packed: bool) -> int:
@@ -71,7 +81,12 @@ def micro_batches_of(stream: Stream, collator: Collator, tokens: int, packed: bo
 
 
 def load(
-    stream: Stream, collator: Collator, positions: range, config: DataConfig, by_length: bool = False
+    stream: Stream,
+    collator: Collator,
+    positions: range,
+    config: DataConfig,
+    by_length: bool = False,
+    augmentation: Augmentation | None = None,
 ) -> Iterator[Step]:
     """The steps at ``positions``, in that order.
 
@@ -80,6 +95,7 @@ def load(
         collator: packs its samples.
         positions: where global batches begin.
         by_length: micro-batches are cut by their prompts' lengths.
+        augmentation: what is lost of each sample.
         config: ``workers`` processes read ``prefetch`` global batches ahead each; with 0 the caller reads.
 
     Raises:
@@ -87,7 +103,7 @@ def load(
     """
     workers = config.workers if config.workers is not None else 2 * torch.cuda.is_available()
     loader: DataLoader[Step] = DataLoader(
-        Steps(stream, collator, by_length),
+        Steps(stream, collator, by_length, augmentation),
         batch_size=None,
         sampler=positions,
         num_workers=workers,

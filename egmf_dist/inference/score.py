@@ -19,7 +19,7 @@ from egmf_dist.inference.scorer import Scorer, score
 from egmf_dist.metrics.by_task import evaluate_task
 from egmf_dist.metrics.calibration import Calibration, fit
 from egmf_dist.metrics.detail import detail
-from egmf_shards import CLASSIFICATION, ShardSet, Task, sequential
+from egmf_shards import CLASSIFICATION, Sample, ShardSet, Task, sequential
 
 
 def score_samples(
@@ -30,6 +30,7 @@ def score_samples(
     indices: Sequence[int] | None = None,
     remove: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
+    change: Callable[[int, Sample], Sample] | None = None,
 ) -> list[Prediction]:
     """Score samples, shared out over the ranks; every rank must call this.
 
@@ -44,6 +45,7 @@ def score_samples(
         indices: which samples; all by default.
         remove: modalities to take away from every sample.
         progress: called on every rank with batches done and their number.
+        change: what becomes of each sample by its number, once modalities are taken away.
 
     Returns:
         On rank 0 one prediction per sample in the order of ``indices``; elsewhere an empty list.
@@ -53,9 +55,12 @@ def score_samples(
     mine: list[tuple[int, Prediction]] = []
     for done, batch_plan in enumerate(plan, start=1):
         with distributed.failing_together():
-            samples = shards.read([chosen[place] for place in batch_plan.indices]).samples
+            numbers = [chosen[place] for place in batch_plan.indices]
+            samples = shards.read(numbers).samples
             for modality in remove:
                 samples = [s.without(modality) for s in samples]
+            if change is not None:
+                samples = [change(number, sample) for number, sample in zip(numbers, samples, strict=True)]
         scores, cut = score(scorer, model, samples, batch_plan.weights)
         rows = predictions(samples, scorer.collator.tasks, scores, getattr(model, "diagnostics", {}), cut)
         mine.extend(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from egmf_dist.errors import EgmfError
-from egmf_dist.run.folder import Run
+from egmf_dist.run.folder import ROBUSTNESS, Run
 from egmf_dist.run.records import read_records
 
 
@@ -26,6 +26,8 @@ class RunResults:
     """For each evaluated split what ``evaluation/SPLIT.json`` holds."""
     predictions: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """For each evaluated split one row per sample."""
+    robustness: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By split what ``evaluation/SPLIT-robustness.json`` holds."""
 
     @property
     def selected(self) -> dict[str, Any] | None:
@@ -48,13 +50,20 @@ def read_run(folder: Path) -> RunResults:
         name=folder.resolve().name,
         train=_by_step(records, "train"),
         valid=_by_step(records, "valid"),
-        evaluations={path.stem: _evaluation(path) for path in sorted(run.evaluations.glob("*.json"))},
+        evaluations={
+            path.stem: _evaluation(path)
+            for path in sorted(run.evaluations.glob("*.json"))
+            if not path.name.endswith(ROBUSTNESS)
+        },
+        robustness={
+            path.name.removesuffix(ROBUSTNESS): _json(path) for path in sorted(run.evaluations.glob(f"*{ROBUSTNESS}"))
+        },
         predictions={
             path.name.removeprefix(before).removesuffix(after): _rows(path)
             for path in sorted(run.evaluations.glob(run.predictions("*").name))
         },
     )
-    if not (results.train or results.valid or results.evaluations or results.predictions):
+    if not (results.train or results.valid or results.evaluations or results.predictions or results.robustness):
         raise EgmfError(
             f"{run}: nothing to draw yet, neither {run.metrics.name} nor evaluation/SPLIT.json; "
             f"train first (egmf train --run {run} ...), then evaluate (egmf evaluate {run} --split test)"
@@ -73,11 +82,15 @@ def _by_step(records: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
     return [last[step] for step in sorted(last)]
 
 
-def _evaluation(path: Path) -> dict[str, Any]:
+def _json(path: Path) -> Any:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise EgmfError(f"{path}: not JSON ({error}); evaluate that split again") from error
+
+
+def _evaluation(path: Path) -> dict[str, Any]:
+    data = _json(path)
     tasks = data.get("tasks") if isinstance(data, dict) else None
     if not isinstance(tasks, dict) or not all("metrics" in result for result in tasks.values()):
         raise EgmfError(f"{path}: not an evaluation (no tasks with metrics); evaluate that split again")

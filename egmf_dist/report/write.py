@@ -14,13 +14,15 @@ from egmf_dist.report.curves import comparison_figure, training_figure
 from egmf_dist.report.gates import gates_figure
 from egmf_dist.report.missing import missing_figure
 from egmf_dist.report.read import RunResults, read_run
+from egmf_dist.report.robustness import robustness_figure
 from egmf_dist.report.style import save
 from egmf_dist.run.folder import Run
 
 
 def write_report(run: Path, compare: Sequence[Path] = ()) -> list[Path]:
     """Draw ``training.png``, ``confusion-TASK-SPLIT.png``, ``scatter-TASK-SPLIT.png``, ``gates-TASK-SPLIT.png``,
-    ``missing-SPLIT.png`` and, with runs to compare, ``compare.png``; what has no data is left out.
+    ``missing-SPLIT.png``, ``robustness-TASK-SPLIT.png`` and, with runs to compare, ``compare.png``; what has no data is
+    left out.
 
     Args:
         run: the run's folder.
@@ -66,6 +68,11 @@ def figures(run: RunResults) -> Iterator[tuple[str, Figure]]:
         picture = missing_figure(split, evaluation)
         if picture is not None:
             yield f"missing-{split}", picture
+    for split, found in sorted(run.robustness.items()):
+        for task, own in found["tasks"].items():
+            picture = robustness_figure(task, split, own)
+            if picture is not None:
+                yield f"robustness-{file_name(task)}-{split}", picture
 
 
 def task_figures(

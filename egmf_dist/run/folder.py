@@ -35,6 +35,10 @@ def step_of(name: str) -> int | None:
     return int(number) if number != name and number.isdecimal() else None
 
 
+ROBUSTNESS = "-robustness.json"
+"""How the name of such a file ends, beside evaluations."""
+
+
 @dataclass(frozen=True)
 class Run:
     """Every path of a run, ``runs/NAME``; nothing else in the program spells one."""
@@ -115,6 +119,10 @@ class Run:
     def evaluation(self, name: str) -> Path:
         """Metrics of a split, or of one without some modalities."""
         return self.evaluations / f"{name}.json"
+
+    def robustness(self, split: str) -> Path:
+        """Metrics of a split that is damaged in many ways."""
+        return self.evaluations / f"{split}{ROBUSTNESS}"
 
     def predictions(self, name: str) -> Path:
         """One row per sample of the same."""

@@ -15,6 +15,7 @@ from egmf_dist.build import build_egmf, read_backbone
 from egmf_dist.config import Config, without_effect
 from egmf_dist.data.bad_samples import BadSamples
 from egmf_dist.data.loader import Step, load, micro_batches_of
+from egmf_dist.data.perturb import Augmentation
 from egmf_dist.data.run_data import RunData, open_split, open_stream
 from egmf_dist.engine import Engine, deepspeed_settings, initialise, partitioned_loading
 from egmf_dist.inference.scorer import Scorer
@@ -195,7 +196,14 @@ def started(config: Config, run: Run, start: Start) -> Iterator[Trainer]:
             peaks=peaks,
             device=device,
             shards=shards,
-            steps=load(stream, collator, range(progress.position, end, training.global_batch), config.data, by_length),
+            steps=load(
+                stream,
+                collator,
+                range(progress.position, end, training.global_batch),
+                config.data,
+                by_length,
+                Augmentation.of(config.data, training.seed),
+            ),
             validation=validation,
             chosen=chosen,
             scorer=scorer,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,13 +17,26 @@ from egmf_launcher.decide import LaunchArguments
 from egmf_launcher.launch import choose, is_silent_rank, launch_job, new_launch, reexecute_under_deepspeed
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What is scored, and how."""
+
+    split: str = "test"
+    """train, valid or test"""
+    remove: Sequence[str] = ()
+    """modalities (text, or a feature stream's name) to take away from every sample"""
+    remove_each: bool = False
+    """also score with each modality alone taken away"""
+    decode: Literal["score", "greedy"] = "score"
+    """score every legal answer; greedy also generates each answer freely, to compare"""
+    robustness: bool = False
+    """also score it with frames, words and streams lost, with noise, and with streams exchanged"""
+
+
 def evaluate(
     path: Path,
     /,
-    split: str = "test",
-    remove: Sequence[str] = (),
-    remove_each: bool = False,
-    decode: Literal["score", "greedy"] = "score",
+    wanted: Wanted = Wanted(),
     *,
     settings: SomeSettings,
     launch: LaunchArguments,
@@ -35,10 +48,7 @@ def evaluate(
 
     Args:
         path: the run's folder, runs/NAME
-        split: train, valid or test
-        remove: modalities (text, or a feature stream's name) to take away from every sample
-        remove_each: also score with each modality alone taken away
-        decode: score every legal answer; greedy also generates each answer freely, to compare
+        wanted: what is scored, and how.
         settings: given instead of the run's.
         launch: what the command line says about launching.
         words: given on under ``--launcher deepspeed``.
@@ -58,19 +68,52 @@ def evaluate(
     places = Places(settings.values.get("data.shards"), settings.values.get("backbone.path"))
     evaluation = settings.section("evaluation")
     job = EvaluateJob(
-        path, split, list(remove), remove_each, new_launch(), evaluation=evaluation, decode=decode == "greedy"
+        path,
+        wanted.split,
+        list(wanted.remove),
+        wanted.remove_each,
+        new_launch(),
+        evaluation=evaluation,
+        decode=wanted.decode == "greedy",
+        robustness=wanted.robustness,
     )
 
     def prepare() -> EvaluateJob:
         from egmf_dist.preflight import preflight_evaluation
 
-        found = preflight_evaluation(run, split, remove, places, evaluation)
+        found = preflight_evaluation(run, wanted.split, wanted.remove, places, evaluation)
         return replace(job, shards=found.shards, backbone=found.backbone)
 
     result = launch_job(decision, job, config.launch, prepare=prepare)
     if not is_silent_rank():
-        print_table(result, split, remove)
+        print_table(result, wanted.split, wanted.remove)
+        if wanted.robustness:
+            print_robustness(result["robustness"])
     return 0
+
+
+def print_robustness(found: Mapping[str, Any]) -> None:
+    """The curves as a table, on standard output."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, soft_wrap=True)
+    for name, task in found["tasks"].items():
+        table = Table(title=f"{name}: {task['metric']} with so much lost, {found['split']}", title_justify="left")
+        for heading in ("stream", *(f"{rate:.0%}" for rate in found["rates"]), "mean", "all of it"):
+            table.add_column(heading, no_wrap=True, justify="left" if heading == "stream" else "right")
+        for stream, curves in task["curves"].items():
+            own = "text" if stream == "words" else stream
+            whole = (task.get("removed") or {}).get(own)
+            points = [_number(value) for _, value in curves["drop"]]
+            table.add_row(stream, *points, _number(task["area"][stream]), _number(whole))
+        console.print(table)
+        for stream, votes in (task.get("conflict") or {}).items():
+            console.print(
+                f"{stream} of another sample: {votes['follows_stream']:.0%} of {votes['n']} answers follow it, "
+                f"{votes['follows_rest']:.0%} the rest, {votes['neither']:.0%} neither",
+                markup=False,
+            )
 
 
 def print_table(result: Mapping[str, Any], split: str, remove: Sequence[str]) -> None:

@@ -1,0 +1,114 @@
+"""Damage to samples: what is lost, what stays, and that it follows from seed, name and position alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from egmf_dist.config import DataConfig
+from egmf_dist.data import perturb
+from egmf_dist.data.perturb import Augmentation, drawn_from
+from egmf_dist.inference.robustness import area, whom
+from egmf_shards import Sample, Turn
+
+
+def clip(**changes) -> Sample:
+    audio = np.arange(200, dtype=np.float32)[:, None] * np.ones(3, np.float32)
+    made = Sample(
+        "a-1", "we are so glad , really", "en", "t", "d", "train", ("text", "audio"), features={"audio": audio},
+        context=(Turn("A", "one"), Turn("B", "two"), Turn("C", "three")), turn=3,
+    )  # fmt: skip
+    return replace(made, **changes)
+
+
+def test_frames_are_lost_at_their_rate_and_close_up() -> None:
+    sample = clip()
+    kept = perturb.drop_frames(sample, "audio", 0.3, drawn_from(0, "x")).features["audio"]
+    assert len(kept) == pytest.approx(140, abs=20)
+    assert (np.diff(kept[:, 0]) > 0).all()  # in their order
+    assert perturb.drop_frames(sample, "audio", 0.0, drawn_from(0)) is sample
+    assert perturb.drop_frames(sample, "vision", 0.5, drawn_from(0)) is sample
+    assert len(perturb.drop_frames(sample, "audio", 1.0, drawn_from(0)).features["audio"]) == 1
+    assert len(sample.features["audio"]) == 200
+
+
+def test_words_are_lost_with_what_stood_before_them() -> None:
+    sample = clip()
+    for name in range(20):
+        text = perturb.drop_words(sample, 0.5, drawn_from(0, name)).text
+        assert text == " ".join(text.split())
+        assert text.split() == [w for w in sample.text.split() if w in text.split()]
+        assert text
+    chinese = clip(text="我很高兴。", language="zh")
+    lost = {perturb.drop_words(chinese, 0.5, drawn_from(0, name)).text for name in range(40)}
+    assert len(lost) > 10
+    assert all(set(text) <= set("我很高兴。") for text in lost)
+    assert perturb.drop_words(clip(text=""), 0.9, drawn_from(0)).text == ""
+
+
+def test_noise_has_the_power_it_says() -> None:
+    sample = clip()
+    own = sample.features["audio"]
+    noise = perturb.add_noise(sample, "audio", 10.0, drawn_from(0)).features["audio"] - own
+    assert np.square(noise).mean() == pytest.approx(np.square(own - own.mean(0)).mean() / 10, rel=0.1)
+
+
+def test_context_goes_or_is_shuffled() -> None:
+    sample = clip()
+    assert perturb.without_context(sample).context == ()
+    found = {perturb.shuffle_context(sample, drawn_from(0, n)).context for n in range(60)}
+    assert len(found) == 6
+
+
+def test_streams_are_exchanged_with_another_truth() -> None:
+    truth = ["joy"] * 5 + ["anger"] * 3 + ["fear"] * 4
+    partner = perturb.exchanged(truth, drawn_from(0))
+    assert sorted(p for p in partner if p is not None) == list(range(12))
+    assert all(truth[i] != truth[p] for i, p in enumerate(partner) if p is not None)
+    lopsided = ["joy"] * 6 + ["anger"] * 2
+    partner = perturb.exchanged(lopsided, drawn_from(0))
+    known = [(i, p) for i, p in enumerate(partner) if p is not None]
+    assert len(known) == 4
+    assert all(lopsided[i] != lopsided[p] for i, p in known)
+    assert perturb.exchanged(["joy"] * 3, drawn_from(0)) == [None] * 3
+    other = clip(text="no", features={"audio": np.ones((2, 3), np.float32)})
+    assert perturb.with_stream_of(clip(), other, "text").text == "no"
+    assert len(perturb.with_stream_of(clip(), other, "audio").features["audio"]) == 2
+
+
+def test_training_loses_by_seed_and_position_alone() -> None:
+    made = Augmentation(3, 0.8, 0.5, 0.3)
+    first = [made(clip(), position) for position in range(300)]
+    again = [Augmentation(3, 0.8, 0.5, 0.3)(clip(), position) for position in reversed(range(300))][::-1]
+    for one, other in zip(first, again, strict=True):
+        assert one.text == other.text
+        assert one.modalities == other.modalities
+        assert all(np.array_equal(one.features[m], other.features[m]) for m in one.features)
+    lengths = [len(s.features["audio"]) for s in first if "audio" in s.features]
+    assert np.mean(lengths) == pytest.approx(200 * 0.6, rel=0.1)
+    assert min(lengths) < 70
+    present = Counter(s.modalities for s in first)
+    assert present["text", "audio"] == pytest.approx(300 * 0.7, abs=30)  # one of two is spared, the other lost at 0.3
+    assert () not in present
+    assert any(Augmentation(4, 0.8, 0.5, 0.3)(clip(), i).text != first[i].text for i in range(300))
+
+
+def test_settings_of_before_lose_nothing() -> None:
+    assert Augmentation.of(DataConfig(), 0) is None
+    assert Augmentation.of(DataConfig(drop_words=0.2), 7) == Augmentation(7, 0.0, 0.2, 0.0)
+
+
+def test_votes_and_areas(tasks) -> None:
+    row = {"predicted": "joy", "truth": "anger"}
+    assert whom(tasks["emotion"], row, "joy") == "follows_stream"
+    assert whom(tasks["emotion"], row | {"predicted": "anger"}, "joy") == "follows_rest"
+    assert whom(tasks["emotion"], row | {"predicted": "neutral"}, "joy") == "neither"
+    assert whom(tasks["sentiment"], {"predicted": 0.4, "truth": -1.0}, 1.0) == "follows_stream"
+    assert whom(tasks["sentiment"], {"predicted": -0.4, "truth": -1.0}, 1.0) == "follows_rest"
+    assert whom(tasks["sentiment"], {"predicted": 0.0, "truth": -1.0}, 1.0) == "neither"
+    assert area([[0.0, 1.0], [0.5, 0.5], [1.0, 0.0]]) == pytest.approx(0.5)
+    assert area([[0.0, 1.0], [0.1, 1.0], [0.9, 0.2]]) == pytest.approx((0.1 + 0.8 * 0.6) / 0.9)
+    assert area([[0.0, 1.0], [0.5, None]]) is None
