@@ -6,7 +6,8 @@ stream is absent. Where ``dialogue`` is given and ``context`` is not, the contex
 lines right before; lines of one dialogue must follow each other, in their order. ``split`` tells dialogues of one name
 apart; ``turn``, ``task``, ``label`` and ``value`` are passed over. Null is as if it were not there.
 
-A line of the output has the ``id`` and the ``answers`` by task, or an ``error`` that says why there are none.
+A line of the output has the ``id`` and the ``answers`` by task, or an ``error`` that says why there are none. Where
+answers are explained, too, there is an ``error`` beside answers that could not be.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 
 from egmf_dist.errors import EgmfError
 from egmf_dist.files import write_json
+from egmf_dist.inference.explain_file import ExplanationFolder
 from egmf_dist.inference.model import Model
 from egmf_dist.inference.utterance import Answer, Utterance, as_utterance
 from egmf_shards import MAX_CONTEXT_TURNS, Sample
@@ -46,7 +48,12 @@ class Done:
 
 
 def predict_file(
-    model: Model, source: Path, out: Path, tasks: Sequence[str] | None, progress: Callable[[int, int], None]
+    model: Model,
+    source: Path,
+    out: Path,
+    tasks: Sequence[str] | None,
+    progress: Callable[[int, int], None],
+    explain: Path | None = None,
 ) -> Done:
     """Answer a file of utterances.
 
@@ -57,6 +64,7 @@ def predict_file(
             with that file there a later call goes on where this one was stopped.
         tasks: which questions; None for all.
         progress: called with lines done and their number.
+        explain: folder for an explanation of each answer, which costs many passes; None: none is made.
 
     Raises:
         EgmfError: the input cannot be read, the output exists, or it was begun with another input or model.
@@ -67,6 +75,7 @@ def predict_file(
         raise EgmfError(f"--input {source}: has no line; one JSON object a line is needed")
     state = out.with_name(f".{out.name}.progress.json")
     made_of = {"input": sha256(source), "model": model.about["sha256"], "tasks": None if tasks is None else [*tasks]}
+    explanations = None if explain is None else ExplanationFolder(explain, begun=out.exists())
     _begin(out, state, made_of)
     with open(out, "a", encoding="utf-8") as file:
         try:
@@ -77,7 +86,7 @@ def predict_file(
         done = before
         waiting = islice(_utterances(source, model), before, None)
         while chunk := list(islice(waiting, model.batch_size)):
-            for row in _answered(model, chunk, tasks):
+            for row in _answered(model, chunk, tasks, explanations):
                 failed += "error" in row
                 first_error = first_error or row.get("error")
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -190,7 +199,10 @@ def _utterance(data: dict[str, Any], name: str, folder: Path, model: Model) -> U
 
 
 def _answered(
-    model: Model, chunk: Sequence[tuple[Any, Utterance | str]], tasks: Sequence[str] | None
+    model: Model,
+    chunk: Sequence[tuple[Any, Utterance | str]],
+    tasks: Sequence[str] | None,
+    explanations: ExplanationFolder | None = None,
 ) -> list[dict[str, Any]]:
     """A row for each utterance; what fails as they are answered together is answered one by one."""
     prepared: list[tuple[Any, list[Sample] | str]] = []
@@ -217,6 +229,9 @@ def _answered(
             rows.append(_row(name, own))
         except EgmfError as error:
             rows.append({"id": name, "error": str(error)})
+            continue
+        if explanations is not None:
+            rows[-1] |= explanations.write(model, name, samples)
     return rows
 
 

@@ -11,7 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
-def predict(path: Path, source: Path, out: Path, tasks: Sequence[str] | None, backbone: str | None) -> int:
+def predict(
+    path: Path, source: Path, out: Path, tasks: Sequence[str] | None, backbone: str | None, explain: Path | None = None
+) -> int:
     """Answer and say how it went.
 
     Returns:
@@ -34,11 +36,13 @@ def predict(path: Path, source: Path, out: Path, tasks: Sequence[str] | None, ba
         def advance(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
 
-        done = predict_file(model, source, out, tasks, advance)
+        done = predict_file(model, source, out, tasks, advance, explain)
     seconds = time.perf_counter() - start
     answered = done.lines - done.before
     earlier = f", {done.before} by an earlier start" if done.before else ""
     print(f"{out}: {done.lines} utterances{earlier}; {answered / max(seconds, 1e-9):.1f} a second")
+    if explain is not None and explain.is_dir():
+        print(f"explanations: {explain}")
     if done.failed:
         print(f"warning: {done.failed} could not be answered, the first: {done.first_error}")
     return 1 if done.failed else 0

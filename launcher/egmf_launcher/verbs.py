@@ -116,7 +116,15 @@ def report(path: Path, /, compare: Sequence[Path] = ()) -> None:
     write_report(path, compare)
 
 
-def predict(path: Path, /, input: Path, out: Path, tasks: str | None = None, backbone: str | None = None) -> int:
+def predict(
+    path: Path,
+    /,
+    input: Path,
+    out: Path,
+    tasks: str | None = None,
+    backbone: str | None = None,
+    explain: Path | None = None,
+) -> int:
     """Answer a file of utterances with a model.
 
     Args:
@@ -125,10 +133,13 @@ def predict(path: Path, /, input: Path, out: Path, tasks: str | None = None, bac
         out: JSON lines to write, one an utterance; where it was begun and not finished it is gone on with
         tasks: comma-separated; null: every task that is asked in the utterance's language
         backbone: where the LLM lies now; null: as the folder says
+        explain: folder for a picture and a line of JSON for each utterance: gate weights, each modality taken away,
+            attributions by word and frame; some seventy passes an answer, so meant for a few lines
     """
     from egmf_launcher.predict import predict as run_predict
 
-    return run_predict(path, input, out, None if tasks is None else [t for t in tasks.split(",") if t], backbone)
+    chosen = None if tasks is None else [t for t in tasks.split(",") if t]
+    return run_predict(path, input, out, chosen, backbone, explain)
 
 
 def export(path: Path, /, out: Path, merge: bool = False, backbone: str | None = None) -> None:
