@@ -57,6 +57,11 @@ class Modality:
         """Of all its tokens, in nats."""
         return float(self.attributions.sum())
 
+    @property
+    def largest(self) -> float:
+        """The largest size of a token's attribution, and above 0: what bars are measured by."""
+        return _largest(self.attributions)
+
 
 @dataclass(frozen=True)
 class Without:
@@ -109,6 +114,11 @@ class Explanation:
         difference = self.log_probability - self.baseline
         error = abs(self.attributed - difference)
         return error / abs(difference) if difference else float("inf") if error else 0.0
+
+    @property
+    def largest(self) -> float:
+        """The largest size of a word's attribution, and above 0: what shades are measured by."""
+        return _largest([word.attribution for word in self.words])
 
     def plot(self, path: str | Path) -> Path:
         """Draw it as one PNG.
@@ -179,8 +189,7 @@ class Explanation:
         }
 
     def _repr_html_(self) -> str:
-        top = largest([word.attribution for word in self.words])
-        said = "".join(_shaded(word.text, word.attribution, top) for word in self.words)
+        said = "".join(_shaded(word.text, word.attribution, self.largest) for word in self.words)
         weights = self.answer.diagnostics.get("modalities", {})
         rows = [("", "attribution", "weight", *(f"without it: {name}" for name in ("change", "answer", "value")))]
         without = {own.what: own for own in self.without}
@@ -207,8 +216,7 @@ def _shaded(text: str, attribution: float, top: float) -> str:
     return f"<span style='{style}' title='{attribution:+.3f}'>{html.escape(text)}</span> "
 
 
-def largest(values: Sequence[float] | np.ndarray) -> float:
-    """The largest size among numbers, and above 0: what shades and bars are measured by."""
+def _largest(values: Sequence[float] | np.ndarray) -> float:
     return max(float(np.abs(values).max(initial=0.0)), 1e-12)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,9 +12,12 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 
-from egmf_dist.inference.explanation import AGAINST, FOR, Explanation, Modality, Without, largest
-from egmf_dist.style import FONT, GREY, HEAT, families, new_figure, plain
+from egmf_dist.style import COLOURS, FONT, GREY, HEAT, families, new_figure, plain
 
+if TYPE_CHECKING:
+    from egmf_dist.inference.explanation import Explanation, Modality, Without
+
+FOR, AGAINST = COLOURS[:2]
 WIDTH, LEFT, RIGHT = 10.0, 1.3, 0.75
 """Inches: the picture's, and its margins."""
 _LINE, _BAR, _EXPERT, _STRIP, _TITLE = 0.36, 0.3, 0.17, 0.5, 0.34
@@ -59,7 +62,8 @@ class _Page:
 def explanation_figure(explanation: Explanation) -> Figure:
     """Draw an explanation; nothing of a modality that is absent."""
     page = _Page()
-    page.text(f"{explanation.answer.id}  {explanation.headline()}", FONT + 1, weight="bold", x=-0.12)
+    title = f"{shortened(explanation.answer.id, 30)}  {shortened(explanation.headline(), 70)}"
+    page.text(title, FONT + 1, weight="bold", x=-0.12)
     if explanation.words:
         _draw_words(page, explanation)
     for modality in explanation.modalities:
@@ -74,7 +78,7 @@ def _draw_words(page: _Page, explanation: Explanation) -> None:
     """The utterance, wrapped, each word shaded by its attribution."""
     words, renderer = explanation.words, FigureCanvasAgg(page.figure).get_renderer()
     font, inches = FontProperties(family=families(), size=FONT), (WIDTH - LEFT - RIGHT)
-    top = largest([word.attribution for word in words])
+    top = explanation.largest
     page.text(f"words: blue speaks for the answer, orange against it; the deepest is {top:.3f} nats", FONT - 1)
     gap, x, line, placed = 0.1, 0.0, 0, []
     for word in words:
@@ -104,7 +108,7 @@ def _draw_modality(page: _Page, modality: Modality, weights: Any) -> None:
         f"{name}: {read}, attribution {modality.attribution:+.3f} nats{' through the fusion' * bool(modality.labels)}"
     )
     page.text(title + (f", weight {weights[name]:.2f}" if name in weights else ""), FONT - 1, height=_TITLE + 0.05)
-    bars, top = page.axes(_STRIP), largest(modality.attributions)
+    bars, top = page.axes(_STRIP), modality.largest
     bars.bar(
         range(tokens), modality.attributions, 0.9, color=[FOR if n > 0 else AGAINST for n in modality.attributions]
     )
@@ -141,7 +145,7 @@ def _draw_without(page: _Page, explanation: Explanation) -> None:
     page.text("taken away: change of the answer's log-probability, in nats", FONT - 1, height=_TITLE + 0.05)
     without = explanation.without
     changes = np.nan_to_num([own.change for own in without], neginf=-1e3)
-    axes, top = page.axes(_BAR * len(without)), largest(changes)
+    axes, top = page.axes(_BAR * len(without)), max(float(np.abs(changes).max()), 1e-12)
     axes.barh(range(len(without)), changes, 0.7, color=[FOR if n < 0 else AGAINST for n in changes])
     axes.axvline(0, color=GREY, linewidth=0.6)
     low, high = min(0.0, float(changes.min())), max(0.0, float(changes.max()))
@@ -152,7 +156,7 @@ def _draw_without(page: _Page, explanation: Explanation) -> None:
     for place, (own, change) in enumerate(zip(without, changes, strict=True)):
         side = "right" if change < 0 else "left"
         axes.annotate(
-            plain(_then(own)), (change, place), (-4 if change < 0 else 4, 0), textcoords="offset points",
+            plain(shortened(_then(own), 50)), (change, place), (-4 if change < 0 else 4, 0), textcoords="offset points",
             ha=side, va="center", fontsize=FONT - 3,
         )  # fmt: skip
 
@@ -162,6 +166,11 @@ def _then(own: Without) -> str:
     if own.value_change is not None:
         return f"{own.change:+.3f}; value {own.answer.value:.3f} ({own.value_change:+.3f})"
     return f"{own.change:+.3f}; {own.answer.answer} ({own.answer.probability:.3f})"
+
+
+def shortened(text: str, most: int) -> str:
+    """At most so many characters, its end left out."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def shade(attribution: float, top: float) -> Sequence[float]:
