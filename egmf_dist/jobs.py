@@ -125,6 +125,8 @@ class PredictJob:
     tasks: Sequence[str] | None = None
     backbone: str | None = None
     launch: str | None = None
+    explain: Path | None = None
+    """Folder for an explanation of each answer."""
 
     @property
     def run(self) -> Path:

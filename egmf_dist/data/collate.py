@@ -6,7 +6,7 @@ A pure function of samples and settings; it can be sent to another process.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +26,20 @@ from egmf_shards import REGRESSION, FeatureInput, Sample, Task
 
 MIN_ROOM = 8
 """A prompt must have room for its question and this many more tokens."""
+
+
+class Spoken(NamedTuple):
+    """Where one utterance stands among the tokens, by characters of the utterance.
+
+    Of a tokenizer that knows no offsets every token is the whole utterance's.
+    """
+
+    prompt: np.ndarray
+    """int64: which of the prompt's ids hold some of it."""
+    prompt_places: np.ndarray
+    """int64 ``[ids, 2]``: begin and end of what each of them holds."""
+    text_places: np.ndarray
+    """int64 ``[Tt, 2]``: the same of the text that the fusion reads."""
 
 
 class Collator:
@@ -145,6 +159,20 @@ class Collator:
         stepped = self.config.prompt.context == "stepped"
         turns, marked = self.config.data.context_turns, self.limits.chat is None
         return prompt_pieces(sample, self.tasks[sample.task], turns, stepped, marked)
+
+    def spoken(self, sample: Sample) -> Spoken:
+        """Which tokens of a sample are its utterance's."""
+        pieces = self._pieces(sample)
+        text = next(number for number, piece in enumerate(pieces) if piece.kind == "text")
+        first, length = sum(len(piece.text) for piece in pieces[:text]), len(pieces[text].text)
+        places = self._encoder.placed(pieces)[1] - first
+        # A token may hold the end of the speaker's name as well, or the line break behind the text.
+        own = np.flatnonzero((places[:, 0] < length) & (np.maximum(places[:, 1], places[:, 0] + 1) > 0))
+        found = Spoken(own, places[own].clip(0, length), self._encoder.text_places(sample.text))
+        if not self.tokenizer.is_fast:
+            for apart in found[1:]:
+                apart[:] = 0, length
+        return found
 
     def asked(self, prompt: PromptIds, source: int, answers: AnswerTree | None, owners: Sequence[int]) -> Asked:
         """A prompt with what may follow it, for :meth:`rows`; see :class:`egmf_dist.data.rows.Asked`."""

@@ -124,6 +124,13 @@ class PromptEncoder:
                 whole[number] = encoded.ids[keep].tolist()
         return [self._checked(ids, text) for ids, text in zip(whole, texts, strict=True)]
 
+    def text_places(self, text: str) -> np.ndarray:
+        """For each id of an utterance as :meth:`texts` gives it the characters that it covers: int64 ``[ids, 2]``."""
+        encoded = self._encode([text])
+        keep = np.ones(len(encoded.ids), dtype=bool)
+        _keep_end(encoded, keep, np.arange(len(keep)), self.max_text_tokens)
+        return np.stack([encoded.begin, encoded.end], 1)[keep]
+
     def prompts(self, prompts: Sequence[Sequence[Piece]]) -> list[PromptIds]:
         """The ids of prompts, each at most ``limit``.
 
@@ -162,6 +169,17 @@ class PromptEncoder:
         return longest < self.max_text_tokens
 
     def _fit(self, pieces: Sequence[Piece]) -> PromptIds:
+        return self.placed(pieces)[0]
+
+    def placed(self, pieces: Sequence[Piece]) -> tuple[PromptIds, np.ndarray]:
+        """A prompt as :meth:`prompts` gives it, and for each of its ids the characters of the whole prompt it covers.
+
+        The latter are int64 ``[ids, 2]``, begin and end; a tokenizer that knows no offsets puts every token at its
+        piece's last words.
+
+        Raises:
+            EgmfError: see :meth:`prompts`.
+        """
         parts = self._parts(pieces)
         tokens = _end_to_end(parts, [self._encode([piece.text for piece in part]) for part in parts])
         keep = np.ones(len(tokens.ids), dtype=bool)
@@ -193,7 +211,8 @@ class PromptEncoder:
                 "raise data.max_prompt_tokens, or take a backbone with more positions"
             )
         before = int(keep[tokens.piece < len(parts[0])].sum()) if len(parts) > 1 else 0
-        return PromptIds(self._checked(kept.tolist(), pieces[-2].text), int(len(keep) - len(kept)), before)
+        prompt = PromptIds(self._checked(kept.tolist(), pieces[-2].text), int(len(keep) - len(kept)), before)
+        return prompt, np.stack([tokens.begin, tokens.end], 1)[keep]
 
     def _checked(self, ids: list[int], text: str) -> list[int]:
         if ids and max(ids) >= self.vocabulary:

@@ -38,6 +38,11 @@ def answer_file(job: PredictJob, console: bool) -> dict[str, Any]:
     with Progress(*columns, console=Console(stderr=True), disable=not (console and sys.stderr.isatty())) as bar:
         task = bar.add_task("", total=None)
         done = predict_file(
-            model, source, job.out, job.tasks, lambda done, total: bar.update(task, completed=done, total=total)
+            model,
+            source,
+            job.out,
+            job.tasks,
+            lambda done, total: bar.update(task, completed=done, total=total),
+            job.explain,
         )
     return asdict(done) | {"seconds": time.perf_counter() - start}

@@ -16,10 +16,13 @@ import torch
 from egmf_dist import distributed
 from egmf_dist.build import build_egmf, read_backbone
 from egmf_dist.errors import EgmfError
+from egmf_dist.inference.explain import STEPS, explain
+from egmf_dist.inference.explanation import Explanation
 from egmf_dist.inference.portable import Portable, is_portable, load_weights, read_portable
 from egmf_dist.inference.predictions import calibrations_of, predictions
 from egmf_dist.inference.scorer import Scorer, choose_scorer, score
 from egmf_dist.inference.utterance import Answer, Utterance, answer_of, as_samples, as_utterance
+from egmf_dist.metrics.calibration import Calibration
 from egmf_dist.model.precision import cast, dtype_of
 from egmf_shards import CLASSIFICATION, Sample
 
@@ -116,6 +119,32 @@ class Model:
         batches = (samples[first : first + size] for first in range(0, len(samples), size))
         with distributed.alone():  # inside a group, too: nobody else answers these
             return [answer for batch in batches for answer in self._answers(batch)]
+
+    def explain(self, utterance: Asked, task: str | None = None, *, steps: int = STEPS) -> Explanation:
+        """Why one question about one utterance is answered so.
+
+        It takes ``steps`` backward passes and a prediction for each modality; the model is not changed.
+
+        Args:
+            utterance: see :meth:`predict`.
+            task: the question; None: the first that is asked in the utterance's language.
+            steps: of integrated gradients; with more the attributions' sum is nearer to what they explain
+                (:attr:`egmf_dist.inference.explanation.Explanation.completeness_error`).
+
+        Raises:
+            EgmfError: the utterance cannot be used, or there is no such task.
+        """
+        tasks = None if task is None else [task]
+        self.check_tasks(tasks)
+        return self.explain_sample(self.samples(as_utterance(utterance, 0), 0, tasks)[0], steps)
+
+    def explain_sample(self, sample: Sample, steps: int = STEPS) -> Explanation:
+        """The same of a sample of :meth:`samples`."""
+        if self._scorer is None:
+            self._scorer = self._choose([sample])
+        with torch.inference_mode(False):
+            calibration = self._calibrations.get(sample.task, Calibration())
+            return explain(self.answer, self._model, self._scorer, sample, steps, calibration.temperature)
 
     def _answers(self, samples: Sequence[Sample]) -> list[Answer]:
         if self._scorer is None:

@@ -2,7 +2,8 @@
 run goes on.
 
 A line of the output has the ``id`` and the ``answers`` by task, or an ``error`` that says why there are none; where the
-input says what is right, ``truth``. What is read is in :mod:`.sources`.
+input says what is right, ``truth``. Where answers are explained, too, there is an ``error`` beside answers that could
+not be. What is read is in :mod:`.sources`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 from egmf_dist import distributed
 from egmf_dist.errors import EgmfError
 from egmf_dist.files import write_json
+from egmf_dist.inference.explain_file import ExplanationFolder
 from egmf_dist.inference.model import Model
 from egmf_dist.inference.sources import Item, Source, as_asked
 from egmf_dist.inference.utterance import Answer, Utterance
@@ -47,7 +49,12 @@ class Done:
 
 
 def predict_file(
-    model: Model, source: Source, out: Path, tasks: Sequence[str] | None, progress: Callable[[int, int], None]
+    model: Model,
+    source: Source,
+    out: Path,
+    tasks: Sequence[str] | None,
+    progress: Callable[[int, int], None],
+    explain: Path | None = None,
 ) -> Done:
     """Answer everything of a source; every rank must call this, each with a model of its own.
 
@@ -58,6 +65,7 @@ def predict_file(
             with that file there a later call goes on where this one was stopped.
         tasks: which questions; None for all.
         progress: called with lines done and their number.
+        explain: folder for an explanation of each answer, which costs many passes; None: none is made.
 
     Returns:
         The same on every rank.
@@ -68,12 +76,16 @@ def predict_file(
     model.check_tasks(tasks)
     rank, ranks, size = distributed.rank(), distributed.world_size(), model.batch_size
     output = Output(out, {"input": source.identity(), "model": model.about["sha256"], "tasks": tasks and [*tasks]})
+    explanations: ExplanationFolder | None = distributed.on_rank_zero(
+        lambda: None if explain is None else ExplanationFolder(explain, begun=out.exists())
+    )
     try:
         before: int = distributed.on_rank_zero(output.begin)
         done, total = before, len(source)
         waiting = source.items(model, before)
         while chunk := list(islice(waiting, size * ranks)):
-            rows = _answered(model, chunk[rank * size : (rank + 1) * size], tasks)
+            with distributed.failing_together():
+                rows = _answered(model, chunk[rank * size : (rank + 1) * size], tasks, explanations)
             together = distributed.gather_objects(rows)
             distributed.on_rank_zero(lambda: output.write([row for part in together or [] for row in part]))  # noqa: B023
             done += len(chunk)
@@ -199,7 +211,9 @@ def _kept(out: Path) -> tuple[int, int, str | None]:
     return lines, len(errors), next(iter(errors), None)
 
 
-def _answered(model: Model, chunk: Sequence[Item], tasks: Sequence[str] | None) -> list[dict[str, Any]]:
+def _answered(
+    model: Model, chunk: Sequence[Item], tasks: Sequence[str] | None, explanations: ExplanationFolder | None
+) -> list[dict[str, Any]]:
     """A row for each item; what fails as they are answered together is answered one by one."""
     prepared = [(item, _prepared(model, item.asked, tasks)) for item in chunk]
     sound = [samples for _, samples in prepared if not isinstance(samples, str)]
@@ -217,6 +231,9 @@ def _answered(model: Model, chunk: Sequence[Item], tasks: Sequence[str] | None) 
             rows.append(_row(item.name, own) | ({"truth": dict(item.truth)} if item.truth else {}))
         except EgmfError as error:
             rows.append({"id": item.name, "error": str(error)})
+            continue
+        if explanations is not None:
+            rows[-1] |= explanations.write(model, item.name, samples)
     return rows
 
 

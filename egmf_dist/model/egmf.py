@@ -101,14 +101,17 @@ class EGMF(nn.Module):
         """The fused representation of a batch; None where there are no pseudo tokens."""
         if not self.fused:
             return None
-        if self.text_embedding is not None:
-            text = self.text_embedding(batch.text_ids)
-        else:
-            # Of a frozen backbone the text is as given as the features are; one that is trained whole learns by it.
-            with torch.set_grad_enabled(torch.is_grad_enabled() and self._embedding_is_trained()):
-                text = self.embed(batch.text_ids)
-        fused: Fused = self.fusion(self.encoders(text, batch), batch)
+        fused: Fused = self.fusion(self.encoders(self.embed_text(batch.text_ids), batch), batch)
         return fused
+
+    def embed_text(self, ids: torch.Tensor) -> torch.Tensor:
+        """``[T, H]`` (or ``[T, D]``, where the text's embedding is learned): the text as its encoder reads it."""
+        if self.text_embedding is not None:
+            learned: torch.Tensor = self.text_embedding(ids)
+            return learned
+        # Of a frozen backbone the text is as given as the features are; one that is trained whole learns by it.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self._embedding_is_trained()):
+            return self.embed(ids)
 
     def speak(self, fused: Fused | None) -> torch.Tensor | None:
         """``[B, K, H]``: the pseudo tokens; None where nothing is fused."""

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from egmf_dist.report.curves import is_number
-from egmf_dist.report.style import COLOURS, FONT, HEAT, heat_map, new_figure, tidy
+from egmf_dist.style import COLOURS, FONT, HEAT, heat_map, new_figure, tidy
 
 
 def confusion_figure(task: str, split: str, result: dict[str, Any]) -> Figure:

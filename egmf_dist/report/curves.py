@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from egmf_dist.report.read import RunResults, headline
-from egmf_dist.report.style import COLOURS, FONT, GREY, new_figure, plain, tidy
+from egmf_dist.style import COLOURS, FONT, GREY, new_figure, plain, tidy
 
 SMOOTHING = 6
 """Records on each side that enter the running mean of the loss."""

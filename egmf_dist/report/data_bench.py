@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from egmf_dist.report.style import COLOURS, FONT, new_figure, plain, save, tidy
+from egmf_dist.style import COLOURS, FONT, new_figure, plain, save, tidy
 
 
 def write_data_report(summary: dict[str, Any], out: Path, titles: dict[str, str]) -> Path | None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from egmf_dist.report.style import heat_map, new_figure, plain, tidy
+from egmf_dist.style import heat_map, new_figure, plain, tidy
 
 SIGNS = ("negative", "neutral", "positive")
 

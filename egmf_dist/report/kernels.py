@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from egmf_dist.report.curves import number
-from egmf_dist.report.style import COLOURS, FONT, new_figure, plain, save, tidy
+from egmf_dist.style import COLOURS, FONT, new_figure, plain, save, tidy
 
 Rows = Sequence[dict[str, Any]]
 DIRECTIONS = ("forward", "backward")

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from egmf_dist.inference.conditions import conditions
 from egmf_dist.report.curves import number
-from egmf_dist.report.style import COLOURS, FONT, new_figure, tidy
+from egmf_dist.style import COLOURS, FONT, new_figure, tidy
 
 
 def missing_figure(split: str, evaluation: dict[str, Any]) -> Figure | None:

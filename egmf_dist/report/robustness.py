@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from egmf_dist.report.curves import number
-from egmf_dist.report.style import COLOURS, FONT, new_figure, plain, tidy
+from egmf_dist.style import COLOURS, FONT, new_figure, plain, tidy
 
 
 def robustness_figure(task: str, split: str, found: dict[str, Any]) -> Figure | None:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from egmf_dist.errors import EgmfError
-from egmf_dist.report.style import COLOURS, FIRST_CJK, FONT, GREY, families, new_figure, plain, save, tidy
+from egmf_dist.style import COLOURS, FIRST_CJK, FONT, GREY, families, new_figure, plain, save, tidy
 from egmf_shards import CLASSIFICATION, TEXT, Task, describe
 from egmf_shards.check.info import TEXT_LENGTH, present_lengths, target_values
 from egmf_shards.format.index import frames_column, load_index

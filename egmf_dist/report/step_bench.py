@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from egmf_dist.report.style import COLOURS, FONT, GREY, new_figure, plain, save, tidy
+from egmf_dist.style import COLOURS, FONT, GREY, new_figure, plain, save, tidy
 
 
 def write_step_report(summary: dict[str, Any], out: Path) -> Path:

@@ -15,8 +15,8 @@ from egmf_dist.report.gates import gates_figure
 from egmf_dist.report.missing import missing_figure
 from egmf_dist.report.read import RunResults, read_run
 from egmf_dist.report.robustness import robustness_figure
-from egmf_dist.report.style import save
 from egmf_dist.run.folder import Run
+from egmf_dist.style import save
 
 
 def write_report(run: Path, compare: Sequence[Path] = ()) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,27 @@ from egmf_launcher.decide import LaunchArguments
 from egmf_launcher.launch import choose, is_silent_rank, launch_job, new_launch, reexecute_under_deepspeed
 
 
+@dataclass(frozen=True)
+class How:
+    """What is asked, and of which LLM."""
+
+    split: str = "test"
+    """of the shards"""
+    tasks: str | None = None
+    """comma-separated; null: every task that is asked in the utterance's language"""
+    backbone: str | None = None
+    """where the LLM lies now; null: as the folder says"""
+    explain: Path | None = None
+    """folder for a picture and a line of JSON for each utterance: gate weights, each modality taken away, attributions by
+    word and frame; some seventy passes an answer, so meant for a few lines"""
+
+
 def predict(
     path: Path,
     /,
     input: Path,
     out: Path,
-    split: str = "test",
-    tasks: str | None = None,
-    backbone: str | None = None,
+    how: How = How(),
     *,
     launch: LaunchArguments,
     words: CommandLine,
@@ -32,9 +46,7 @@ def predict(
         input: JSON lines with text, and optionally id, speaker, language, context, dialogue, label or value, and .npy
             files by stream; or a folder of shards
         out: JSON lines to write, one an utterance; where it was begun and not finished it is gone on with
-        split: of the shards
-        tasks: comma-separated; null: every task that is asked in the utterance's language
-        backbone: where the LLM lies now; null: as the folder says
+        how: what is asked, and of which LLM.
         launch: what the command line says about launching.
         words: given on under ``--launcher deepspeed``.
 
@@ -49,12 +61,14 @@ def predict(
         return 0
     if decision.way == "deepspeed":
         return reexecute_under_deepspeed(decision, launch.hostfile, words)
-    chosen = None if tasks is None else [name for name in tasks.split(",") if name]
-    job = PredictJob(path, input, out, split, chosen, backbone, new_launch())
+    chosen = None if how.tasks is None else [name for name in how.tasks.split(",") if name]
+    job = PredictJob(path, input, out, how.split, chosen, how.backbone, new_launch(), how.explain)
     # Alone it joins no process group: who only answers needs no DeepSpeed.
     result = job(console=True) if decision.way == "single" else launch_job(decision, job, LaunchConfig())
     if not is_silent_rank():
         say(result, out)
+        if how.explain is not None and how.explain.is_dir():
+            print(f"explanations: {how.explain}")
     return 1 if result["failed"] else 0
 
 

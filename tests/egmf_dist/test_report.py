@@ -17,8 +17,8 @@ from egmf_dist.report import write_report
 from egmf_dist.report.curves import comparison_figure, smooth, training_figure, validation_lines
 from egmf_dist.report.gates import gates_figure, true_class
 from egmf_dist.report.read import read_run
-from egmf_dist.report.style import save
 from egmf_dist.report.write import figures, run_labels
+from egmf_dist.style import save
 from egmf_shards import Task
 
 LABELS = ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger")

@@ -9,8 +9,9 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.patches import StepPatch
 
+from egmf_dist import style
 from egmf_dist.errors import EgmfError
-from egmf_dist.report import shards, style
+from egmf_dist.report import shards
 from egmf_dist.report.shards import shards_figure, write_shards_picture
 from egmf_shards import Sample, ShardError, ShardWriter, Task, describe
 from egmf_shards.check.info import present_lengths, target_values

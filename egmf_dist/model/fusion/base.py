@@ -25,6 +25,9 @@ class Fused(NamedTuple):
     """What a person may want to see of each sample, by name: float32 ``[B, columns]``, detached. Predictions and
     reports show whatever is here, under the names of :attr:`Fusion.diagnostics`. Training looks at none: in training
     mode it may be empty."""
+    tokens: Mapping[str, torch.Tensor] = {}
+    """The same of each packed token, ``[T, columns]``, detached, under the same names; for whatever of them a token has
+    of its own. An explanation shows them."""
 
 
 class Fusion(Protocol):

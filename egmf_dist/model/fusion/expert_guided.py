@@ -125,8 +125,8 @@ class QueryPool(nn.Module):
 class ExpertGuidedFusion(nn.Module):
     """Packed tokens of a batch to its fused representation.
 
-    Diagnostics: ``experts``, the mean gate weight of each over a sample's tokens; ``modalities``, the gate weight of
-    each.
+    Diagnostics: ``experts``, the mean gate weight of each over a sample's tokens, and each token's own; ``modalities``,
+    the gate weight of each.
     """
 
     def __init__(self, config: ModelConfig, modalities: Sequence[str], tasks: int, languages: int) -> None:
@@ -196,7 +196,8 @@ class ExpertGuidedFusion(nn.Module):
             return Fused(pooled_BKD, {})
         with torch.no_grad():
             expert_BE = ragged_mean(alpha_TE.float(), cu[:: batch.modalities])
-        return Fused(pooled_BKD, {"experts": expert_BE, "modalities": beta_BM.detach().float()})
+        diagnostics = {"experts": expert_BE, "modalities": beta_BM.detach().float()}
+        return Fused(pooled_BKD, diagnostics, {"experts": alpha_TE})
 
 
 def one_hot(number_B: torch.Tensor, count: int) -> torch.Tensor:
