@@ -25,8 +25,8 @@ class How:
     backbone: str | None = None
     """where the LLM lies now; null: as the folder says"""
     explain: Path | None = None
-    """folder for a picture and a line of JSON for each utterance: gate weights, each modality taken away, attributions by
-    word and frame; some seventy passes an answer, so meant for a few lines"""
+    """folder for a picture and a line of JSON for each utterance: gate weights, each modality taken away, attributions
+    by word and frame; some seventy passes an answer, so meant for a few lines"""
 
 
 def predict(
