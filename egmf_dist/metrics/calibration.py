@@ -15,7 +15,7 @@ What does not help on the samples it was fitted on is left out: T is 1, the line
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,8 @@ _LOG_TEMPERATURE = (-3.0, 3.0)
 _TINY = np.finfo(np.float64).tiny
 _GAIN = 1e-9
 _LINE = 5000
+_FOLDS = 5
+_DECIMALS = 9
 
 
 @dataclass(frozen=True)
@@ -109,12 +111,8 @@ def fit(task: Task, truth: Sequence[float], probabilities: Sequence[np.ndarray] 
         return Calibration(temperature, samples=len(truth))
     y = np.asarray(truth, dtype=np.float64)
     slope, intercept = _line(task, y, p @ np.asarray(task.values))
-    straight = Calibration(temperature, slope, intercept)
-    # Signed distance of the truth outside its interval; the level is that of n + 1 exchangeable samples.
-    ends = straight._quantiles(task, p)
-    outside = np.sort(np.maximum(ends[:, 0] - y, y - ends[:, 1]))
-    place = min(len(y) - 1, int(np.ceil((len(y) + 1) * INTERVAL)) - 1)
-    return Calibration(temperature, slope, intercept, float(outside[place]), len(truth))
+    widening = _widening(Calibration(temperature, slope, intercept), task, p, y)
+    return Calibration(temperature, slope, intercept, widening, len(truth))
 
 
 def right_answer(task: Task, truth: float) -> int:
@@ -137,17 +135,62 @@ def _temperature(p: np.ndarray, right: np.ndarray) -> float:
     return float(np.exp(found.x)) if found.fun < loss(0.0) - _GAIN else 1.0
 
 
+def _widening(straight: Calibration, task: Task, p: np.ndarray, y: np.ndarray) -> float:
+    """By what intervals must be widened to hold as near to :data:`INTERVAL` of the truth as can be, at the level of
+    n + 1 exchangeable samples; they are judged as they are given, kept within the range.
+
+    A truth on a grid, or at the range's ends, comes in by many samples at once: the next narrower interval is taken
+    where that is nearer.
+    """
+    ends = straight._quantiles(task, p)
+    # Of each sample the signed distance of the truth outside its interval: between two of them nothing changes.
+    candidates = np.unique(np.round(np.maximum(ends[:, 0] - y, y - ends[:, 1]), _DECIMALS))
+    wanted = min(1.0, np.ceil((len(y) + 1) * INTERVAL) / len(y))
+
+    def held(number: int) -> float:
+        given = replace(straight, widening=float(candidates[number])).intervals(task, p)
+        return float(covered(given, y).mean())
+
+    first, last = 0, len(candidates) - 1
+    while first < last:
+        middle = (first + last) // 2
+        first, last = (first, middle) if held(middle) >= wanted else (middle + 1, last)
+    nearer = first > 0 and wanted - held(first - 1) < held(first) - wanted
+    return float(candidates[first - 1 if nearer else first])
+
+
+def covered(ends: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """bool ``[samples]``: whether the truth lies inside, but for rounding."""
+    inside: np.ndarray = (ends[:, 0] - 1e-9 <= y) & (y <= ends[:, 1] + 1e-9)
+    return inside
+
+
 def _line(task: Task, y: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
-    """Slope and intercept of the least mean absolute error; the identity where no rising line is better."""
+    """Slope and intercept of the least mean absolute error; the identity where no rising line is better by more than
+    one standard error on samples that it was not fitted on."""
     from sklearn.linear_model import QuantileRegressor
 
     identity = 1.0, 0.0
     if np.ptp(expected) < _GAIN:
         return identity
-    # A linear programme: of very many samples so many, evenly spread, are enough for two numbers.
-    some = np.linspace(0, len(y) - 1, min(len(y), _LINE)).astype(int)
-    line = QuantileRegressor(quantile=0.5, alpha=0.0, solver="highs").fit(expected[some, None], y[some])
-    slope, intercept = float(line.coef_[0]), float(line.intercept_)
-    bent = np.clip(intercept + slope * expected, task.low, task.high)
-    better = np.abs(y - bent).mean() < np.abs(y - expected).mean() - _GAIN
-    return (slope, intercept) if slope > 0 and better else identity
+
+    def through(rows: np.ndarray) -> tuple[float, float]:
+        # A linear programme: of very many samples so many, evenly spread, are enough for two numbers.
+        some = rows[np.linspace(0, len(rows) - 1, min(len(rows), _LINE)).astype(int)]
+        line = QuantileRegressor(quantile=0.5, alpha=0.0, solver="highs").fit(expected[some, None], y[some])
+        return float(line.coef_[0]), float(line.intercept_)
+
+    def bent(slope: float, intercept: float, rows: np.ndarray) -> np.ndarray:
+        kept: np.ndarray = np.clip(intercept + slope * expected[rows], task.low, task.high)
+        return kept
+
+    # On samples that the line has not seen: what a few hundred gain by chance is lost on the next ones.
+    everyone, gain = np.arange(len(y)), np.zeros(len(y))
+    for fold in range(_FOLDS):
+        unseen = everyone[fold::_FOLDS]
+        line = through(np.setdiff1d(everyone, unseen))
+        gain[unseen] = np.abs(y[unseen] - expected[unseen]) - np.abs(y[unseen] - bent(*line, unseen))
+    slope, intercept = through(everyone)
+    fits = np.abs(y - bent(slope, intercept, everyone)).mean() < np.abs(y - expected).mean() - _GAIN
+    sure = gain.mean() > gain.std(ddof=1) / np.sqrt(len(y))
+    return (slope, intercept) if slope > 0 and fits and sure else identity

@@ -9,7 +9,7 @@ import numpy as np
 
 from egmf_dist.metrics.bootstrap import intervals
 from egmf_dist.metrics.by_task import HEADLINE, evaluate_task, reliability, score_regression
-from egmf_dist.metrics.calibration import Calibration
+from egmf_dist.metrics.calibration import Calibration, covered
 from egmf_shards import CLASSIFICATION, Task
 
 SMALLEST_GROUP = 10
@@ -81,8 +81,7 @@ def readings(task: Task, truth: Sequence[float], p: np.ndarray) -> dict[str, Any
 
 def _coverage(ends: np.ndarray, truth: Sequence[float]) -> float | None:
     """The share of the truth that lies inside."""
-    y = np.asarray(truth)
-    return float(((ends[:, 0] - 1e-9 <= y) & (y <= ends[:, 1] + 1e-9)).mean()) if len(y) else None
+    return float(covered(ends, np.asarray(truth)).mean()) if len(truth) else None
 
 
 def _groups(

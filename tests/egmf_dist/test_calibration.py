@@ -197,3 +197,34 @@ def test_detail_groups_what_differs() -> None:
     low, high = found["intervals"]["weighted_f1"]
     assert low < evaluate_task(EMOTION, truth, said)["metrics"]["weighted_f1"] < high
     assert found["calibrated"]["metrics"]["nll"] < evaluate_task(EMOTION, truth, said, p.tolist())["metrics"]["nll"]
+
+
+def test_intervals_of_a_truth_at_the_ends_of_the_range() -> None:
+    """Half of the truth is -1 or 1: an interval that is kept within the range holds it although it lay outside."""
+    rng = np.random.default_rng(5)
+
+    def made(n: int) -> tuple[np.ndarray, np.ndarray]:
+        y = np.where(rng.random(n) < 0.5, rng.choice([-1.0, 1.0], n), rng.uniform(-1, 1, n))
+        return y, softmax(-np.abs(VALUES - (y + rng.normal(size=n) * 0.4)[:, None]) * 5, -1)
+
+    truth, p = made(800)
+    found = fit(MOOD, truth.tolist(), p)
+    unseen, q = made(4000)
+    assert found is not None
+    ends = found.intervals(MOOD, q)
+    assert np.mean((ends[:, 0] - 1e-9 <= unseen) & (unseen <= ends[:, 1] + 1e-9)) == pytest.approx(0.8, abs=0.05)
+
+
+def test_a_line_that_helps_by_chance_is_left_out() -> None:
+    """The model states numbers rightly; lines fitted to 40 of them would be worse on others than none."""
+    kept = 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        y = rng.uniform(-1, 1, 40)
+        p = np.stack(
+            [np.interp(VALUES, [v - 0.5, v, v + 0.5], [0, 1, 0]) for v in np.clip(y + rng.normal(size=40) * 0.2, -1, 1)]
+        )
+        found = fit(MOOD, y.tolist(), p / p.sum(-1, keepdims=True))
+        assert found is not None
+        kept += (found.slope, found.intercept) == (1.0, 0.0)
+    assert kept >= 15
