@@ -38,11 +38,11 @@ class Step(NamedTuple):
 
 
 class Steps(Dataset[Step]):
-    """A rank's steps by position: ``steps[position]`` reads and packs; ``by_length`` cuts by the prompts' lengths."""
+    """A rank's steps by position: ``steps[position]`` reads and packs; ``by_length`` cuts by the rows' lengths."""
 
     def __init__(self, stream: Stream, collator: Collator, by_length: bool = False) -> None:
         self.stream, self.collator = stream, collator
-        self.size = collator.prompt_bytes if by_length else None
+        self.size = collator.row_bytes if by_length else None
 
     def __getitem__(self, position: int) -> Step:
         try:
@@ -79,7 +79,7 @@ def load(
         stream: of this rank.
         collator: packs its samples.
         positions: where global batches begin.
-        by_length: micro-batches are cut by their prompts' lengths.
+        by_length: micro-batches are cut by the lengths of what the LLM reads.
         config: ``workers`` processes read ``prefetch`` global batches ahead each; with 0 the caller reads.
 
     Raises:
