@@ -121,6 +121,13 @@ def _in_guesses(task: Task) -> float:
     return math.log(count) / ((task.high - task.low) * (count + 1) / (6 * count))
 
 
+def reads_trees(config: Config, capabilities: Capabilities) -> bool:
+    """Whether legal numbers stand behind a prompt as a tree, as far as it is known before weights are; else each of
+    them has a row of its own."""
+    takes = config.evaluation.scoring != "sequence" and config.backbone.attn_implementation != "flash_attention_2"
+    return takes and config.training.packing == "auto" and not capabilities.sequence_only
+
+
 def check_numbers(config: Config, collator: Collator, capabilities: Capabilities, ranks: int) -> None:
     """Refuse settings of ``objective`` that no task reads, or whose logits would not fit.
 
@@ -141,7 +148,7 @@ def check_numbers(config: Config, collator: Collator, capabilities: Capabilities
             f"config: objective.number is {number!r}, and no task of this run is a regression "
             f"({', '.join(collator.tasks)}); it must be tokens"
         )
-    trees = training.packing == "auto" and not capabilities.sequence_only
+    trees = reads_trees(config, capabilities)
     # Cut by tokens a micro-batch is bounded by what was asked for; one sample it holds at least.
     samples = 1 if training.micro_tokens else min(training.micro_batch, -(-training.global_batch // ranks))
     for (name, language), tree in collator.numbers.items():

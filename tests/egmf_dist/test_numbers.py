@@ -256,9 +256,14 @@ def test_settings_that_fit_nothing(asking, monkeypatch):
     check_numbers(config, collator, capabilities, 5)  # 32 samples over 5 ranks
     with pytest.raises(EgmfError, match=r"5 legal numbers of task 'sentiment' .* lower training.micro_batch to 7, "):
         check_numbers(config, collator, capabilities, 2)
-    unpacked = replace(config, training=replace(config.training, micro_batch=7, packing="off"))
-    with pytest.raises(EgmfError, match=r"lower training.micro_batch to [456], give the task a larger step, or take"):
-        check_numbers(unpacked, collator, capabilities, 2)
+    seven = replace(config.training, micro_batch=7)
+    for rows in (
+        {"training": replace(seven, packing="off")},
+        {"training": seven, "evaluation": replace(config.evaluation, scoring="sequence")},
+        {"training": seven, "backbone": replace(config.backbone, attn_implementation="flash_attention_2")},
+    ):  # a row for every number takes more columns than their tree
+        with pytest.raises(EgmfError, match=r"lower training.micro_batch to [456], give the task a larger step, or"):
+            check_numbers(replace(config, **rows), collator, capabilities, 2)
     classes = {"emotion": collator.tasks["emotion"]}
     alone = Collator(collator.tokenizer, classes, ["en", "zh"], collator.streams, config, collator.limits)
     with pytest.raises(EgmfError, match=r"no task of this run is a regression \(emotion\); it must be tokens"):
