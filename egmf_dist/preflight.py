@@ -24,6 +24,7 @@ from egmf_dist.model.fusion.base import FUSIONS
 from egmf_dist.model.identity import backbone_identity
 from egmf_dist.model.tuning.base import TUNINGS
 from egmf_dist.objectives.base import OBJECTIVES
+from egmf_dist.objectives.numbers import check_numbers
 from egmf_dist.run.folder import Run
 from egmf_dist.run.identity import Identity, check_identity, is_folder
 from egmf_dist.run.manifest import read_identity
@@ -56,8 +57,9 @@ def preflight(config: Config, ranks: int, run: Run, resume: str) -> str | None:
     check_selection(config.training.select_by, run_data.tasks)
     chosen = chosen_for_validation(validation.task_numbers, config.training.validation_samples)
     said = check_definable(config.training.select_by, validation, chosen)
-    read_backbone(config, run_data)
+    capabilities, collator = read_backbone(config, run_data)
     check_parts(config)
+    check_numbers(config, collator, capabilities, ranks)
     check_tuning(config.backbone)
     if not run.folder.is_dir():
         return said

@@ -15,6 +15,7 @@ from egmf_dist.config.schema import (
     EvaluationConfig,
     LaunchConfig,
     ModelConfig,
+    ObjectiveConfig,
     PromptConfig,
     TrainingConfig,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "EvaluationConfig",
     "LaunchConfig",
     "ModelConfig",
+    "ObjectiveConfig",
     "PromptConfig",
     "SomeSettings",
     "TrainingConfig",

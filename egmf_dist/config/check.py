@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import fields
 
-from egmf_dist.config.schema import MUST, BackboneConfig, Config, ModelConfig
+from egmf_dist.config.schema import MUST, BackboneConfig, Config, ModelConfig, ObjectiveConfig
 from egmf_dist.errors import EgmfError
 
 
@@ -63,6 +63,12 @@ def _together(config: Config) -> Iterator[tuple[bool, str, object, str]]:
         "frozen",
         "lora or full when model.pseudo_tokens is 0: nothing would be trained",
     )
+    yield (
+        config.objective.number == "tokens" or config.training.objective == "answers",
+        "objective.number",
+        repr(config.objective.number),
+        f"tokens where training.objective is {config.training.objective}: the rows hold the right answers alone then",
+    )
     stage = config.training.zero_stage
     yield (
         backbone.quantise == "none" or (stage < 3 and backbone.tuning != "full"),
@@ -80,13 +86,19 @@ def _together(config: Config) -> Iterator[tuple[bool, str, object, str]]:
 
 
 def without_effect(config: Config) -> list[str]:
-    """One line for what is set and does nothing: a recipe's settings of LoRA where the backbone is tuned otherwise."""
+    """A line each for what is set and does nothing: a recipe's settings of LoRA where the backbone is tuned otherwise,
+    and what another ``objective.number`` would read."""
+    said = []
     backbone, usual = config.backbone, BackboneConfig()
     named = [f.name for f in fields(backbone) if f.name.startswith("lora_")]
     odd = [f"backbone.{name}" for name in named if getattr(backbone, name) != getattr(usual, name)]
-    if not odd or backbone.tuning not in ("full", "frozen"):
-        return []
-    return [f"{', '.join(odd)} have no effect: backbone.tuning is {backbone.tuning}"]
+    if odd and backbone.tuning in ("full", "frozen"):
+        said.append(f"{', '.join(odd)} have no effect: backbone.tuning is {backbone.tuning}")
+    objective, plain = config.objective, ObjectiveConfig()
+    for name, reads in (("width", "soft"), ("answer_weight", "expected")):
+        if getattr(objective, name) != getattr(plain, name) and objective.number != reads:
+            said.append(f"objective.{name} has no effect: objective.number is {objective.number}")
+    return said
 
 
 def kernel_rules(model: ModelConfig) -> list[tuple[bool, str, object, str]]:

@@ -70,6 +70,7 @@ _LAYERS = Must(
     "numbers of layers from 0, each once",
 )
 PART = Must(lambda value: 0 <= value < 1, "in [0, 1)")
+WIDTH = Must(lambda value: 0 < value <= 1, "above 0 and at most 1, a part of the task's range")
 
 
 def fixed(default: T, must: Must) -> T:
@@ -308,6 +309,22 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
+class ObjectiveConfig:
+    """What the objective `answers` asks of a regression."""
+
+    number: Literal["tokens", "soft", "expected"] = "tokens"
+    """What a regression's answer costs: `tokens`, -log p of the legal number nearest to the truth, so that every other
+    number is equally wrong; `soft`, the cross-entropy with a bell around the truth over all legal numbers (Diaz and
+    Marathe 2019); `expected`, how far the distribution over the legal numbers lies from the truth (CRPS, Gneiting and
+    Raftery 2007). The last two read all legal numbers behind every prompt: a step costs more."""
+    width: float = fixed(0.05, WIDTH)
+    """Of `soft`: the bell's standard deviation as a part of the task's range."""
+    answer_weight: float = fixed(0.1, at_least(0))
+    """Of `expected`: weight of -log p of the nearest legal number beside the distance, which alone would not make the
+    legal numbers any likelier than other words."""
+
+
+@dataclass(frozen=True)
 class EvaluationConfig:
     """How answers are scored."""
 
@@ -342,6 +359,8 @@ class Config:
     """The fusion."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """The optimisation."""
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    """What is minimised for a regression."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Scoring."""
     launch: LaunchConfig = field(default_factory=LaunchConfig)

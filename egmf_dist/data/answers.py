@@ -2,17 +2,19 @@
 
 The log-probability of an answer is the sum over its path of log p(token | parent), plus log p(end-of-sequence | last
 node). A tree with too many nodes for one pass is cut into several, answer by answer. In training the tree is the right
-answer alone.
+answer alone, or a regression's legal numbers (``objective.number``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
+
+from egmf_shards import Task
 
 
 class Picks(NamedTuple):
@@ -92,3 +94,8 @@ class AnswerTree:
             for parent, token in zip((0, *path), (*(self.tokens[node - 1] for node in path), -1), strict=True)
         ]
         return Picks(*np.array(rows, dtype=np.int64).T)
+
+
+def most_answers(tasks: Iterable[Task]) -> int:
+    """C: how many legal answers the task with the most of them has."""
+    return max(len(task.labels or task.values) for task in tasks)

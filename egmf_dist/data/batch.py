@@ -55,8 +55,9 @@ class RaggedBatch(NamedTuple):
     prompts: list[PromptIds]
     """Per sample its prompt."""
     rows: Rows
-    """What the LLM reads, the right answers behind the prompts; an answer adds up under its sample's number. No rows
-    where a scorer lays out all answers."""
+    """What the LLM reads, the right answers behind the prompts; an answer adds up under its sample's number, and where
+    ``objective.number`` reads all legal numbers answer c of sample b under ``b * C + c``. No rows where a scorer lays
+    out all answers."""
     tokens: int
     """Of the batch: packed modality tokens, and columns of the rows that are no padding."""
     checked: bool = False

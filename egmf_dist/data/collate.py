@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from egmf_dist.config import Config
-from egmf_dist.data.answers import AnswerTree
+from egmf_dist.data.answers import AnswerTree, most_answers
 from egmf_dist.data.batch import RaggedBatch
 from egmf_dist.data.others import OtherModalities, boundaries
 from egmf_dist.data.prompt_ids import Limits, PromptEncoder, PromptIds
@@ -50,13 +50,15 @@ class Collator:
         tasks: the run's tasks by name; their order numbers them.
         languages: the run's languages; their order numbers them.
         streams: the run's feature streams and their widths.
-        config: its sections ``data`` and ``prompt``: what enters the prompt, how it is laid out and how long it may be.
+        config: its sections ``data`` and ``prompt``: what enters the prompt, how it is laid out and how long it may be;
+            and ``objective.number``: which answers follow a regression's in training.
         limits: the backbone's.
         standardisations: by the key of each feature input how it is standardised; none where it is missing.
 
     Attributes:
         answers: per task and language every legal answer's token ids, in order.
         alone: each of them as a tree of its own.
+        numbers: of the tasks whose legal numbers are all read in training, in each language their tree.
         packed: several samples share a row of the LLM, which then takes a mask of four dimensions; right for a
             backbone that was seen to honour one. Else each has a row of its own.
 
@@ -88,6 +90,8 @@ class Collator:
         self._task_number = {name: i for i, name in enumerate(self.tasks)}
         encoder = PromptEncoder(tokenizer, limits.vocabulary, config.data.max_text_tokens, 0)
         self.answers: dict[tuple[str, str], list[list[int]]] = {}
+        self.numbers: dict[tuple[str, str], AnswerTree] = {}
+        self._tree_bytes: dict[tuple[str, str], float] = {}
         for name, task in self.tasks.items():
             for language in task.languages:
                 count = len(task.legal_answers(language))
@@ -95,11 +99,16 @@ class Collator:
                 mark = answer_mark(language) if limits.chat is None else limits.chat.opening
                 self.answers[name, language] = [encoder.following(mark, text) for text in texts]
                 try:
-                    AnswerTree.build(self.answers[name, language])
+                    tree = AnswerTree.build(self.answers[name, language])
                 except ValueError as error:
                     raise EgmfError(
                         f"task {name!r} in {language!r}: {error}; this backbone's tokenizer cannot tell them apart"
                     ) from error
+                if task.kind == REGRESSION and config.objective.number != "tokens":
+                    self.numbers[name, language] = tree
+                    a_token = len("".join(texts).encode()) / sum(map(len, self.answers[name, language]))
+                    self._tree_bytes[name, language] = a_token * len(tree.tokens)
+        self._most_answers = most_answers(self.tasks.values())
         self.alone = {key: [AnswerTree.build([ids]) for ids in answers] for key, answers in self.answers.items()}
         limit = self._prompt_limit(encoder)
         apart = config.prompt.pseudo_tokens == "before_utterance"
@@ -154,6 +163,14 @@ class Collator:
         """Bytes of a sample's prompt in UTF-8: what its tokens are about in proportion to, in any language."""
         return sum(len(piece.text.encode()) for piece in self._pieces(sample))
 
+    def row_bytes(self, sample: Sample) -> float:
+        """What a training sample's tokens in the LLM's rows are about in proportion to: the bytes of its prompt, and of
+        all legal numbers where they are read."""
+        key, prompt = (sample.task, sample.language), self.prompt_bytes(sample)
+        if key not in self.numbers:
+            return prompt
+        return prompt + self._tree_bytes[key] if self.packed else prompt * len(self.alone[key])
+
     def _pieces(self, sample: Sample) -> list[Piece]:
         """A sample's prompt in words, as the settings say."""
         stepped = self.config.prompt.context == "stepped"
@@ -187,7 +204,7 @@ class Collator:
         return one_a_row(asked, pseudo_tokens, eos, padding)
 
     def __call__(self, samples: Sequence[Sample], weights: Sequence[float]) -> RaggedBatch:
-        """Pack ``samples`` and their right answers.
+        """Pack ``samples`` and their right answers, or all legal numbers of a regression (``objective.number``).
 
         Raises:
             EgmfError: a sample's task, language, stream or feature width is not the run's, or it has no target; names
@@ -201,12 +218,25 @@ class Collator:
         right = [answer_index(s, t) for s, t in zip(samples, tasks, strict=True)]
         values = [float(s.value or 0.0) if t.kind == REGRESSION else 0.0 for s, t in zip(samples, tasks, strict=True)]
         asked = [
-            self.asked(prompt, b, self.alone[s.task, s.language][i], [b])
+            one
             for b, (prompt, s, i) in enumerate(zip(batch.prompts, samples, right, strict=True))
+            for one in self._answered(prompt, b, (s.task, s.language), i)
         ]
         rows = self.rows(asked)
         tokens = batch.tokens + int((rows.end_RC > 0).sum())
         return batch._replace(answer_B=torch.tensor(right), value_B=torch.tensor(values), rows=rows, tokens=tokens)
+
+    def _answered(self, prompt: PromptIds, b: int, key: tuple[str, str], right: int) -> list[Asked]:
+        """A training sample's sequences, one but where all legal numbers are read by a backbone that takes no tree."""
+        alone = self.alone[key]
+        if not self.numbers:
+            return [self.asked(prompt, b, alone[right], [b])]
+        owners = range(b * self._most_answers, b * self._most_answers + len(alone))
+        if key not in self.numbers:
+            return [self.asked(prompt, b, alone[right], [owners[right]])]
+        if self.packed:
+            return [self.asked(prompt, b, self.numbers[key], owners)]
+        return [self.asked(prompt, b, tree, [owner]) for tree, owner in zip(alone, owners, strict=True)]
 
     def unanswered(self, samples: Sequence[Sample], weights: Sequence[float]) -> RaggedBatch:
         """Pack ``samples`` with their prompts and without an answer, for a scorer that lays out all of them.

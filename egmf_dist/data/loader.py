@@ -39,14 +39,14 @@ class Step(NamedTuple):
 
 
 class Steps(Dataset[Step]):
-    """A rank's steps by position: ``steps[position]`` reads, changes and packs; ``by_length`` cuts by the prompts'
+    """A rank's steps by position: ``steps[position]`` reads, changes and packs; ``by_length`` cuts by the rows'
     lengths."""
 
     def __init__(
         self, stream: Stream, collator: Collator, by_length: bool = False, augmentation: Augmentation | None = None
     ) -> None:
         self.stream, self.collator, self.augmentation = stream, collator, augmentation
-        self.size = collator.prompt_bytes if by_length else None
+        self.size = collator.row_bytes if by_length else None
 
     def __getitem__(self, position: int) -> Step:
         try:
@@ -94,7 +94,7 @@ def load(
         stream: of this rank.
         collator: packs its samples.
         positions: where global batches begin.
-        by_length: micro-batches are cut by their prompts' lengths.
+        by_length: micro-batches are cut by the lengths of what the LLM reads.
         augmentation: what is lost of each sample.
         config: ``workers`` processes read ``prefetch`` global batches ahead each; with 0 the caller reads.
 

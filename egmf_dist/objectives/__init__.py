@@ -1,1 +1,2 @@
-"""What training minimises: the protocol (``base``) and the loss of the right answers (``answers``)."""
+"""What training minimises: the protocol (``base``), the loss of the right answers (``answers``), and what a number's
+distance from the truth costs (``numbers``)."""

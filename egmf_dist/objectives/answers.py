@@ -1,4 +1,4 @@
-"""The loss of the right answers: -log p of their tokens, and the auxiliary heads' part."""
+"""The loss of the right answers: -log p of their tokens, or a number's distance; and the auxiliary heads' part."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from egmf_dist.config import Config
 from egmf_dist.data.batch import RaggedBatch
 from egmf_dist.model.sequence import log_probabilities
 from egmf_dist.objectives.base import LossSums
+from egmf_dist.objectives.numbers import NumberLoss
 from egmf_shards import CLASSIFICATION, Task
 
 if TYPE_CHECKING:
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
 class AnswerLoss:
     """For each sample the sum of -log p over its answer and end-of-sequence tokens, plus the weighted auxiliary loss.
 
+    Where ``objective.number`` says so a regression is asked for its distance in place (:class:`NumberLoss`).
+
     Args:
-        config: ``model.auxiliary_weight``, and the width of the fused representation.
+        config: ``model.auxiliary_weight``, and the width of the fused representation; the section ``objective``.
         tasks: the run's, in order.
     """
 
@@ -31,6 +34,7 @@ class AnswerLoss:
         self.weight = config.model.auxiliary_weight if config.model.pseudo_tokens else 0.0
         self.inputs = config.model.pseudo_tokens * config.model.width
         self.tasks = list(tasks.values())
+        self.numbers = NumberLoss(config.objective, self.tasks) if config.objective.number != "tokens" else None
 
     def head(self) -> nn.Module | None:
         """The auxiliary heads; None where their weight is 0 or nothing is fused."""
@@ -40,12 +44,16 @@ class AnswerLoss:
         """The loss of a batch."""
         fused = model.fuse(batch)
         log_p_E = log_probabilities(model.read(batch.rows, model.speak(fused)), batch.rows)
-        answer_B = torch.zeros_like(batch.weight_B).index_add(0, batch.rows.owner_E, -log_p_E)
+        if self.numbers is None:
+            answer_B = torch.zeros_like(batch.weight_B).index_add(0, batch.rows.owner_E, -log_p_E)
+            asked_B = answer_B
+        else:
+            asked_B, answer_B = self.numbers(log_p_E, batch)
         auxiliary_B = torch.zeros_like(answer_B)
         if fused is not None and model.auxiliary is not None:
             auxiliary_B = model.auxiliary(fused.pooled_BKD, batch)
-        answer, auxiliary = (answer_B * batch.weight_B).sum(), (auxiliary_B * batch.weight_B).sum()
-        total = answer + self.weight * auxiliary
+        asked, answer, auxiliary = ((each_B * batch.weight_B).sum() for each_B in (asked_B, answer_B, auxiliary_B))
+        total = asked + self.weight * auxiliary
         return LossSums(total, answer.detach(), auxiliary.detach(), batch.weight_B.sum())
 
 

@@ -25,7 +25,7 @@ class LossSums(NamedTuple):
     """Sums over the batch's valid samples; the caller divides by the global batch's count."""
 
     total: torch.Tensor
-    """What is minimised, with gradient: answer + auxiliary_weight * auxiliary."""
+    """What is minimised, with gradient: answer (or a number's distance) + auxiliary_weight * auxiliary."""
     answer: torch.Tensor
     """Sum of -log p over answer and end-of-sequence tokens (detached)."""
     auxiliary: torch.Tensor

@@ -1,9 +1,9 @@
 """Training, top to bottom: :func:`train` is what every rank runs.
 
 The loss of a step is, over the global batch's valid samples, the mean of each sample's sum of -log p over answer and
-end-of-sequence tokens (plus the weighted auxiliary loss). It does not depend on how the batch was cut: each micro-batch
-gives a sum, the count of valid samples is all-reduced, and DeepSpeed's own division by ranks and by accumulation steps
-is multiplied back.
+end-of-sequence tokens, or of a number's distance (plus the weighted auxiliary loss). It does not depend on how the
+batch was cut: each micro-batch gives a sum, the count of valid samples is all-reduced, and DeepSpeed's own division by
+ranks and by accumulation steps is multiplied back.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from egmf_dist.engine import Engine, deepspeed_settings, initialise, partitioned
 from egmf_dist.inference.scorer import Scorer
 from egmf_dist.metrics.selection import check_selection, chosen_for_validation
 from egmf_dist.model.identity import backbone_identity
+from egmf_dist.objectives.numbers import reads_trees
 from egmf_dist.run.folder import Run
 from egmf_dist.run.identity import Identity
 from egmf_dist.run.lock import check_held
@@ -149,6 +150,8 @@ def started(config: Config, run: Run, start: Start) -> Iterator[Trainer]:
     capabilities, collator = read_backbone(config, data)
     if training.micro_tokens:
         packed = training.packing == "auto" and not capabilities.sequence_only
+        if collator.numbers:  # a row for each of them is many times a tree
+            packed = reads_trees(config, capabilities)
         cuts = micro_batches_of(stream, collator, training.micro_tokens, packed)
         stream = open_stream(config, shards, rank, ranks, cuts)
     identity = Identity(ranks, shards.index_hash, training.seed, backbone_identity(config.backbone))

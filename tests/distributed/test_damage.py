@@ -32,7 +32,7 @@ def test_what_is_lost_does_not_depend_on_ranks(data) -> None:
         found = {}
         for rank in range(world):
             stream = Stream(shards, seed=0, global_batch=10, micro_batch=3, rank=rank, world=world)
-            steps = Steps(stream, SimpleNamespace(prompt_bytes=None), augmentation=augmentation)
+            steps = Steps(stream, SimpleNamespace(row_bytes=None), augmentation=augmentation)
             for position in (0, 10, 190):  # the last crosses into the second epoch
                 for m in stream.read(position):
                     changed = zip(m.slots, steps._changed(m), m.weights, strict=True)

@@ -6,7 +6,15 @@ from dataclasses import replace
 
 import pytest
 
-from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, PromptConfig, TrainingConfig
+from egmf_dist.config import (
+    BackboneConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    PromptConfig,
+    TrainingConfig,
+)
 from egmf_shards import Turn
 
 pytestmark = pytest.mark.distributed
@@ -17,11 +25,12 @@ PATTERNS = [(1, 0, 1), (1, 0, 1), (0, 0, 1), (1, 0, 0), (1, 1, 0), (0, 1, 0), (1
 
 @pytest.fixture(scope="module")
 def job(random_backbone, tasks):
-    """``job(samples, micro_batch, branch=False, packed=False, **of the backbone)`` for gradients.py: ZeRO-3, fp32,
-    dropout 0."""
+    """``job(samples, micro_batch, branch=False, packed=False, number="tokens", **of the backbone)`` for gradients.py:
+    ZeRO-3, fp32, dropout 0."""
 
-    def make(samples, micro_batch, branch=False, packed=False, **changes):
+    def make(samples, micro_batch, branch=False, packed=False, number="tokens", **changes):
         config = Config(
+            objective=ObjectiveConfig(number=number),
             data=DataConfig(shards=["unused"]),
             prompt=PromptConfig(pseudo_tokens="before_utterance"),
             backbone=BackboneConfig(path=str(random_backbone), lora_rank=4, lora_alpha=8, lora_dropout=0.0, **changes),
@@ -72,6 +81,7 @@ def measured(job, run_ranks, make_samples):
         "whole backbone": job(samples, 8, tuning="full"),
         "layers computed again": job(samples, 8, gradient_checkpointing=True),
         "whole backbone, layers computed again": job(samples, 8, tuning="full", gradient_checkpointing=True),
+        "distances, one number a row": job(spoken, 10, number="expected"),
         "branch": job(samples, 4, branch=True),
     }
     two = {
@@ -82,6 +92,7 @@ def measured(job, run_ranks, make_samples):
         "forest, two at a time": job(spoken, 2, packed=True),
         "whole backbone": job(samples, 4, tuning="full"),
         "layers computed again": job(samples, 4, gradient_checkpointing=True),
+        "distances": job(spoken, 2, packed=True, number="expected"),
         "branch": job(samples, 4, branch=True),  # last: its ranks mix up their weights
     }
     return {ranks: run_ranks("gradients.py", ranks, jobs) for ranks, jobs in ((1, one), (2, two))}
@@ -110,6 +121,14 @@ def test_dialogues_that_share_their_context_give_the_gradient_of_separate_sequen
     one, two = measured[1]["separate sequences"], measured[2][name]
     assert two["tokens"] < one["tokens"] - 20
     assert two["sums"] == pytest.approx(one["sums"], rel=1e-6)
+    assert relative_difference(one, two) < 1e-5
+
+
+def test_numbers_distances_give_the_same_on_two_ranks(measured):
+    """Trees on two ranks, micro-batches of two of either task and a filler, against every number a row on one."""
+    one, two = measured[1]["distances, one number a row"], measured[2]["distances"]
+    assert two["sums"] == pytest.approx(one["sums"], rel=1e-5)
+    assert two["sums"][2] != pytest.approx(two["sums"][0] + 0.5 * two["sums"][1], rel=1e-2)
     assert relative_difference(one, two) < 1e-5
 
 

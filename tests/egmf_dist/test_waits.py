@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from egmf_dist import distributed
 from egmf_dist.build import build_egmf, read_backbone
-from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, TrainingConfig
+from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, ObjectiveConfig, TrainingConfig
 from egmf_dist.data.run_data import RunData
 from egmf_dist.model.fusion import attention
 from egmf_dist.training.checkpoint import Progress
@@ -46,8 +46,9 @@ class NoWait(TorchDispatchMode):
 
 
 @pytest.fixture
-def model_and_collator(random_backbone, tasks):
+def model_and_collator(request, random_backbone, tasks):
     config = Config(
+        objective=ObjectiveConfig(number=getattr(request, "param", "tokens")),
         data=DataConfig(shards=["unused"]),
         backbone=BackboneConfig(path=str(random_backbone), lora_rank=4, lora_alpha=8, lora_dropout=0.0),
         model=ModelConfig(width=32, heads=2, pseudo_tokens=2),
@@ -76,7 +77,11 @@ class Engine:
         pass
 
 
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    ("model_and_collator", "packed"),
+    [("tokens", False), ("tokens", True), ("soft", False), ("expected", True)],
+    indirect=["model_and_collator"],
+)
 def test_forward_and_backward_wait_for_nothing(monkeypatch, model_and_collator, make_samples, packed):
     """Of the whole model, the backbone's included; with a 2-D mask it is the backbone that waits."""
     model, collator = model_and_collator

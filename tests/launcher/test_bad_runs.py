@@ -16,6 +16,7 @@ from egmf_dist.config import Config, load_config
 from egmf_dist.errors import EgmfError
 from egmf_dist.jobs import Job
 from egmf_dist.model.identity import backbone_identity
+from egmf_dist.objectives import numbers
 from egmf_dist.preflight import preflight
 from egmf_dist.recipes import demo
 from egmf_dist.run.folder import Run, check_run, discard_unused, open_run
@@ -161,6 +162,16 @@ def test_a_checkpoint_must_be_of_this_data_and_backbone(here: Path) -> None:
     record.write_text(json.dumps(content | {"format": 99}))
     with pytest.raises(EgmfError, match=r"checkpoint\.json: written in format 99, and this egmf-dist reads up to 2"):
         preflight(config, 2, run, "auto")
+
+
+def test_legal_numbers_that_do_not_fit_are_refused_before_ranks_start(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, run = load_config("c.yaml", ["--objective.number", "soft"]), Run(Path("runs/new"))
+    preflight(config, 2, run, "never")
+    monkeypatch.setattr(numbers, "LOGITS", 1000)
+    with pytest.raises(EgmfError, match=r"objective.number is 'soft': the 13 legal numbers of task 'sentiment' in"):
+        preflight(config, 2, run, "never")
 
 
 def stand_in(error: Exception) -> Callable[[Job, bool], dict[str, object]]:
