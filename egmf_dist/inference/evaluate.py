@@ -16,7 +16,7 @@ from egmf_dist.data.run_data import RunData, open_split
 from egmf_dist.engine import deepspeed_settings, initialise_for_scoring, partitioned_loading
 from egmf_dist.errors import EgmfError
 from egmf_dist.files import write_json, write_json_lines
-from egmf_dist.inference.predictions import Prediction, written
+from egmf_dist.inference.predictions import Prediction, note_without, written
 from egmf_dist.inference.score import evaluate_predictions, score_samples
 from egmf_dist.inference.scorer import check_samples, choose_scorer
 from egmf_dist.model.adapter import best_adapter
@@ -120,6 +120,7 @@ def evaluate(
             result["ceilings"] = ceilings
         name = "-without-".join([split, "-".join(remove)]) if remove else split
         run.evaluations.mkdir(exist_ok=True)
+        note_without(rows, without_each)
         # The predictions first, so that a result never stands without them.
         write_json_lines(run.predictions(name), [written(row) for row in rows])
         write_json(run.evaluation(name), result)

@@ -7,9 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from egmf_dist.config.load import read_yaml
 from egmf_dist.errors import EgmfError
+from egmf_dist.formats import DamagedError, read_stamped
 from egmf_dist.run.folder import Run
 from egmf_dist.run.records import read_records
+
+ROBUSTNESS = "-robustness"
+"""How the names end of what was measured with disturbed streams."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,14 @@ class RunResults:
     """For each evaluated split what ``evaluation/SPLIT.json`` holds."""
     predictions: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """For each evaluated split one row per sample."""
+    robustness: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """For each split whose streams were disturbed what ``evaluation/SPLIT-robustness.json`` holds."""
+    starts: list[dict[str, Any]] = field(default_factory=list)
+    """A record per start, the newest last."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """``config.yaml`` as it stands there; empty where there is none."""
+    manifest: dict[str, Any] = field(default_factory=dict)
+    """``manifest.json``; empty where there is none that can be read."""
 
     @property
     def selected(self) -> dict[str, Any] | None:
@@ -48,13 +61,24 @@ def read_run(folder: Path) -> RunResults:
         name=folder.resolve().name,
         train=_by_step(records, "train"),
         valid=_by_step(records, "valid"),
-        evaluations={path.stem: _evaluation(path) for path in sorted(run.evaluations.glob("*.json"))},
+        evaluations={
+            path.stem: _evaluation(path)
+            for path in sorted(run.evaluations.glob("*.json"))
+            if not path.stem.endswith(ROBUSTNESS)
+        },
         predictions={
             path.name.removeprefix(before).removesuffix(after): _rows(path)
             for path in sorted(run.evaluations.glob(run.predictions("*").name))
         },
+        robustness={
+            path.stem.removesuffix(ROBUSTNESS): _json_with_tasks(path, "a measurement of robustness")
+            for path in sorted(run.evaluations.glob(f"*{ROBUSTNESS}.json"))
+        },
+        starts=[record for record in records if record.get("kind") == "start"],
+        settings={str(key): value for key, value in read_yaml(run.config).items()} if run.config.is_file() else {},
+        manifest=_manifest(run),
     )
-    if not (results.train or results.valid or results.evaluations or results.predictions):
+    if not (results.train or results.valid or results.evaluations or results.predictions or results.robustness):
         raise EgmfError(
             f"{run}: nothing to draw yet, neither {run.metrics.name} nor evaluation/SPLIT.json; "
             f"train first (egmf train --run {run} ...), then evaluate (egmf evaluate {run} --split test)"
@@ -74,14 +98,28 @@ def _by_step(records: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
 
 
 def _evaluation(path: Path) -> dict[str, Any]:
+    data = _json_with_tasks(path, "an evaluation")
+    if not all("metrics" in result for result in data["tasks"].values()):
+        raise EgmfError(f"{path}: not an evaluation (no tasks with metrics); evaluate that split again")
+    return data
+
+
+def _json_with_tasks(path: Path, what: str) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise EgmfError(f"{path}: not JSON ({error}); evaluate that split again") from error
     tasks = data.get("tasks") if isinstance(data, dict) else None
-    if not isinstance(tasks, dict) or not all("metrics" in result for result in tasks.values()):
-        raise EgmfError(f"{path}: not an evaluation (no tasks with metrics); evaluate that split again")
+    if not isinstance(tasks, dict) or not all(isinstance(result, dict) for result in tasks.values()):
+        raise EgmfError(f"{path}: not {what} (no tasks with metrics); evaluate that split again")
     return dict(data)
+
+
+def _manifest(run: Run) -> dict[str, Any]:
+    try:
+        return read_stamped(run.manifest)
+    except DamagedError:
+        return {}
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
