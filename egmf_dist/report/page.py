@@ -103,8 +103,8 @@ def written_number(value: object, digits: int = 3) -> str:
     """A number with so many decimals, the word for an undefined one, and anything else as it is."""
     if value is None:
         return "undefined"
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
+    if not isinstance(value, float):
+        return str(value)  # a label, or a count
     return f"{value:.{digits}f}" if is_number(value) else "undefined"
 
 

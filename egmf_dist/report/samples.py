@@ -133,5 +133,5 @@ def feature_picture(frames: np.ndarray) -> bytes:
     spread = frames.std(axis=0)
     deviations = (frames - frames.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
     buffer = io.BytesIO()
-    imsave(buffer, deviations.T, cmap=HEAT, vmin=-CLAMP, vmax=CLAMP, format="png", metadata={"Software": None})
+    imsave(buffer, deviations.T, cmap=HEAT, vmin=-CLAMP, vmax=CLAMP, format="png")
     return buffer.getvalue()
