@@ -89,15 +89,21 @@ def heat_map(
     return image
 
 
-def save(figure: Figure, path: Path) -> Path:
-    """Write a PNG under a temporary name, then rename it."""
+def png(figure: Figure, dpi: int = DPI) -> bytes:
+    """The picture as the bytes of a PNG."""
     for label in figure.findobj(match=_has_font):
         label.set_fontfamily(families())  # type: ignore[attr-defined]
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write a PNG under a temporary name, then rename it."""
+    data = png(figure)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_bytes(buffer.getvalue())
+        temporary.write_bytes(data)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

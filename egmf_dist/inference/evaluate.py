@@ -11,7 +11,7 @@ from egmf_dist.data.run_data import RunData
 from egmf_dist.files import write_json, write_json_lines
 from egmf_dist.inference.decode import decode_samples
 from egmf_dist.inference.opened import Opened
-from egmf_dist.inference.predictions import Prediction, calibrations_of, written
+from egmf_dist.inference.predictions import Prediction, calibrations_of, note_without, written
 from egmf_dist.inference.score import detailed, evaluate_predictions
 from egmf_shards import TEXT, ShardSet
 
@@ -77,6 +77,8 @@ def evaluate(opened: Opened, remove: Sequence[str], remove_each: bool, decode: b
             result["ceilings"] = ceilings
         name = "-without-".join([split, "-".join(remove)]) if remove else split
         run.evaluations.mkdir(exist_ok=True)
+        note_without(rows, without_each)
+        note_without(rows, without_each)
         # The predictions first, so that a result never stands without them.
         lines = [written(row, tasks[row["task"]], calibrations.get(row["task"])) for row in rows]
         write_json_lines(run.predictions(name), lines)

@@ -96,6 +96,18 @@ def calibrations_of(description: Mapping[str, Any]) -> dict[str, Calibration]:
     return {name: Calibration.from_json(data) for name, data in (description.get("calibration") or {}).items()}
 
 
+def note_without(rows: Sequence[Prediction], without_each: Mapping[str, Sequence[Prediction]]) -> None:
+    """Put under ``without`` of each row what is answered where one modality is taken away, by its name.
+
+    Args:
+        rows: the predictions, to be changed.
+        without_each: by modality the predictions without it, of the same samples in the same order.
+    """
+    for modality, scored in without_each.items():
+        for row, other in zip(rows, scored, strict=True):
+            row.setdefault("without", {})[modality] = other["predicted"]
+
+
 def written(row: Prediction, task: Task, calibration: Calibration | None) -> dict[str, Any]:
     """A prediction as its JSON line: metrics are computed from the numbers themselves, and only this rounds them.
 

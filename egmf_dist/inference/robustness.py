@@ -34,7 +34,7 @@ from egmf_shards import CLASSIFICATION, TEXT, Sample, Task
 SEED = 0
 RATES = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)
 DECIBELS = (20, 10, 0, -10)
-WORDS = "words"
+WORDS, FRAMES = "words", "all frames"
 Change = Callable[[int, Sample], Sample]
 
 
@@ -46,7 +46,7 @@ def robustness(opened: Opened) -> dict[str, Any]:
 
     Returns:
         On every rank what the file holds: ``rates``, ``decibels``, and by task ``metric``, ``clean``, ``curves`` (by
-        stream or ``words``: ``drop`` and ``noise``, pairs of rate or decibels and the metric), ``removed``,
+        stream, ``words`` or ``all frames``: ``drop`` and ``noise``, pairs of rate or decibels and metric), ``removed``,
         ``context``, ``area`` (by stream the mean of its drop curve), ``area_all`` (their mean) and ``conflict`` (by
         stream ``n`` and the shares of the answers that follow the exchanged stream's truth, the rest's, or neither).
 
@@ -74,6 +74,10 @@ class _Robustness:
             if stream != TEXT:
                 for decibels in DECIBELS:
                     self._point(key, "noise", decibels, _noisy(stream, decibels))
+        own = [stream for stream in streams if stream != TEXT]
+        if len(own) > 1:
+            for rate in RATES[1:]:
+                self._point(FRAMES, "drop", rate, _dropping_all(own, rate))
         if len(streams) > 1:
             for stream in streams:
                 rows = opened.score(f"{opened.split} without {stream}", [stream])
@@ -136,7 +140,7 @@ class _Robustness:
         def write() -> dict[str, Any]:
             for own in self.found.values():
                 own["area"] = {key: area(curves["drop"]) for key, curves in own["curves"].items()}
-                known = [value for value in own["area"].values() if value is not None]
+                known = [value for key, value in own["area"].items() if value is not None and key != FRAMES]
                 own["area_all"] = float(np.mean(known)) if known else None
             result = {
                 "split": opened.split,
@@ -194,6 +198,17 @@ def _dropping(stream: str, rate: float) -> Change:
     def change(_: int, sample: Sample) -> Sample:
         rng = drawn_from(SEED, "drop", stream, f"{rate}", sample.id)
         return drop_words(sample, rate, rng) if stream == TEXT else drop_frames(sample, stream, rate, rng)
+
+    return change
+
+
+def _dropping_all(streams: Sequence[str], rate: float) -> Change:
+    """Of every feature stream at once what it loses alone."""
+
+    def change(number: int, sample: Sample) -> Sample:
+        for stream in streams:
+            sample = _dropping(stream, rate)(number, sample)
+        return sample
 
     return change
 

@@ -1,4 +1,4 @@
-"""Pictures of a run: curves, confusion, predicted against true, gate weights, the cost of a missing modality."""
+"""A run on one page and in pictures: curves, answers, gate weights, what a missing modality costs."""
 
 from egmf_dist.report.write import write_report
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,44 @@ def scatter_figure(
     tidy(axes, _title(task, split, result, f"{scores}, n {len(y)}"), "true", "predicted (expected value)")
     axes.legend(fontsize=FONT - 2, loc="upper left", frameon=False)
     figure.colorbar(cells, ax=axes, label="samples", shrink=0.85)
+    return figure
+
+
+def reliability_figure(task: str, split: str, bins: Sequence[dict[str, Any]]) -> Figure:
+    """How often answers are right at each confidence, beside the line on which confidence is right.
+
+    Args:
+        task: its name.
+        split: which split was scored.
+        bins: an evaluation's ``reliability``: ``low``, ``high``, ``n``, ``confidence`` and ``accuracy`` (means).
+    """
+    held = [one for one in bins if one["n"]]
+    figure = new_figure(4.4, 3.9)
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color=COLOURS[1], linewidth=1.4, linestyle="--", label="confidence is right")
+    axes.bar(
+        [one["low"] for one in held],
+        [one["accuracy"] for one in held],
+        [one["high"] - one["low"] for one in held],
+        align="edge",
+        color=COLOURS[0],
+        edgecolor="white",
+        alpha=0.75,
+        label="accuracy",
+    )
+    most = max((one["n"] for one in held), default=1)
+    axes.scatter(
+        [one["confidence"] for one in held],
+        [one["accuracy"] for one in held],
+        [12 + 90 * one["n"] / most for one in held],
+        color="black",
+        zorder=3,
+        label="mean confidence (size: samples)",
+    )
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1.02)
+    tidy(axes, f"{task}, {split} split", "confidence", "accuracy")
+    axes.legend(fontsize=FONT - 3, frameon=False, loc="upper left")
     return figure
 
 

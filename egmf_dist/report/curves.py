@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,21 +20,27 @@ SMOOTHING = 6
 def training_figure(run: RunResults) -> Figure:
     """Four panels; a panel whose records are missing says so."""
     figure = new_figure(10, 6.6)
-    (loss, valid), (rate, norm) = figure.subplots(2, 2)
-    _draw_loss(loss, run)
-    _draw_validation(valid, run)
-    for axes, key, title in ((rate, "lr", "learning rate"), (norm, "grad_norm", "gradient norm, before clipping")):
-        steps, values = series(run.train, key)
-        axes.plot(steps, values, color=COLOURS[0], linewidth=1.3)
-        tidy(axes, title, "step")
-    if any(value > 0 for value in series(run.train, "grad_norm")[1]):
-        norm.set_yscale("log")
-    skipped = [r["step"] for r, before in zip(run.train, [{}, *run.train], strict=False) if _skips(r) > _skips(before)]
-    if skipped:
-        norm.plot(skipped, [0.03] * len(skipped), "x", color=COLOURS[1], transform=norm.get_xaxis_transform())
-        norm.set_title("gradient norm, before clipping (x: skipped)", fontsize=FONT, loc="left")
+    for axes, draw in zip(np.ravel(figure.subplots(2, 2)), TRAINING_PANELS.values(), strict=True):
+        draw(axes, run)
     figure.suptitle(plain(run.name), fontsize=FONT + 2)
     return figure
+
+
+def _draw_rate(axes: Axes, run: RunResults) -> None:
+    axes.plot(*series(run.train, "lr"), color=COLOURS[0], linewidth=1.3)
+    tidy(axes, "learning rate", "step")
+
+
+def _draw_norm(axes: Axes, run: RunResults) -> None:
+    steps, values = series(run.train, "grad_norm")
+    axes.plot(steps, values, color=COLOURS[0], linewidth=1.3)
+    tidy(axes, "gradient norm, before clipping", "step")
+    if any(value > 0 for value in values):
+        axes.set_yscale("log")
+    skipped = [r["step"] for r, before in zip(run.train, [{}, *run.train], strict=False) if _skips(r) > _skips(before)]
+    if skipped:
+        axes.plot(skipped, [0.03] * len(skipped), "x", color=COLOURS[1], transform=axes.get_xaxis_transform())
+        axes.set_title("gradient norm, before clipping (x: skipped)", fontsize=FONT, loc="left")
 
 
 def _skips(record: dict[str, Any]) -> int:
@@ -76,6 +82,14 @@ def _draw_validation(axes: Axes, run: RunResults) -> None:
         axes.set_title(f"validation (star: kept adapter, step {chosen['step']})", fontsize=FONT, loc="left")
         axes.set_xlabel(plain(f"step; kept: best {rule}" if rule else "step"), fontsize=FONT - 3)
     axes.legend(fontsize=FONT - 2, frameon=False)
+
+
+TRAINING_PANELS: dict[str, Callable[[Axes, RunResults], None]] = {
+    "training loss": _draw_loss,
+    "validation": _draw_validation,
+    "learning rate": _draw_rate,
+    "gradient norm": _draw_norm,
+}
 
 
 def validation_lines(run: RunResults) -> list[tuple[str, str]]:

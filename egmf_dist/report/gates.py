@@ -48,6 +48,32 @@ def true_class(truth: str | float) -> str:
     return SIGNS[1 + (truth > 0) - (truth < 0)]
 
 
+def gate_tables(
+    rows: Sequence[dict[str, Any]], groups: Sequence[str], order: Sequence[str]
+) -> list[tuple[str, list[str], list[tuple[str, int, list[float]]]]]:
+    """For each diagnostic its name, its columns, and per group the samples and the mean of each column.
+
+    Args:
+        rows: the predictions; those without diagnostics are left out.
+        groups: the group of each row, such as its true class or its language.
+        order: the order of the groups; those that it does not name follow by name.
+    """
+    pairs = [(row, group) for row, group in zip(rows, groups, strict=True) if any((row.get("gates") or {}).values())]
+    if not pairs:
+        return []
+    rows, groups = [row for row, _ in pairs], [group for _, group in pairs]
+    names = [name for name in order if name in groups] + sorted(set(groups) - set(order))
+    tables = []
+    for level, weights in rows[0]["gates"].items():
+        if weights:
+            lines = [
+                (name, groups.count(name), [_mean(rows, groups, name, level, column) for column in weights])
+                for name in names
+            ]
+            tables.append((level, list(weights), lines))
+    return tables
+
+
 def _mean(rows: Sequence[dict[str, Any]], classes: Sequence[str], name: str, level: str, column: str) -> float:
     weights = [r["gates"][level].get(column, 0.0) for r, c in zip(rows, classes, strict=True) if c == name]
     return float(np.mean(weights))

@@ -10,7 +10,36 @@ from matplotlib.figure import Figure
 
 from egmf_dist.inference.conditions import conditions
 from egmf_dist.report.curves import number
-from egmf_dist.style import COLOURS, FONT, new_figure, tidy
+from egmf_dist.style import COLOURS, FONT, GREY, new_figure, plain, tidy
+
+DISTURBED = {"drop": "share of frames or words that is gone", "noise": "signal to noise, dB"}
+
+
+def robustness_figure(task: str, kind: str, measured: dict[str, Any]) -> Figure | None:
+    """The headline metric as each stream is disturbed more; None where that was not measured.
+
+    Args:
+        task: its name.
+        kind: ``drop`` or ``noise``.
+        measured: the task's part of ``SPLIT-robustness.json``.
+    """
+    curves = {stream: curve.get(kind) for stream, curve in (measured.get("curves") or {}).items()}
+    curves = {stream: points for stream, points in curves.items() if points}
+    if not curves:
+        return None
+    figure = new_figure(4.4, 3.6)
+    axes = figure.subplots()
+    for i, (stream, points) in enumerate(curves.items()):
+        at, values = [p[0] for p in points], [number(p[1]) for p in points]
+        axes.plot(at, values, "o-", color=COLOURS[i % len(COLOURS)], markersize=3.5, linewidth=1.5, label=plain(stream))
+    clean = number(measured.get("clean"))
+    if math.isfinite(clean):
+        axes.axhline(clean, color=GREY, linestyle=":", linewidth=1.3, label="undisturbed")
+    if kind == "noise":
+        axes.invert_xaxis()  # more noise to the right
+    tidy(axes, f"{task}: {measured.get('metric', '')}", DISTURBED[kind])
+    axes.legend(fontsize=FONT - 3, frameon=False)
+    return figure
 
 
 def missing_figure(split: str, evaluation: dict[str, Any]) -> Figure | None:

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from egmf_dist.config.load import read_yaml
 from egmf_dist.errors import EgmfError
+from egmf_dist.formats import DamagedError, read_stamped
 from egmf_dist.run.folder import ROBUSTNESS, Run
 from egmf_dist.run.records import read_records
 
@@ -27,7 +29,13 @@ class RunResults:
     predictions: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """For each evaluated split one row per sample."""
     robustness: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """By split what ``evaluation/SPLIT-robustness.json`` holds."""
+    """For each split whose streams were disturbed what ``evaluation/SPLIT-robustness.json`` holds."""
+    starts: list[dict[str, Any]] = field(default_factory=list)
+    """A record per start, the newest last."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """``config.yaml`` as it stands there; empty where there is none."""
+    manifest: dict[str, Any] = field(default_factory=dict)
+    """``manifest.json``; empty where there is none that can be read."""
 
     @property
     def selected(self) -> dict[str, Any] | None:
@@ -53,15 +61,19 @@ def read_run(folder: Path) -> RunResults:
         evaluations={
             path.stem: _evaluation(path)
             for path in sorted(run.evaluations.glob("*.json"))
-            if not path.name.endswith(ROBUSTNESS)
-        },
-        robustness={
-            path.name.removesuffix(ROBUSTNESS): _json(path) for path in sorted(run.evaluations.glob(f"*{ROBUSTNESS}"))
+            if not path.stem.endswith(ROBUSTNESS)
         },
         predictions={
             path.name.removeprefix(before).removesuffix(after): _rows(path)
             for path in sorted(run.evaluations.glob(run.predictions("*").name))
         },
+        robustness={
+            path.stem.removesuffix(ROBUSTNESS): _json_with_tasks(path, "a measurement of robustness")
+            for path in sorted(run.evaluations.glob(f"*{ROBUSTNESS}.json"))
+        },
+        starts=[record for record in records if record.get("kind") == "start"],
+        settings={str(key): value for key, value in read_yaml(run.config).items()} if run.config.is_file() else {},
+        manifest=_manifest(run),
     )
     if not (results.train or results.valid or results.evaluations or results.predictions or results.robustness):
         raise EgmfError(
@@ -82,19 +94,29 @@ def _by_step(records: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
     return [last[step] for step in sorted(last)]
 
 
-def _json(path: Path) -> Any:
+def _evaluation(path: Path) -> dict[str, Any]:
+    data = _json_with_tasks(path, "an evaluation")
+    if not all("metrics" in result for result in data["tasks"].values()):
+        raise EgmfError(f"{path}: not an evaluation (no tasks with metrics); evaluate that split again")
+    return data
+
+
+def _json_with_tasks(path: Path, what: str) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise EgmfError(f"{path}: not JSON ({error}); evaluate that split again") from error
-
-
-def _evaluation(path: Path) -> dict[str, Any]:
-    data = _json(path)
     tasks = data.get("tasks") if isinstance(data, dict) else None
-    if not isinstance(tasks, dict) or not all("metrics" in result for result in tasks.values()):
-        raise EgmfError(f"{path}: not an evaluation (no tasks with metrics); evaluate that split again")
+    if not isinstance(tasks, dict) or not all(isinstance(result, dict) for result in tasks.values()):
+        raise EgmfError(f"{path}: not {what} (no tasks with metrics); evaluate that split again")
     return dict(data)
+
+
+def _manifest(run: Run) -> dict[str, Any]:
+    try:
+        return read_stamped(run.manifest)
+    except DamagedError:
+        return {}
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Draw a run: everything there is data for, as PNG files in ``RUN/report``."""
+"""Draw a run: everything there is data for, as PNG files in ``RUN/report`` and on one page, ``index.html``."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from egmf_dist.report.answers import confusion_figure, scatter_figure
+from egmf_dist.files import write_text
+from egmf_dist.report.answers import confusion_figure, reliability_figure, scatter_figure
 from egmf_dist.report.curves import comparison_figure, training_figure
 from egmf_dist.report.gates import gates_figure
-from egmf_dist.report.missing import missing_figure
+from egmf_dist.report.missing import DISTURBED, missing_figure, robustness_figure
+from egmf_dist.report.page import render_page
 from egmf_dist.report.read import RunResults, read_run
-from egmf_dist.report.robustness import robustness_figure
+from egmf_dist.report.samples import find_samples
 from egmf_dist.run.folder import Run
 from egmf_dist.style import save
 
 
 def write_report(run: Path, compare: Sequence[Path] = ()) -> list[Path]:
-    """Draw ``training.png``, ``confusion-TASK-SPLIT.png``, ``scatter-TASK-SPLIT.png``, ``gates-TASK-SPLIT.png``,
-    ``missing-SPLIT.png``, ``robustness-TASK-SPLIT.png`` and, with runs to compare, ``compare.png``; what has no data is
-    left out.
+    """Draw ``training.png``, ``confusion-TASK-SPLIT.png`` (and ``reliability``, ``scatter``, ``gates`` alike),
+    ``missing-SPLIT.png``, ``robustness-drop-TASK-SPLIT.png`` (and ``-noise-``) and, with runs to compare,
+    ``compare.png``; then everything on one page, ``index.html``. What has no data is left out.
 
     Args:
         run: the run's folder.
@@ -37,12 +39,15 @@ def write_report(run: Path, compare: Sequence[Path] = ()) -> list[Path]:
     folders = [Path(run), *map(Path, compare)]
     # Everything is read before anything is written.
     results = [read_run(folder) for folder in folders]
+    labels = run_labels(folders)
+    page = render_page(results, labels, find_samples(folders[0], results[0]))
     out = Run(folders[0]).report
     out.mkdir(exist_ok=True)
     written = [save(figure, out / f"{name}.png") for name, figure in figures(results[0])]
     if compare:
-        written.append(save(comparison_figure(results, run_labels(folders)), out / "compare.png"))
-    return written
+        written.append(save(comparison_figure(results, labels), out / "compare.png"))
+    write_text(out / "index.html", page)
+    return [*written, out / "index.html"]
 
 
 def run_labels(folders: Sequence[Path]) -> list[str]:
@@ -68,11 +73,12 @@ def figures(run: RunResults) -> Iterator[tuple[str, Figure]]:
         picture = missing_figure(split, evaluation)
         if picture is not None:
             yield f"missing-{split}", picture
-    for split, found in sorted(run.robustness.items()):
-        for task, own in found["tasks"].items():
-            picture = robustness_figure(task, split, own)
-            if picture is not None:
-                yield f"robustness-{file_name(task)}-{split}", picture
+    for split, measured in run.robustness.items():
+        for task, part in measured["tasks"].items():
+            for kind in DISTURBED:
+                picture = robustness_figure(task, kind, part)
+                if picture is not None:
+                    yield f"robustness-{kind}-{file_name(task)}-{split}", picture
 
 
 def task_figures(
@@ -82,6 +88,8 @@ def task_figures(
     end = f"{file_name(task)}-{split}"
     if result is not None and result.get("confusion") and result["n"]:
         yield f"confusion-{end}", confusion_figure(task, split, result)
+    if result is not None and any(one["n"] for one in result.get("reliability") or ()):
+        yield f"reliability-{end}", reliability_figure(task, split, result["reliability"])
     numbers = [r for r in rows if not isinstance(r["truth"], str)]
     if numbers:
         truth, predicted = [r["truth"] for r in numbers], [r["predicted"] for r in numbers]

@@ -35,8 +35,8 @@ def step_of(name: str) -> int | None:
     return int(number) if number != name and number.isdecimal() else None
 
 
-ROBUSTNESS = "-robustness.json"
-"""How the name of such a file ends, beside evaluations."""
+ROBUSTNESS = "-robustness"
+"""How the names end of what was measured with damaged samples, beside evaluations."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Run:
 
     def robustness(self, split: str) -> Path:
         """Metrics of a split that is damaged in many ways."""
-        return self.evaluations / f"{split}{ROBUSTNESS}"
+        return self.evaluations / f"{split}{ROBUSTNESS}.json"
 
     def predictions(self, name: str) -> Path:
         """One row per sample of the same."""

@@ -105,11 +105,11 @@ def backbone_fetch(name: str, /, out: Path) -> None:
 
 
 def report(path: Path, /, compare: Sequence[Path] = ()) -> None:
-    """Draw a run's pictures; with other runs, say where they differ.
+    """A run on one HTML page, and its pictures: RUN/report; with other runs, where they differ.
 
     Args:
         path: the run's folder, runs/NAME
-        compare: other runs to draw beside it
+        compare: other runs to show beside it
     """
     from egmf_dist.report import write_report
     from egmf_dist.report.differences import differences, sentence

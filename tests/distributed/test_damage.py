@@ -67,14 +67,15 @@ def test_two_ranks(data, random_backbone, run_ranks, tmp_path) -> None:
     result = run_ranks("training_run.py", 2, {"train": TrainJob(run.folder, config), "evaluate": evaluate})["evaluate"]
     assert json.loads(run.robustness("test").read_text()) == result["robustness"]
     assert set(result["greedy"]["tasks"]) == {"emotion", "sentiment"}
-    for name, found in result["robustness"]["tasks"].items():
+    found_tasks = result["robustness"]["tasks"]
+    for name, found in found_tasks.items():
         own = result["tasks"][name]
         metric = HEADLINE[own["kind"]]
         assert (found["metric"], found["clean"]) == (metric, pytest.approx(own["metrics"][metric], abs=1e-6))
-        assert set(found["curves"]) == {"words", "audio", "vision"}
+        assert set(found["curves"]) == {"words", "audio", "vision", "all frames"}
         for key, curves in found["curves"].items():
             assert [rate for rate, _ in curves["drop"]] == list(RATES)
-            assert [db for db, _ in curves.get("noise", [])] == ([] if key == "words" else list(DECIBELS))
+            assert [db for db, _ in curves.get("noise", [])] == (list(DECIBELS) if key in ("audio", "vision") else [])
         for stream, value in found["removed"].items():
             assert value == pytest.approx(result["removed"][stream]["tasks"][name]["metrics"][metric], abs=1e-6)
         assert set(found["context"]) == {"shuffled", "removed"}
@@ -83,4 +84,4 @@ def test_two_ranks(data, random_backbone, run_ranks, tmp_path) -> None:
             assert votes["follows_stream"] + votes["follows_rest"] + votes["neither"] == pytest.approx(1)
         assert result["greedy"]["tasks"][name]["n"] == own["n"]
     drawn = {path.name for path in write_report(run.folder)}
-    assert {"robustness-emotion-test.png", "robustness-sentiment-test.png"} <= drawn
+    assert {f"robustness-{kind}-{task}-test.png" for kind in ("drop", "noise") for task in found_tasks} <= drawn

@@ -158,8 +158,9 @@ def test_a_whole_run_gives_every_picture(run: Path) -> None:
         "scatter-sentiment-test.png",
         "gates-sentiment-test.png",
         "missing-test.png",
+        "index.html",
     ]
-    assert all(is_png(file) for file in files)
+    assert all(is_png(file) for file in files[:-1])
     assert sorted(p.name for p in (run / "report").iterdir()) == sorted(names(files))
     drawn = files[3].read_bytes()
     name, figure = list(figures(read_run(run)))[3]
@@ -174,7 +175,7 @@ def test_pyplot_is_never_loaded() -> None:
 def test_training_alone_and_evaluation_alone(run: Path, tmp_path: Path) -> None:
     alone = tmp_path / "alone"
     write_lines(alone / "metrics.jsonl", metrics_lines(50))  # no validation yet
-    assert names(write_report(alone)) == ["training.png"]
+    assert names(write_report(alone)) == ["training.png", "index.html"]
     (run / "metrics.jsonl").unlink()
     assert "training" not in planned(run)
 
@@ -282,7 +283,7 @@ def test_collapse_and_undefined_scores_are_written_out(tmp_path: Path) -> None:
     result = evaluate_task(SENTIMENT, [r["truth"] for r in rows], [r["predicted"] for r in rows])
     assert result["collapsed"]
     (folder / "valid.json").write_text(json.dumps({"tasks": {"sentiment": result}}), encoding="utf-8")
-    assert names(write_report(tmp_path / "run")) == ["scatter-sentiment-valid.png"]
+    assert names(write_report(tmp_path / "run")) == ["scatter-sentiment-valid.png", "index.html"]
 
 
 def test_names_that_are_no_file_names_or_formulas(tmp_path: Path) -> None:
@@ -293,7 +294,7 @@ def test_names_that_are_no_file_names_or_formulas(tmp_path: Path) -> None:
     result = evaluate_task(task, [0, 1, 2], [0, 1, 1])
     (folder / "test.json").write_text(json.dumps({"tasks": {task.name: result}}), encoding="utf-8")
     files = write_report(tmp_path / "run")
-    assert names(files) == ["confusion-my_task_1-test.png"]
+    assert names(files) == ["confusion-my_task_1-test.png", "index.html"]
     assert is_png(files[0])
 
 
@@ -303,8 +304,8 @@ def test_compare_draws_runs_beside_each_other(run: Path, tmp_path: Path) -> None
     for picture in ("test.json", "predictions-test.jsonl"):
         (run / "evaluation" / picture).unlink()
     files = write_report(run, compare=[other])
-    assert names(files)[-1] == "compare.png"
-    assert is_png(files[-1])
+    assert names(files)[-2:] == ["compare.png", "index.html"]
+    assert is_png(files[-2])
     assert not (other / "report").exists()
     with pytest.raises(EgmfError, match="nowhere: no such run"):
         write_report(run, compare=[tmp_path / "nowhere"])
