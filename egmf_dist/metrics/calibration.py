@@ -9,7 +9,7 @@
   on validation :data:`INTERVAL` of the truth lies inside (conformalised quantiles, Romano et al. 2019, arXiv
   1905.03222).
 
-What does not help on the samples it was fitted on is left out: T is 1, the line is the identity.
+What does not surely help, by two standard errors, is left out: T is 1, the line is the identity.
 """
 
 from __future__ import annotations
@@ -128,11 +128,20 @@ def negative_log_likelihood(p: np.ndarray, right: np.ndarray) -> float:
 def _temperature(p: np.ndarray, right: np.ndarray) -> float:
     from scipy.optimize import minimize_scalar  # here: who only applies a calibration needs neither package
 
+    def scaled(log_t: float) -> np.ndarray:
+        return Calibration(float(np.exp(log_t))).probabilities(p)
+
     def loss(log_t: float) -> float:
-        return negative_log_likelihood(Calibration(float(np.exp(log_t))).probabilities(p), right)
+        return negative_log_likelihood(scaled(log_t), right)
 
     found = minimize_scalar(loss, bounds=_LOG_TEMPERATURE, method="bounded")
-    return float(np.exp(found.x)) if found.fun < loss(0.0) - _GAIN else 1.0
+    before, after = (np.log(np.maximum(q[np.arange(len(right)), right], _TINY)) for q in (p, scaled(found.x)))
+    return float(np.exp(found.x)) if found.fun < loss(0.0) - _GAIN and _is_sure(after - before) else 1.0
+
+
+def _is_sure(gain: np.ndarray) -> bool:
+    """Whether a gain a sample is more than chance: by two standard errors of its mean."""
+    return bool(gain.mean() > 2 * gain.std(ddof=1) / np.sqrt(len(gain)))
 
 
 def _widening(straight: Calibration, task: Task, p: np.ndarray, y: np.ndarray) -> float:
@@ -166,8 +175,8 @@ def covered(ends: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _line(task: Task, y: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
-    """Slope and intercept of the least mean absolute error; the identity where no rising line is better by more than
-    one standard error on samples that it was not fitted on."""
+    """Slope and intercept of the least mean absolute error; the identity where no rising line is surely better on
+    samples that it was not fitted on."""
     from sklearn.linear_model import QuantileRegressor
 
     identity = 1.0, 0.0
@@ -192,5 +201,5 @@ def _line(task: Task, y: np.ndarray, expected: np.ndarray) -> tuple[float, float
         gain[unseen] = np.abs(y[unseen] - expected[unseen]) - np.abs(y[unseen] - bent(*line, unseen))
     slope, intercept = through(everyone)
     fits = np.abs(y - bent(slope, intercept, everyone)).mean() < np.abs(y - expected).mean() - _GAIN
-    sure = gain.mean() > gain.std(ddof=1) / np.sqrt(len(y))
+    sure = _is_sure(gain)
     return (slope, intercept) if slope > 0 and fits and sure else identity

@@ -13,6 +13,7 @@ from egmf_dist.jobs import EvaluateJob
 from egmf_dist.run.folder import Run
 from egmf_dist.run.places import Places
 from egmf_launcher.arguments import CommandLine
+from egmf_launcher.bench_report import new_console
 from egmf_launcher.decide import LaunchArguments
 from egmf_launcher.launch import choose, is_silent_rank, launch_job, new_launch, reexecute_under_deepspeed
 
@@ -94,10 +95,9 @@ def evaluate(
 
 def print_robustness(found: Mapping[str, Any]) -> None:
     """The curves as a table, on standard output."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = new_console()
     for name, task in found["tasks"].items():
         table = Table(title=f"{name}: {task['metric']} with so much lost, {found['split']}", title_justify="left")
         for heading in ("stream", *(f"{rate:.0%}" for rate in found["rates"]), "mean", "all of it"):
@@ -118,7 +118,6 @@ def print_robustness(found: Mapping[str, Any]) -> None:
 
 def print_table(result: Mapping[str, Any], split: str, remove: Sequence[str]) -> None:
     """Measured beside the construction's ceiling, on standard output."""
-    from rich.console import Console
     from rich.table import Table
 
     from egmf_dist.inference.conditions import conditions
@@ -136,7 +135,7 @@ def print_table(result: Mapping[str, Any], split: str, remove: Sequence[str]) ->
             sure = (result["tasks"][name].get("intervals") or {}).get(metric) if row is rows[0] else None
             between = f"{sure[0]:.3f} to {sure[1]:.3f}" if sure else ""
             table.add_row(name, metric, count, row.label, _number(row.measured), between, *ceiling)
-    console = Console(highlight=False, soft_wrap=True)
+    console = new_console()
     console.print(table)
     for name, task in (result.get("greedy") or {}).get("tasks", {}).items():
         names = ("accuracy", "weighted_f1") if "accuracy" in task["metrics"] else ("mae", "corr", "non0_acc2")

@@ -177,7 +177,7 @@ def test_three_numbers_of_one_distribution() -> None:
 
 
 def test_detail_groups_what_differs() -> None:
-    truth, p = overconfident(90, 2.0)
+    truth, p = overconfident(90, 4.0)
     rows = [
         {
             "id": f"s{i}", "language": "en" if i < 60 else "zh", "probabilities": p[i], "words": i // 30 + 1,
