@@ -6,7 +6,6 @@ batches, loader processes or what was drawn before.
 
 from __future__ import annotations
 
-import re
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,11 +13,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from egmf_dist.config import DataConfig
+from egmf_dist.data.words import words
 from egmf_shards import TEXT, Sample
 
 Change = Callable[[Sample], Sample]
-_WORD = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]|[^\s\u3400-\u9fff\uf900-\ufaff]+")
-"""A word between spaces, or one Chinese character."""
 
 
 def drawn_from(seed: int, *names: str | int) -> np.random.Generator:
@@ -39,14 +37,14 @@ def drop_frames(sample: Sample, stream: str, rate: float, rng: np.random.Generat
 
 def drop_words(sample: Sample, rate: float, rng: np.random.Generator) -> Sample:
     """Each word of the utterance (each Chinese character) is lost with probability ``rate``; one is always left."""
-    words = [*_WORD.finditer(sample.text)]
-    if not words or rate <= 0:
+    said = words(sample.text)
+    if not said or rate <= 0:
         return sample
-    kept = rng.random(len(words)) >= rate
-    kept[int(rng.integers(len(words)))] |= not kept.any()
+    kept = rng.random(len(said)) >= rate
+    kept[int(rng.integers(len(said)))] |= not kept.any()
     # What stood before a word goes with it.
-    starts = [0, *(word.end() for word in words[:-1])]
-    text = "".join(sample.text[start : w.end()] for start, w, keep in zip(starts, words, kept, strict=True) if keep)
+    starts = [0, *(end for _, end in said[:-1])]
+    text = "".join(sample.text[start:end] for start, (_, end), keep in zip(starts, said, kept, strict=True) if keep)
     return replace(sample, text=text.strip())
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from egmf_dist.data.words import words
 from egmf_dist.errors import EgmfError
 from egmf_dist.inference.scorer import Scores
 from egmf_dist.metrics.calibration import Calibration
@@ -15,7 +15,6 @@ from egmf_shards import CLASSIFICATION, Sample, Task
 
 Prediction = dict[str, Any]
 """One sample's answer, its ``probabilities`` as a float64 array over the legal answers; :func:`written` rounds them."""
-_WORD = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]|[^\s\u3400-\u9fff\uf900-\ufaff]+")
 DECIMALS = 6
 """Of the numbers in written predictions."""
 
@@ -78,17 +77,12 @@ def _facts(sample: Sample) -> dict[str, Any]:
     """What a result is grouped by, and shown with."""
     facts: dict[str, Any] = {
         "text": sample.text,
-        "words": word_count(sample.text),
+        "words": len(words(sample.text)),
         "modalities": list(sample.modalities),
         "turn": sample.turn,
     }
     facts |= {name: value for name, value in (("speaker", sample.speaker), ("dialogue", sample.dialogue)) if value}
     return facts
-
-
-def word_count(text: str) -> int:
-    """Words between spaces, a Chinese character as one."""
-    return len(_WORD.findall(text))
 
 
 def calibrations_of(description: Mapping[str, Any]) -> dict[str, Calibration]:

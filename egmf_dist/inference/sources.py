@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -69,23 +69,14 @@ def open_source(path: Path, split: str) -> Source:
     return Lines(path)
 
 
-@dataclass(frozen=True)
 class ShardFolder:
     """A split of a folder of shards."""
 
-    path: Path
-    split: str
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "shards", ShardSet.open([str(self.path)], self.split))
+    def __init__(self, path: Path, split: str) -> None:
+        self._shards = ShardSet.open([str(path)], split)
 
     def __len__(self) -> int:
         return len(self._shards)
-
-    @property
-    def _shards(self) -> ShardSet:
-        shards: ShardSet = self.shards  # type: ignore[attr-defined]
-        return shards
 
     def identity(self) -> str:
         """See :class:`Source`."""
@@ -115,18 +106,16 @@ def _one(shards: ShardSet, place: int) -> Sample | str:
         return f"sample {place}: {error}"
 
 
-@dataclass(frozen=True)
 class Lines:
     """A file of JSON lines."""
 
-    path: Path
-
-    def __post_init__(self) -> None:
-        if not len(self):
-            raise EgmfError(f"--input {self.path}: has no line; one JSON object a line is needed")
+    def __init__(self, path: Path) -> None:
+        self.path, self._count = path, sum(1 for _ in _lines(path))
+        if not self._count:
+            raise EgmfError(f"--input {path}: has no line; one JSON object a line is needed")
 
     def __len__(self) -> int:
-        return sum(1 for _ in _lines(self.path))
+        return self._count
 
     def identity(self) -> str:
         """See :class:`Source`."""
