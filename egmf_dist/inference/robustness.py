@@ -97,11 +97,14 @@ class _Robustness:
             self.found[name] = {"metric": metric, "clean": value, "curves": {}}
 
     def _headlines(self, rows: Sequence[Prediction]) -> dict[str, float | None]:
-        """On rank 0 the headline metric of each task."""
-        if not rows:
-            return {}
-        results = evaluate_predictions(rows, self.tasks)
-        return {name: result["metrics"][HEADLINE[result["kind"]]] for name, result in results.items()}
+        """The headline metric of each task, on every rank, of rank 0's predictions."""
+
+        def judge() -> dict[str, float | None]:
+            results = evaluate_predictions(rows, self.tasks)
+            return {name: result["metrics"][HEADLINE[result["kind"]]] for name, result in results.items()}
+
+        found: dict[str, float | None] = distributed.on_rank_zero(judge)
+        return found
 
     def _point(self, key: str, kind: str, at: float, change: Change) -> None:
         what = f"{at:.0%} of {key} lost" if kind == "drop" else f"{key} at {at} dB"
