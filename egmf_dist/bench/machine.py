@@ -35,6 +35,12 @@ def peak_tflops() -> float | None:
     return next((peak for part, peak in _PEAKS.items() if part in name), None)
 
 
+def wait_for_device() -> None:
+    """Until a GPU has done what it was given; without one nothing is outstanding."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 def matmul_tflops() -> float:
     """What a matrix product reaches here and now: bf16 of 8192 on a GPU, fp32 of 1024 on one CPU thread; TFLOP/s."""
     cuda = torch.cuda.is_available()
@@ -42,13 +48,11 @@ def matmul_tflops() -> float:
     a = torch.randn(side, side, device="cuda" if cuda else "cpu", dtype=torch.bfloat16 if cuda else torch.float32)
 
     def seconds(count: int) -> float:
-        if cuda:
-            torch.cuda.synchronize()
+        wait_for_device()
         start = time.perf_counter()
         for _ in range(count):
             torch.mm(a, a)
-        if cuda:
-            torch.cuda.synchronize()
+        wait_for_device()
         return time.perf_counter() - start
 
     seconds(2)

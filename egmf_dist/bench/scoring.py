@@ -20,7 +20,7 @@ from egmf_dist import distributed
 from egmf_dist.bench.backbones import write_backbone
 from egmf_dist.bench.contestants import Read
 from egmf_dist.bench.dialogues import NUMBERS, TASK, write_dialogues
-from egmf_dist.bench.machine import machine
+from egmf_dist.bench.machine import machine, wait_for_device
 from egmf_dist.bench.score_options import ScoringOptions
 from egmf_dist.build import build_egmf
 from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, TrainingConfig
@@ -123,11 +123,11 @@ def _of_task(
         for way, once in ways.items():
             doing(f"{len(legal)} answers: {TITLES[way]}")
             chosen = read.samples[:_BATCH] if number < 0 else read.samples  # the first time warms up
-            _wait()
+            wait_for_device()
             start = time.perf_counter()
             for first in range(0, len(chosen), _BATCH):
                 once(chosen[first : first + _BATCH])
-            _wait()
+            wait_for_device()
             if number >= 0:
                 seconds[way].append((time.perf_counter() - start) / len(chosen))
     return [
@@ -151,8 +151,3 @@ def _ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
         found[f"sequence_vs_tree_{answers}"] = round(cost[answers, "sequence"] / cost[answers, "tree"], 3)
         found[f"tree_vs_greedy_{answers}"] = round(cost[answers, "tree"] / cost[answers, "greedy"], 3)
     return found
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

@@ -22,7 +22,7 @@ from egmf_dist.bench import contestants
 from egmf_dist.bench.backbones import Made, write_backbone
 from egmf_dist.bench.contestants import DENSE_BATCH, ENDLESS, Pass, Read
 from egmf_dist.bench.dialogues import write_dialogues
-from egmf_dist.bench.machine import machine, matmul_tflops, peak_tflops
+from egmf_dist.bench.machine import machine, matmul_tflops, peak_tflops, wait_for_device
 from egmf_dist.bench.step_options import StepOptions
 from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, PromptConfig, TrainingConfig
 from egmf_dist.config.load import config_from_dict, read_settings
@@ -274,16 +274,11 @@ def _config(shards: str, backbone: str, options: StepOptions) -> Config:
 
 def _timed(once: Pass, samples: int) -> float:
     """Seconds that a pass takes."""
-    _wait()
+    wait_for_device()
     start = time.perf_counter()
     once(samples)
-    _wait()
+    wait_for_device()
     return time.perf_counter() - start
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def breakdown(once: Pass, trainer: Trainer, samples: int) -> dict[str, float]:
@@ -296,10 +291,10 @@ def breakdown(once: Pass, trainer: Trainer, samples: int) -> dict[str, float]:
 
     def around(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*arguments: Any, **named: Any) -> Any:
-            _wait()
+            wait_for_device()
             start = time.perf_counter()
             result = function(*arguments, **named)
-            _wait()
+            wait_for_device()
             spent[part] = spent.get(part, 0.0) + time.perf_counter() - start
             return result
 

@@ -7,7 +7,8 @@ batches, loader processes or what was drawn before.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,13 +17,11 @@ from egmf_dist.config import DataConfig
 from egmf_dist.data.words import words
 from egmf_shards import TEXT, Sample
 
-Change = Callable[[Sample], Sample]
-
 
 def drawn_from(seed: int, *names: str | int) -> np.random.Generator:
     """Random numbers of their own for a seed and some names."""
-    words = [name if isinstance(name, int) else zlib.crc32(name.encode()) for name in names]
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *words])))
+    keys = [name if isinstance(name, int) else zlib.crc32(name.encode()) for name in names]
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *keys])))
 
 
 def drop_frames(sample: Sample, stream: str, rate: float, rng: np.random.Generator) -> Sample:
@@ -118,15 +117,14 @@ def exchanged(truth: Sequence[object], rng: np.random.Generator) -> list[int | N
         truth: of the samples.
         rng: draws who goes with whom.
     """
-    order = rng.permutation(len(truth)).tolist()
+    names = [str(t) for t in truth]
     # Sorted by truth and turned by the size of the largest group, nobody meets his own group, unless that has more than
     # half of all.
-    names = sorted({str(t) for t in truth})
-    by_truth = sorted(order, key=lambda i: names.index(str(truth[i])))
-    largest = max((sum(str(t) == name for t in truth) for name in names), default=0)
+    by_truth = sorted(rng.permutation(len(truth)).tolist(), key=names.__getitem__)
+    largest = max(Counter(names).values(), default=0)
     partner: list[int | None] = [None] * len(truth)
     for place, i in enumerate(by_truth):
         other = by_truth[(place + largest) % len(truth)]
-        if str(truth[other]) != str(truth[i]):
+        if names[other] != names[i]:
             partner[i] = other
     return partner

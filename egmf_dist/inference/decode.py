@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -17,12 +16,15 @@ from torch import nn
 from egmf_dist import distributed
 from egmf_dist.data.batch import RaggedBatch
 from egmf_dist.data.collate import Collator
-from egmf_dist.data.rows import Passes
+from egmf_dist.data.rows import Passes, one_a_row
+from egmf_dist.inference.score import share_out, without
 from egmf_dist.metrics.by_task import evaluate_task, score_classification
 from egmf_dist.model.egmf import EGMF
-from egmf_shards import CLASSIFICATION, Sample, ShardSet, Task, sequential
+from egmf_shards import CLASSIFICATION, Sample, ShardSet, Task
 
 UNPARSED = "(no legal answer)"
+Answered = tuple[str, Any, int | None]
+"""A sample's task, its truth, and which legal answer it was given; None for none of them."""
 
 
 class Decoded(NamedTuple):
@@ -52,8 +54,6 @@ class GreedyDecoder:
         Raises:
             EgmfError: a sample is not one of this run's.
         """
-        from egmf_dist.data.rows import one_a_row
-
         batch = self.collator.unanswered(samples, weights)
         asked = [self.collator.asked(prompt, b, None, []) for b, prompt in enumerate(batch.prompts)]
         rows = one_a_row(asked, self.collator.limits.pseudo_tokens, self.collator.limits.eos)
@@ -110,32 +110,29 @@ def decode_samples(
         that could not be parsed counts as wrong, a number as the middle of its range.
     """
     decoder = GreedyDecoder(collator)
-    mine: list[tuple[int, str, Any, int | None]] = []
-    start = time.perf_counter()
-    for plan in sequential(len(shards), distributed.rank(), distributed.world_size(), batch_size):
+
+    def answered(samples: Sequence[Sample], weights: Sequence[float]) -> list[Answered]:
         with distributed.failing_together():
-            samples = shards.read(plan.indices).samples
-            for modality in remove:
-                samples = [s.without(modality) for s in samples]
-            batch = decoder.prepare(samples, plan.weights)
+            batch = decoder.prepare(samples, weights)
         with torch.no_grad():
             new = model(batch.to(distributed.device()), decoder).tolist()
-        for place, sample, ids, weight in zip(plan.indices, samples, new, plan.weights, strict=True):
-            if weight > 0:
-                target = sample.label if sample.label is not None else sample.value
-                mine.append((place, sample.task, target, decoder.parse(ids, sample).answer))
+        return [
+            (s.task, s.label if s.label is not None else s.value, decoder.parse(ids, s).answer)
+            for s, ids in zip(samples, new, strict=True)
+        ]
+
+    start = time.perf_counter()
+    rows = share_out(shards, range(len(shards)), batch_size, lambda _, sample: without(sample, remove), answered)
     seconds = time.perf_counter() - start
-    gathered = distributed.gather_objects(mine)
-    if gathered is None:
+    if distributed.rank():
         return {}
-    rows = sorted((row for part in gathered for row in part), key=itemgetter(0))
     return {"seconds": round(seconds, 3), "tasks": _judged(rows, collator.tasks)}
 
 
-def _judged(rows: Sequence[tuple[int, str, Any, int | None]], tasks: Mapping[str, Task]) -> dict[str, Any]:
+def _judged(rows: Sequence[Answered], tasks: Mapping[str, Task]) -> dict[str, Any]:
     found = {}
     for name, task in tasks.items():
-        own = [(target, answer) for _, asked, target, answer in rows if asked == name]
+        own = [(target, answer) for asked, target, answer in rows if asked == name]
         if not own:
             continue
         if task.kind == CLASSIFICATION:

@@ -78,7 +78,6 @@ def evaluate(opened: Opened, remove: Sequence[str], remove_each: bool, decode: b
         name = "-without-".join([split, "-".join(remove)]) if remove else split
         run.evaluations.mkdir(exist_ok=True)
         note_without(rows, without_each)
-        note_without(rows, without_each)
         # The predictions first, so that a result never stands without them.
         lines = [written(row, tasks[row["task"]], calibrations.get(row["task"])) for row in rows]
         write_json_lines(run.predictions(name), lines)

@@ -14,12 +14,12 @@ import math
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from egmf_dist.data.perturb import without_context
 from egmf_dist.data.rows import Rows
 from egmf_dist.data.streams import modalities_of
 from egmf_dist.errors import EgmfError
@@ -68,7 +68,7 @@ def explain(
     (found,) = answer([sample])
     without = [_without(answer, found, name, sample.without(name)) for name in sample.modalities]
     if sample.context:
-        without.append(_without(answer, found, "context", replace(sample, context=(), turn=0)))
+        without.append(_without(answer, found, "context", without_context(sample)))
     reading = Reading(model, scorer, sample)
     chosen = list(found.probabilities).index(found.answer)
 

@@ -1,5 +1,6 @@
-"""``egmf predict``: answers to a file of utterances or to shards, in bounded memory, on any number of ranks; a stopped
-run goes on.
+"""``egmf predict``: answers to a file of utterances or to shards, on any number of ranks; a stopped run goes on.
+
+One batch a rank is in memory at a time, and at the end the probabilities of those answers whose truth is known.
 
 A line of the output has the ``id`` and the ``answers`` by task, or an ``error`` that says why there are none; where the
 input says what is right, ``truth``. Where answers are explained, too, there is an ``error`` beside answers that could
@@ -25,12 +26,11 @@ from egmf_dist.errors import EgmfError
 from egmf_dist.files import write_json
 from egmf_dist.inference.explain_file import ExplanationFolder
 from egmf_dist.inference.model import Model
+from egmf_dist.inference.predictions import DECIMALS
 from egmf_dist.inference.sources import Item, Source, as_asked
 from egmf_dist.inference.utterance import Answer, Utterance
-from egmf_dist.metrics.by_task import evaluate_task
-from egmf_shards import CLASSIFICATION, Sample, Task
-
-DECIMALS = 6
+from egmf_dist.metrics.by_task import as_number, evaluate_task
+from egmf_shards import Sample, Task
 
 
 @dataclass(frozen=True)
@@ -165,9 +165,8 @@ def judge(out: Path, tasks: Mapping[str, Task]) -> dict[str, Any]:
                     continue
                 task, answer = tasks[name], row["answers"][name]
                 truth, predicted, probabilities = found.setdefault(name, ([], [], []))
-                classes = task.kind == CLASSIFICATION
-                truth.append(float(task.labels.index(right)) if classes else float(right))
-                predicted.append(float(task.labels.index(answer["label"])) if classes else float(answer["value"]))
+                truth.append(as_number(task, right))
+                predicted.append(as_number(task, answer["label"] if "label" in answer else answer["value"]))
                 p = np.array([*answer["probabilities"].values()])
                 probabilities.append((p / p.sum()).tolist())
     return {
@@ -202,13 +201,14 @@ def _kept(out: Path) -> tuple[int, int, str | None]:
     """How many lines are answered already, how many of them have an error, and the first; half a line of a killed start
     is cut off."""
     with open(out, "rb+") as file:
-        whole, lines, errors = 0, 0, []
+        whole, lines, failed, first_error = 0, 0, 0, None
         for line in file:
             if line.endswith(b"\n"):
                 whole, lines = whole + len(line), lines + 1
-                errors += [found["error"]] if "error" in (found := json.loads(line)) else []
+                error = json.loads(line).get("error")
+                failed, first_error = failed + (error is not None), first_error or error
         file.truncate(whole)
-    return lines, len(errors), next(iter(errors), None)
+    return lines, failed, first_error
 
 
 def _answered(
@@ -243,7 +243,7 @@ def _prepared(model: Model, asked: Utterance | Sample | str, tasks: Sequence[str
         return asked
     try:
         if isinstance(asked, Sample):
-            return as_asked(asked, model, None if tasks is None else [*tasks])
+            return as_asked(asked, model, tasks)
         return model.samples(asked, 0, tasks)
     except EgmfError as error:
         return str(error)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import nn
@@ -16,10 +16,12 @@ from egmf_dist import distributed
 from egmf_dist.errors import EgmfError
 from egmf_dist.inference.predictions import Prediction, predictions
 from egmf_dist.inference.scorer import Scorer, score
-from egmf_dist.metrics.by_task import evaluate_task
+from egmf_dist.metrics.by_task import as_number, evaluate_task
 from egmf_dist.metrics.calibration import Calibration, fit
 from egmf_dist.metrics.detail import detail
-from egmf_shards import CLASSIFICATION, Sample, ShardSet, Task, sequential
+from egmf_shards import Sample, ShardSet, Task, sequential
+
+T = TypeVar("T")
 
 
 def score_samples(
@@ -50,29 +52,62 @@ def score_samples(
     Returns:
         On rank 0 one prediction per sample in the order of ``indices``; elsewhere an empty list.
     """
+
+    def answered(samples: Sequence[Sample], weights: Sequence[float]) -> list[Prediction]:
+        scores, cut = score(scorer, model, samples, weights)
+        return predictions(samples, scorer.collator.tasks, scores, getattr(model, "diagnostics", {}), cut)
+
+    def given(number: int, sample: Sample) -> Sample:
+        left = without(sample, remove)
+        return left if change is None else change(number, left)
+
     chosen = range(len(shards)) if indices is None else indices
-    plan = sequential(len(chosen), distributed.rank(), distributed.world_size(), batch_size)
-    mine: list[tuple[int, Prediction]] = []
-    for done, batch_plan in enumerate(plan, start=1):
+    return share_out(shards, chosen, batch_size, given, answered, progress)
+
+
+def without(sample: Sample, modalities: Sequence[str]) -> Sample:
+    """The sample with several modalities absent."""
+    for modality in modalities:
+        sample = sample.without(modality)
+    return sample
+
+
+def share_out(
+    shards: ShardSet,
+    numbers: Sequence[int],
+    batch_size: int,
+    given: Callable[[int, Sample], Sample],
+    answered: Callable[[Sequence[Sample], Sequence[float]], Sequence[T]],
+    progress: Callable[[int, int], None] | None = None,
+) -> list[T]:
+    """Read samples and do something with each, batch by batch, shared out over the ranks; every rank must call this.
+
+    Args:
+        shards: where the samples are.
+        numbers: which.
+        batch_size: samples at once on one rank.
+        given: what becomes of each sample by its number.
+        answered: one result for each sample of a batch, with the samples' weights; what has weight 0 fills a batch and
+            its result is dropped.
+        progress: called with batches done and their number.
+
+    Returns:
+        On rank 0 one result a sample, in their order; elsewhere an empty list.
+    """
+    plan = sequential(len(numbers), distributed.rank(), distributed.world_size(), batch_size)
+    mine: list[tuple[int, T]] = []
+    for done, batch in enumerate(plan, start=1):
         with distributed.failing_together():
-            numbers = [chosen[place] for place in batch_plan.indices]
-            samples = shards.read(numbers).samples
-            for modality in remove:
-                samples = [s.without(modality) for s in samples]
-            if change is not None:
-                samples = [change(number, sample) for number, sample in zip(numbers, samples, strict=True)]
-        scores, cut = score(scorer, model, samples, batch_plan.weights)
-        rows = predictions(samples, scorer.collator.tasks, scores, getattr(model, "diagnostics", {}), cut)
-        mine.extend(
-            (place, row) for place, row, w in zip(batch_plan.indices, rows, batch_plan.weights, strict=True) if w > 0
-        )
+            own = [numbers[place] for place in batch.indices]
+            samples = [given(*pair) for pair in zip(own, shards.read(own).samples, strict=True)]
+        results = zip(batch.indices, answered(samples, batch.weights), batch.weights, strict=True)
+        mine.extend((place, result) for place, result, weight in results if weight > 0)
         if progress is not None:
             progress(done, len(plan))
     gathered = distributed.gather_objects(mine)
     if gathered is None:
         return []
-    together = sorted((pair for part in gathered for pair in part), key=itemgetter(0))
-    return [row for _, row in together]
+    return [result for _, result in sorted((pair for part in gathered for pair in part), key=itemgetter(0))]
 
 
 def detailed(
@@ -100,11 +135,7 @@ def fitted(rows: Sequence[Prediction], tasks: Mapping[str, Task]) -> dict[str, A
 
 def columns(task: Task, rows: Sequence[Prediction]) -> tuple[list[float], list[float], list[Any]]:
     """Truth and prediction as numbers (a class is its index), and the probabilities, of one task's predictions."""
-    classes = {label: float(index) for index, label in enumerate(task.labels)}
-    truth, predicted = (
-        [classes[r[name]] if task.kind == CLASSIFICATION else float(r[name]) for r in rows]
-        for name in ("truth", "predicted")
-    )
+    truth, predicted = ([as_number(task, row[name]) for row in rows] for name in ("truth", "predicted"))
     return truth, predicted, [r["probabilities"] for r in rows]
 
 

@@ -11,7 +11,7 @@ alone could have it. Null is as if it were not there.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -95,8 +95,8 @@ class ShardFolder:
                     yield Item(place, sample)
                     continue
                 target = sample.label if sample.label is not None else sample.value
-                known = target is not None and sample.task in model.tasks
-                yield Item(sample.id, sample, {sample.task: target} if known and target is not None else {})
+                known = {} if target is None or sample.task not in model.tasks else {sample.task: target}
+                yield Item(sample.id, sample, known)
 
 
 def _one(shards: ShardSet, place: int) -> Sample | str:
@@ -215,7 +215,7 @@ def _truth(data: Mapping[str, Any], tasks: Mapping[str, Task]) -> dict[str, str 
     return {name: label if label is not None else float(value or 0.0)}
 
 
-def as_asked(sample: Sample, model: Model, tasks: list[str] | None) -> list[Sample]:
+def as_asked(sample: Sample, model: Model, tasks: Sequence[str] | None) -> list[Sample]:
     """A sample of shards as one for each question: its own task's, or every one in its language.
 
     Raises:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from egmf_dist.metrics.by_task import as_number
 from egmf_shards import CLASSIFICATION, Task
 
 RESAMPLES = 1000
@@ -20,6 +21,11 @@ _SEED = 20260
 _CONSTANT = 1e-12
 _BLOCK = 2**23
 """Weights in memory at once: 64 MiB."""
+
+
+def units_of(rows: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """What each prediction is drawn with: its dialogue, or itself alone."""
+    return [row.get("dialogue") or row["id"] for row in rows]
 
 
 def draws(units: Sequence[Any], seed: int = _SEED) -> Iterator[np.ndarray]:
@@ -161,10 +167,7 @@ def compare(task: Task, first: Sequence[Mapping[str, Any]], second: Sequence[Map
     theirs = {row["id"]: row for row in second if row["task"] == task.name}
     rows = [row for row in first if row["task"] == task.name and row["id"] in theirs]
 
-    def number(answer: Any) -> float:
-        return float(task.labels.index(answer)) if task.kind == CLASSIFICATION else float(answer)
-
-    truth = [number(row["truth"]) for row in rows]
-    ours, others = ([number(r["predicted"]) for r in own] for own in (rows, [theirs[row["id"]] for row in rows]))
-    units = [row.get("dialogue") or row["id"] for row in rows]
-    return {"n": len(rows), "metrics": paired(task, truth, ours, others, units) if rows else {}}
+    truth = [as_number(task, row["truth"]) for row in rows]
+    ours = [as_number(task, row["predicted"]) for row in rows]
+    others = [as_number(task, theirs[row["id"]]["predicted"]) for row in rows]
+    return {"n": len(rows), "metrics": paired(task, truth, ours, others, units_of(rows)) if rows else {}}

@@ -93,6 +93,11 @@ def evaluate_task(
     return result
 
 
+def as_number(task: Task, answer: str | float) -> float:
+    """A truth or a prediction as metrics take it: a label by its index, a number as it is."""
+    return float(task.labels.index(str(answer)) if task.kind == CLASSIFICATION else answer)
+
+
 def metric_names(task: Task) -> tuple[str, ...]:
     """The metrics a task is reported with."""
     if task.kind == CLASSIFICATION:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from egmf_dist.metrics.bootstrap import intervals
+from egmf_dist.metrics.bootstrap import intervals, units_of
 from egmf_dist.metrics.by_task import HEADLINE, evaluate_task, reliability, score_regression
 from egmf_dist.metrics.calibration import Calibration, covered
 from egmf_shards import CLASSIFICATION, Task
@@ -41,7 +42,7 @@ def detail(
         the truth lies in the uncalibrated 80 % intervals); with a calibration ``calibration`` and ``calibrated``, too.
     """
     p = np.array([row["probabilities"] for row in rows], dtype=np.float64)
-    units = [row.get("dialogue") or row["id"] for row in rows]
+    units = units_of(rows)
     found: dict[str, Any] = {
         "intervals": intervals(task, truth, predicted, units),
         "groups": _groups(task, rows, truth, predicted),
@@ -91,7 +92,8 @@ def _groups(
     metric = HEADLINE[task.kind]
     lengths = [int(row.get("words", 0)) for row in rows]
     speakers = [str(row.get("speaker", "")) for row in rows]
-    often = sorted(set(speakers) - {""}, key=lambda s: (-speakers.count(s), s))[:SPEAKERS]
+    counts = Counter(filter(None, speakers))
+    often = sorted(counts, key=lambda s: (-counts[s], s))[:SPEAKERS]
     name_of: dict[str, Callable[[int], str | None]] = {
         "language": lambda i: str(rows[i]["language"]),
         "speaker": lambda i: speakers[i] if speakers[i] in often else None,

@@ -31,7 +31,10 @@ def differences(run: Path, others: Sequence[Path]) -> list[dict[str, Any]]:
     Raises:
         EgmfError: a folder is no run, or has no adapter yet.
     """
-    own, found = read_run(run), list[dict[str, Any]]()
+    found: list[dict[str, Any]] = []
+    if not others:
+        return found
+    own = read_run(run)
     for other in others:
         theirs = read_run(other)
         shared = sorted(set(own.predictions) & set(theirs.predictions))

@@ -22,19 +22,14 @@ def gates_figure(task: str, split: str, rows: Sequence[dict[str, Any]], labels: 
         rows: the predictions; ``gates`` holds for each diagnostic a number per name.
         labels: the order of the classes; for a regression it is empty, and rows are negative, neutral and positive.
     """
-    rows = [row for row in rows if any((row.get("gates") or {}).values())]
-    if not rows:
+    tables = gate_tables(rows, [str(true_class(row["truth"])) for row in rows], labels or SIGNS)
+    if not tables:
         return None
-    classes = [str(true_class(row["truth"])) for row in rows]
-    order = [name for name in (labels or SIGNS) if name in classes]
-    order += sorted(set(classes) - set(order))
-    names = [f"{name} ({classes.count(name)})" for name in order]
-    figure = new_figure(10, max(2.6, 0.52 * len(order) + 1.5))
-    levels = [level for level, weights in rows[0]["gates"].items() if weights]
-    for level, axes in zip(levels, np.atleast_1d(figure.subplots(1, len(levels))), strict=True):
-        columns = list(rows[0]["gates"][level])
-        means = np.array([[_mean(rows, classes, name, level, c) for c in columns] for name in order])
+    figure = new_figure(10, max(2.6, 0.52 * len(tables[0][2]) + 1.5))
+    for (level, columns, lines), axes in zip(tables, np.atleast_1d(figure.subplots(1, len(tables))), strict=True):
+        means = np.array([values for *_, values in lines])
         text = [[f"{value:.2f}" for value in line] for line in means]
+        names = [f"{name} ({count})" for name, count, _ in lines]
         heat_map(axes, means, names, columns, text, max(float(means.max()), 1e-6))
         tidy(axes, f"{level}: mean by true class", "", "true (number of samples)", grid=False)
     figure.suptitle(f"{plain(task)}, {split} split", fontsize=12)

@@ -72,7 +72,7 @@ def render_page(runs: Sequence[RunResults], labels: Sequence[str], found: Found)
         lstrip_blocks=True,
     )
     environment.filters |= {"number": written_number, "thousands": lambda value: f"{value:,}"}
-    beside = None
+    main, beside = headlines(run), None
     if len(runs) > 1:
         beside = {
             "labels": labels,
@@ -82,8 +82,8 @@ def render_page(runs: Sequence[RunResults], labels: Sequence[str], found: Found)
         }
     return environment.get_template(TEMPLATE).render(
         name=run.name,
-        headlines=headlines(run),
-        intervals=any(one["interval"] for one in headlines(run)),
+        headlines=main,
+        intervals=any(one["interval"] for one in main),
         facts=training_facts(run, found),
         panels=_panels(run),
         validation=validation_table(run),

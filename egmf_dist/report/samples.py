@@ -94,17 +94,18 @@ def find_samples(folder: Path, run: RunResults) -> Found:
         train = ShardSet.open(local, "train")
         if train.index_hash != then:
             return Found()
-        counts = {"train": len(train)}
+        splits = {"train": train}
         for split in ("valid", "test"):
             if all(split in manifest["splits"] for manifest in train.manifests):
-                counts[split] = len(ShardSet.open(local, split))
+                splits[split] = ShardSet.open(local, split)
         samples: dict[str, Sample] = {}
         for name, rows in run.predictions.items():
             split = run.evaluations.get(name, {}).get("split", name.split("-without-")[0])
-            if split in counts:
-                samples |= _read(ShardSet.open(local, split), wanted(rows))
+            if split in splits:
+                samples |= _read(splits[split], wanted(rows))
     except (ShardError, EgmfError, OSError, KeyError):
         return Found()
+    counts = {split: len(shards) for split, shards in splits.items()}
     return Found(samples, counts, {name: task.kind for name, task in train.tasks.items()}, train.streams)
 
 

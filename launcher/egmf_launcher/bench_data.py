@@ -6,7 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from egmf_launcher.bench_report import make_table, new_console, own_folder, picked, progress_bar, write_files
+from egmf_launcher.bench_report import (
+    make_table,
+    new_console,
+    own_folder,
+    picked,
+    progress_bar,
+    say_notes,
+    write_files,
+)
 
 
 def bench_data(
@@ -62,9 +70,7 @@ def bench_data(
     for name, ratio in summary["ratios"].items():
         if ratio is not None:
             console.print(f"{name}: {ratio:.2f} (27 KB, warm)", markup=False)
-    for note in summary["notes"]:
-        console.print(f"- {note}", markup=False)
-    console.print(f"written to {out}: {', '.join(path.name for path in written if path)}", markup=False)
+    say_notes(console, summary, out, written)
     return 0 if summary["correct"] else 1
 
 

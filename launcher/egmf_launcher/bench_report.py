@@ -6,6 +6,7 @@ import contextlib
 import csv
 import io
 import json
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from egmf_dist.errors import EgmfError
+from egmf_launcher.network import single_rank_environment
 
 _FILE_WIDTH = 160
 """Characters a line where the tables go to a file or a pipe."""
@@ -74,6 +76,29 @@ def own_folder(out: Path, kinds: Sequence[str], command: str) -> None:
     make_folder(out)
     if kind_before(out) not in (None, *kinds):
         raise EgmfError(f"{out / 'summary.json'}: not a report of {command}; give --out another folder")
+
+
+def begin_on_one_rank(out: Path, kind: str, command: str) -> Console:
+    """:func:`own_folder` and :func:`new_console`, in a process that is a world of one rank from here on.
+
+    Raises:
+        EgmfError: see :func:`own_folder`.
+    """
+    import torch
+
+    console = new_console()
+    own_folder(out, [kind], command)
+    single_rank_environment()
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    return console
+
+
+def say_notes(console: Console, summary: Mapping[str, Any], out: Path, written: Iterable[Path | None]) -> None:
+    """The summary's notes, and which files were written."""
+    for note in summary["notes"]:
+        console.print(f"- {note}", markup=False)
+    console.print(f"written to {out}: {', '.join(path.name for path in written if path)}", markup=False)
 
 
 def write_files(summary: dict[str, Any], out: Path) -> list[Path]:

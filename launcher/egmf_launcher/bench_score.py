@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from egmf_dist.bench.score_options import ScoringOptions
-from egmf_launcher.bench_report import make_table, new_console, own_folder, picked, progress_bar, write_files
-from egmf_launcher.network import single_rank_environment
+from egmf_launcher.bench_report import begin_on_one_rank, make_table, picked, progress_bar, say_notes, write_files
 
 _COLUMNS = {"answers": "legal answers", "title": "scored by", "ms_a_sample": "ms a sample", "min": "min", "max": "max"}
 
@@ -25,15 +23,9 @@ def bench_score(out: Path, options: ScoringOptions) -> int:
     Raises:
         EgmfError: an option that does not fit, an ``out`` that cannot be written or holds another report.
     """
-    import torch
-
     from egmf_dist.bench.scoring import KIND, measure_scoring
 
-    console = new_console()
-    own_folder(out, [KIND], "egmf bench score")
-    single_rank_environment()
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    console = begin_on_one_rank(out, KIND, "egmf bench score")
     with progress_bar(console) as progress:
         summary = measure_scoring(out, options, progress)
     written = write_files(summary, out)
@@ -41,7 +33,5 @@ def bench_score(out: Path, options: ScoringOptions) -> int:
     console.print(make_table(title, picked(_COLUMNS, summary["rows"])))
     for name, ratio in summary["ratios"].items():
         console.print(f"{name}: {ratio:.2f}", markup=False)
-    for note in summary["notes"]:
-        console.print(f"- {note}", markup=False)
-    console.print(f"written to {out}: {', '.join(path.name for path in written)}", markup=False)
+    say_notes(console, summary, out, written)
     return 0

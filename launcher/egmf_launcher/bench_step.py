@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from egmf_dist.bench.step_options import StepOptions
-from egmf_launcher.bench_report import make_table, new_console, own_folder, picked, progress_bar, write_files
-from egmf_launcher.network import single_rank_environment
+from egmf_launcher.bench_report import begin_on_one_rank, make_table, picked, progress_bar, say_notes, write_files
 
 _COLUMNS = {
     "title": "trained by",
@@ -36,16 +34,10 @@ def bench_step(out: Path, options: StepOptions) -> int:
     Raises:
         EgmfError: an option that does not fit, an ``out`` that cannot be written or holds another report.
     """
-    import torch
-
     from egmf_dist.bench.step import KIND, RATIOS, TITLES, measure_step
     from egmf_dist.report.step_bench import write_step_report
 
-    console = new_console()
-    own_folder(out, [KIND], "egmf bench step")
-    single_rank_environment()
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    console = begin_on_one_rank(out, KIND, "egmf bench step")
     with progress_bar(console) as progress:
         summary = measure_step(out, options, progress, lambda line: console.print(line, markup=False))
     written = [*write_files(summary, out), write_step_report(summary, out)]
@@ -62,7 +54,5 @@ def bench_step(out: Path, options: StepOptions) -> int:
         if ratio is not None:
             first, second = RATIOS[name]
             console.print(f"{name}: {ratio:.2f} ({TITLES[first]} / {TITLES[second]})", markup=False)
-    for note in summary["notes"]:
-        console.print(f"- {note}", markup=False)
-    console.print(f"written to {out}: {', '.join(path.name for path in written)}", markup=False)
+    say_notes(console, summary, out, written)
     return 0

@@ -44,10 +44,8 @@ def test_words_are_parsed(load, make_samples) -> None:
 
 
 def test_what_cannot_be_parsed_counts(tasks) -> None:
-    rows = [
-        (i, "emotion", label, answer) for i, (label, answer) in enumerate([("joy", 1), ("joy", None), ("anger", 2)])
-    ]
-    rows += [(i, "sentiment", value, answer) for i, (value, answer) in enumerate([(1.0, 4), (-0.5, None)], 3)]
+    rows = [("emotion", "joy", 1), ("emotion", "joy", None), ("emotion", "anger", 2)]
+    rows += [("sentiment", 1.0, 4), ("sentiment", -0.5, None)]
     found = _judged(rows, tasks)
     assert found["emotion"]["unparsed"] == 1
     assert found["emotion"]["metrics"]["accuracy"] == pytest.approx(2 / 3)
