@@ -6,12 +6,15 @@ What published systems of this family do. It is here to be compared with: legal 
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from sklearn.metrics import f1_score
 from torch import nn
+from transformers import GenerationConfig
 
 from egmf_dist import distributed
 from egmf_dist.data.batch import RaggedBatch
@@ -66,17 +69,19 @@ class GreedyDecoder:
         embedded = model.lay_out(rows, model.speak(model.fuse(batch)))
         eos = self.collator.limits.eos
         generator: Any = model.backbone
-        new: torch.Tensor = generator.generate(
-            inputs_embeds=embedded,
-            attention_mask=(rows.end_RC > 0).long(),
-            max_new_tokens=self.most,
-            do_sample=False,
-            num_beams=1,
-            eos_token_id=eos,
-            pad_token_id=eos,
-            # Under ZeRO-3 a rank that has finished goes on as long as another has not: weights are gathered together.
-            synced_gpus=distributed.world_size() > 1,
-        )
+        with _greedy(generator):
+            new: torch.Tensor = generator.generate(
+                inputs_embeds=embedded,
+                attention_mask=(rows.end_RC > 0).long(),
+                max_new_tokens=self.most,
+                do_sample=False,
+                num_beams=1,
+                eos_token_id=eos,
+                pad_token_id=eos,
+                # Under ZeRO-3 a rank that has finished goes on as long as another has not: weights are gathered
+                # together.
+                synced_gpus=distributed.world_size() > 1,
+            )
         return new
 
     def parse(self, ids: Sequence[int], sample: Sample) -> Decoded:
@@ -87,6 +92,17 @@ class GreedyDecoder:
         legal = self.collator.tasks[sample.task].legal_answers(sample.language)
         words = {_plain(word): number for number, word in enumerate(legal)}
         return Decoded(text, words.get(_plain(text)))
+
+
+@contextlib.contextmanager
+def _greedy(generator: Any) -> Iterator[None]:
+    """Set aside what a backbone brings along for chatting (penalties, suppressed tokens): the likeliest token is asked
+    for, and each setting that nobody gives would be taken from there."""
+    own, generator.generation_config = generator.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        generator.generation_config = own
 
 
 def _plain(text: str) -> str:
@@ -124,9 +140,8 @@ def decode_samples(
     start = time.perf_counter()
     rows = share_out(shards, range(len(shards)), batch_size, lambda _, sample: without(sample, remove), answered)
     seconds = time.perf_counter() - start
-    if distributed.rank():
-        return {}
-    return {"seconds": round(seconds, 3), "tasks": _judged(rows, collator.tasks)}
+    judged = distributed.on_rank_zero(lambda: _judged(rows, collator.tasks))
+    return {} if distributed.rank() else {"seconds": round(seconds, 3), "tasks": judged}
 
 
 def _judged(rows: Sequence[Answered], tasks: Mapping[str, Task]) -> dict[str, Any]:
@@ -138,7 +153,11 @@ def _judged(rows: Sequence[Answered], tasks: Mapping[str, Task]) -> dict[str, An
         if task.kind == CLASSIFICATION:
             labels = [*task.labels, UNPARSED]
             truth = [task.labels.index(target) for target, _ in own]
-            metrics = score_classification(labels, truth, [len(labels) - 1 if a is None else a for _, a in own])
+            said = [len(task.labels) if answer is None else answer for _, answer in own]
+            metrics = score_classification(labels, truth, said)
+            # What is no answer is wrong for its own class, and is no class of its own.
+            classes = sorted({*truth, *said} - {len(task.labels)})
+            metrics["macro_f1"] = float(f1_score(truth, said, labels=classes, average="macro", zero_division=0.0))
         else:
             middle = (task.low + task.high) / 2
             values = [middle if answer is None else task.values[answer] for _, answer in own]

@@ -11,7 +11,6 @@ C legal answers.
 from __future__ import annotations
 
 import math
-import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 
@@ -22,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from egmf_dist.data.perturb import without_context
 from egmf_dist.data.rows import Rows
 from egmf_dist.data.streams import modalities_of
+from egmf_dist.data.words import words
 from egmf_dist.errors import EgmfError
 from egmf_dist.inference.explanation import Explanation, Modality, Without, Word
 from egmf_dist.inference.scorer import Scorer
@@ -34,8 +34,6 @@ from egmf_shards import TEXT, Sample
 STEPS = 64
 """Of integrated gradients where nothing else is asked for."""
 _FIRST = 1e-6
-_CHARACTER = "\u2e80-\ua4cf\uac00-\ud7ff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff"
-_UNIT = re.compile(f"[{_CHARACTER}]|[^\\s{_CHARACTER}]+")
 
 Inputs = Sequence[torch.Tensor]
 """``[U, H]`` the prompt's embeddings of the utterance, ``[Tt, H]`` those of the fusion's text, and of each feature
@@ -215,7 +213,7 @@ def units(text: str, places: Sequence[tuple[int, int]]) -> list[tuple[int, int]]
     Returns:
         Begin and end of each.
     """
-    found = [match.span() for match in _UNIT.finditer(text)]
+    found = words(text)
     for place in places:
         first, last = _units_of(found, place)
         found[first : last + 1] = [(found[first][0], found[last][1])]

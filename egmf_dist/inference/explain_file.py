@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +37,15 @@ class ExplanationFolder:
 
     def __init__(self, path: Path, begun: bool) -> None:
         self.path = path
+        self._shared: set[str] = set()
         if path.exists() and not path.is_dir():
             raise EgmfError(f"--explain {path}: is no folder; a picture and a file are written for each utterance")
         if path.is_dir() and not begun and any(path.iterdir()):
             raise EgmfError(f"--explain {path}: it is not empty; name another folder, or remove it first")
+
+    def expect(self, names: Sequence[Any]) -> None:
+        """These ids will be written now, by all ranks together: nobody takes the plain name of one that occurs twice."""
+        self._shared = {name for name, times in Counter(map(str, names)).items() if times > 1}
 
     def write(self, model: Model, name: Any, samples: Sequence[Sample]) -> dict[str, str]:
         """Explain every answer to one utterance.
@@ -71,13 +76,14 @@ class ExplanationFolder:
         return {}
 
     def _name(self, name: str, made_of: str) -> str:
-        """A name of files for an id; a second utterance of the same id gets another."""
-        for number in count(1):
-            file = safe(name) if number == 1 else f"{safe(name)}.{number}"
-            there = self.path / f"{file}.json"
-            if not there.exists() or json.loads(there.read_text(encoding="utf-8"))["sha256"] == made_of:
-                return file
-        raise AssertionError
+        """A name of files for an id; utterances of the same id have a part of their own hash behind it."""
+        file, own = safe(name), f"{safe(name)}-{made_of[:8]}"
+        there = self.path / f"{file}.json"
+        if name in self._shared or (self.path / f"{own}.json").exists():
+            return own
+        if there.exists() and json.loads(there.read_text(encoding="utf-8"))["sha256"] != made_of:
+            return own
+        return file
 
 
 def safe(name: str) -> str:

@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -75,7 +76,11 @@ def predict_file(
     """
     model.check_tasks(tasks)
     rank, ranks, size = distributed.rank(), distributed.world_size(), model.batch_size
-    output = Output(out, {"input": source.identity(), "model": model.about["sha256"], "tasks": tasks and [*tasks]})
+    made_of = {"input": source.identity(), "model": model.about["sha256"], "tasks": tasks and [*tasks]}
+    if explain is not None:
+        made_of["explain"] = str(explain.absolute())
+    output = Output(out, made_of)
+    # What is there already is this output's only where that was begun with the same folder, which it sees for itself.
     explanations: ExplanationFolder | None = distributed.on_rank_zero(
         lambda: None if explain is None else ExplanationFolder(explain, begun=out.exists())
     )
@@ -84,16 +89,19 @@ def predict_file(
         done, total = before, len(source)
         waiting = source.items(model, before)
         while chunk := list(islice(waiting, size * ranks)):
+            if explanations is not None:
+                explanations.expect([item.name for item in chunk])
             with distributed.failing_together():
                 rows = _answered(model, chunk[rank * size : (rank + 1) * size], tasks, explanations)
             together = distributed.gather_objects(rows)
             distributed.on_rank_zero(lambda: output.write([row for part in together or [] for row in part]))  # noqa: B023
             done += len(chunk)
             progress(done, total)
+        # Before the output is called whole: what goes wrong here is made good by the same command.
+        metrics = distributed.on_rank_zero(lambda: judge(out, model.tasks))
         failed, first_error = distributed.on_rank_zero(output.finish)
     finally:
         output.close()
-    metrics = distributed.on_rank_zero(lambda: judge(out, model.tasks))
     return Done(total, before, failed, first_error, metrics)
 
 
@@ -118,33 +126,49 @@ class Output:
         Raises:
             EgmfError: it exists, cannot be written, is written by another process, or was begun with something else.
         """
-        _begin(self.path, self._state, self.made_of)
-        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115  # one batch after another goes into it
+        with self._writing("name another file"):
+            _begin(self.path, self._state, self.made_of)
+            self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115  # one batch after another goes into it
+            self._lock()
+            before, self._failed, self._first_error = _kept(self.path)
+        return before
+
+    def _lock(self) -> None:
+        assert self._file is not None
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             what = "another process is writing it; wait for it, or name another file"
             raise EgmfError(f"--out {self.path}: {what}") from error
-        before, self._failed, self._first_error = _kept(self.path)
-        return before
+        except OSError as error:
+            # Some network file systems have no locks; there nobody watches over a second start.
+            print(
+                f"--out {self.path}: cannot be locked ({error.strerror}): start only one", file=sys.stderr, flush=True
+            )
+
+    @contextlib.contextmanager
+    def _writing(self, then: str = "start again to go on") -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise EgmfError(f"--out {self.path}: cannot be written: {error.strerror}; {then}") from error
 
     def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Add lines."""
         assert self._file is not None
-        for row in rows:
-            self._failed += "error" in row
-            self._first_error = self._first_error or row.get("error")
-            self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        try:
+        with self._writing():
+            for row in rows:
+                self._failed += "error" in row
+                self._first_error = self._first_error or row.get("error")
+                self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
             self._file.flush()
-        except OSError as error:
-            raise EgmfError(f"--out {self.path}: cannot be written: {error.strerror}; start again to go on") from error
 
     def finish(self) -> tuple[int, str | None]:
         """It is whole: how many lines have an error, and the first."""
         assert self._file is not None
-        os.fsync(self._file.fileno())
-        self._state.unlink()
+        with self._writing():
+            os.fsync(self._file.fileno())
+            self._state.unlink()
         return self._failed, self._first_error
 
     def close(self) -> None:
@@ -178,12 +202,9 @@ def judge(out: Path, tasks: Mapping[str, Task]) -> dict[str, Any]:
 def _begin(out: Path, state: Path, made_of: dict[str, Any]) -> None:
     """Make an output, or see that the one there was begun with the same."""
     if not out.exists():
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            write_json(state, made_of)
-            out.touch()
-        except OSError as error:
-            raise EgmfError(f"--out {out}: cannot be written: {error.strerror}") from error
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(state, made_of)
+        out.touch()
         return
     if not state.is_file():
         raise EgmfError(f"--out {out}: it exists; name another file, or remove it first")
@@ -193,7 +214,8 @@ def _begin(out: Path, state: Path, made_of: dict[str, Any]) -> None:
         then = None
     if then != made_of:
         raise EgmfError(
-            f"--out {out}: was begun with another input, model or tasks; finish it with those, or remove it first"
+            f"--out {out}: was begun with another input, model, tasks or --explain; "
+            "finish it with those, or remove it first"
         )
 
 

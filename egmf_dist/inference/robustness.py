@@ -60,12 +60,16 @@ class _Robustness:
     def __init__(self, opened: Opened) -> None:
         self.opened, self.tasks = opened, opened.data.tasks
         self.found: dict[str, dict[str, Any]] = {}
+        self.streams: dict[str, set[str]] = {}
+        """By task what its samples have: a curve of a stream that none of them has would be flat, and say nothing."""
 
     def run(self) -> dict[str, Any]:
         opened = self.opened
         clean = opened.score(f"{opened.split} as it is")
         facts = distributed.broadcast_object([_facts(row) for row in clean])
-        streams = [m for m in opened.data.modalities if any(m in modalities for modalities, _ in facts)]
+        for task, modalities, _ in facts:
+            self.streams.setdefault(task, set()).update(modalities)
+        streams = [m for m in opened.data.modalities if any(m in own for own in self.streams.values())]
         self._begin(clean)
         for stream in streams:
             key = WORDS if stream == TEXT else stream
@@ -81,8 +85,9 @@ class _Robustness:
         if len(streams) > 1:
             for stream in streams:
                 rows = opened.score(f"{opened.split} without {stream}", [stream])
-                self._put("removed", stream, self._headlines(rows))
-        if any(turns for _, turns in facts) and opened.config.data.context_turns:
+                found = self._headlines(rows)
+                self._put("removed", stream, {task: v for task, v in found.items() if stream in self.streams[task]})
+        if any(turns for _, _, turns in facts) and opened.config.data.context_turns:
             for name, change in (("shuffled", _shuffled), ("removed", lambda _, sample: without_context(sample))):
                 rows = opened.score(f"{opened.split}, context {name}", change=change)
                 self._put("context", name, self._headlines(rows))
@@ -109,6 +114,9 @@ class _Robustness:
     def _point(self, key: str, kind: str, at: float, change: Change) -> None:
         what = f"{at:.0%} of {key} lost" if kind == "drop" else f"{key} at {at} dB"
         for name, value in self._headlines(self.opened.score(what, change=change)).items():
+            own = self.streams[name]
+            if (len(own - {TEXT}) < 2) if key == FRAMES else ((TEXT if key == WORDS else key) not in own):
+                continue
             curves = self.found[name]["curves"].setdefault(key, {})
             first = [[0.0, self.found[name]["clean"]]] if kind == "drop" else []
             curves.setdefault(kind, first).append([at, value])
@@ -179,9 +187,9 @@ def whom(task: Task, row: Prediction, theirs: Any) -> str:
     return "neither" if to_them == to_own else "follows_stream" if to_them < to_own else "follows_rest"
 
 
-def _facts(row: Prediction) -> tuple[list[str], int]:
-    """Which modalities a sample has, and how many turns stood before it."""
-    return row["modalities"], int(row["turn"] or 0)
+def _facts(row: Prediction) -> tuple[str, list[str], int]:
+    """A sample's task, which modalities it has, and how many turns stood before it."""
+    return row["task"], row["modalities"], int(row["turn"] or 0)
 
 
 def _partners(stream: str, clean: Sequence[Prediction]) -> dict[int, int]:

@@ -7,11 +7,13 @@ is computed for all draws by a few matrix products.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from egmf_dist.errors import EgmfError
 from egmf_dist.metrics.by_task import as_number
 from egmf_shards import CLASSIFICATION, Task
 
@@ -23,9 +25,18 @@ _BLOCK = 2**23
 """Weights in memory at once: 64 MiB."""
 
 
+FEWEST_UNITS = 2
+"""With fewer units every draw is the sample itself, and says nothing of how sure a figure is."""
+
+
 def units_of(rows: Sequence[Mapping[str, Any]]) -> list[Any]:
-    """What each prediction is drawn with: its dialogue, or itself alone."""
-    return [row.get("dialogue") or row["id"] for row in rows]
+    """What each prediction is drawn with: its dialogue, or itself alone. Languages name theirs alike now and then."""
+    return [
+        (row.get("language"), "dialogue", row["dialogue"])
+        if row.get("dialogue")
+        else (row.get("language"), "id", row["id"])
+        for row in rows
+    ]
 
 
 def draws(units: Sequence[Any], seed: int = _SEED) -> Iterator[np.ndarray]:
@@ -66,10 +77,13 @@ def resampled(task: Task, truth: np.ndarray, predicted: np.ndarray, drawn: np.nd
 def intervals(
     task: Task, truth: Sequence[float], predicted: Sequence[float], units: Sequence[Any]
 ) -> dict[str, list[float] | None]:
-    """For each headline metric the interval that holds :data:`COVERAGE` of its draws; None where it is undefined."""
+    """For each headline metric the interval that holds :data:`COVERAGE` of its draws; None where it is undefined, and
+    where there are fewer than :data:`FEWEST_UNITS` units."""
     if not len(truth):
         return {}
     y, p = np.asarray(truth, float), np.asarray(predicted, float)
+    if len(set(map(str, units))) < FEWEST_UNITS:
+        return dict.fromkeys(resampled(task, y, p, np.ones((1, len(y)))))
     found = _joined([resampled(task, y, p, drawn) for drawn in draws(units)])
     return {name: between(values) for name, values in found.items()}
 
@@ -94,12 +108,13 @@ def paired(
 
     Returns:
         For each metric ``difference`` (on the samples as they are), ``interval``, and ``p``: twice the share of the
-        draws that lie on the other side of zero, at most 1.
+        draws that lie on the other side of zero, at most 1. Both are None with fewer than :data:`FEWEST_UNITS` units.
     """
     y, answers = np.asarray(truth, float), [np.asarray(p, float) for p in (first, second)]
     blocks = [[resampled(task, y, p, drawn) for p in answers] for drawn in draws(units)]
     both = [_joined([block[model] for block in blocks]) for model in (0, 1)]
     here = [resampled(task, y, p, np.ones((1, len(y)))) for p in answers]
+    few = len(set(map(str, units))) < FEWEST_UNITS
     result: dict[str, dict[str, Any]] = {}
     for name, own in both[0].items():
         difference = own - both[1][name]
@@ -109,8 +124,8 @@ def paired(
         rarer = min((known <= 0).sum(), (known >= 0).sum())
         result[name] = {
             "difference": float(here[0][name][0] - here[1][name][0]),
-            "interval": between(known),
-            "p": float(min(1.0, 2 * (rarer + 1) / (len(known) + 1))),
+            "interval": None if few else between(known),
+            "p": None if few else float(min(1.0, 2 * (rarer + 1) / (len(known) + 1))),
         }
     return result
 
@@ -163,11 +178,32 @@ def compare(task: Task, first: Sequence[Mapping[str, Any]], second: Sequence[Map
 
     Returns:
         ``n`` and ``metrics``.
-    """
-    theirs = {row["id"]: row for row in second if row["task"] == task.name}
-    rows = [row for row in first if row["task"] == task.name and row["id"] in theirs]
 
-    truth = [as_number(task, row["truth"]) for row in rows]
-    ours = [as_number(task, row["predicted"]) for row in rows]
-    others = [as_number(task, theirs[row["id"]]["predicted"]) for row in rows]
-    return {"n": len(rows), "metrics": paired(task, truth, ours, others, units_of(rows)) if rows else {}}
+    Raises:
+        EgmfError: the two say different things of what is right, or one answers with what is no label of the task.
+    """
+    theirs = _by_sample(task, second)
+    pairs = [(row, theirs[key]) for key, row in _by_sample(task, first).items() if key in theirs]
+    for ours, other in pairs:
+        if ours["truth"] != other["truth"]:
+            raise EgmfError(
+                f"task {task.name!r}, sample {ours['id']}: one run's predictions hold the truth {ours['truth']!r}, the "
+                f"other's {other['truth']!r}; evaluate both on the same data to compare them"
+            )
+    if not pairs:
+        return {"n": 0, "metrics": {}}
+    truth = [as_number(task, ours["truth"]) for ours, _ in pairs]
+    mine, others = ([as_number(task, row["predicted"]) for row in rows] for rows in zip(*pairs, strict=True))
+    return {"n": len(pairs), "metrics": paired(task, truth, mine, others, units_of([ours for ours, _ in pairs]))}
+
+
+def _by_sample(task: Task, rows: Sequence[Mapping[str, Any]]) -> dict[Any, Mapping[str, Any]]:
+    """A task's predictions by what a sample is told by; of one id in several folders the n-th is the n-th."""
+    found: dict[Any, Mapping[str, Any]] = {}
+    seen: Counter[Any] = Counter()
+    for row in rows:
+        if row["task"] == task.name:
+            key = row.get("language"), row["id"]
+            found[*key, seen[key]] = row
+            seen[key] += 1
+    return found

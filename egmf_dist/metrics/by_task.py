@@ -94,8 +94,16 @@ def evaluate_task(
 
 
 def as_number(task: Task, answer: str | float) -> float:
-    """A truth or a prediction as metrics take it: a label by its index, a number as it is."""
-    return float(task.labels.index(str(answer)) if task.kind == CLASSIFICATION else answer)
+    """A truth or a prediction as metrics take it: a label by its index, a number as it is.
+
+    Raises:
+        EgmfError: it is no label of the task.
+    """
+    if task.kind != CLASSIFICATION:
+        return float(answer)
+    if answer not in task.labels:
+        raise EgmfError(f"task {task.name!r} has no label {answer!r}; it has {', '.join(task.labels)}")
+    return float(task.labels.index(str(answer)))
 
 
 def metric_names(task: Task) -> tuple[str, ...]:

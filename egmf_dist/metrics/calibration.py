@@ -3,8 +3,9 @@
 * **Probabilities**: one temperature T a task, p ** (1 / T) renormalised, by the least negative log-likelihood (Guo et
   al. 2017, arXiv 1706.04599). The likeliest answer stays the same.
 * **Numbers**: a line through the expected value, by the least mean absolute error. A language model ranks numbers well
-  and states them badly: its expected values keep too close to their mean. The order of the numbers, and so their
-  correlation, stays the same; therefore the temperature has no part in it.
+  and states them badly: its expected values keep too close to their mean. The order of the numbers stays the same, and
+  their correlation but for those that are cut off at the ends of the range; therefore the temperature has no part in
+  it.
 * **Intervals**: the quantiles of the model's distribution, put through the same line and widened by one number, so that
   on validation :data:`INTERVAL` of the truth lies inside (conformalised quantiles, Romano et al. 2019, arXiv
   1905.03222).

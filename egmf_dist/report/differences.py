@@ -26,10 +26,11 @@ def differences(run: Path, others: Sequence[Path]) -> list[dict[str, Any]]:
 
     Returns:
         Rows of ``other``, ``split``, ``task``, ``n`` (samples that both answered), ``metric``, ``difference`` (the
-        run's minus the other's), ``interval`` (95 %), ``p`` and ``differs``.
+        run's minus the other's), ``interval`` (95 %), ``p`` and ``differs``; with too few dialogues the first two are
+        None.
 
     Raises:
-        EgmfError: a folder is no run, or has no adapter yet.
+        EgmfError: a folder is no run, has no adapter yet, or was evaluated on other data.
     """
     found: list[dict[str, Any]] = []
     if not others:
@@ -46,15 +47,15 @@ def differences(run: Path, others: Sequence[Path]) -> list[dict[str, Any]]:
                 if metric in result["metrics"]:
                     known = result["metrics"][metric]
                     row = {"other": str(other), "split": split, "task": name, "n": result["n"], "metric": metric}
-                    found.append(row | known | {"differs": known["p"] < ALPHA})
+                    found.append(row | known | {"differs": known["p"] is not None and known["p"] < ALPHA})
     return found
 
 
 def sentence(row: dict[str, Any]) -> str:
     """One of them in words."""
+    what = f"{row['split']}, {row['task']}: {row['metric']} {row['difference']:+.3f} against {row['other']}"
+    if row["p"] is None:
+        return f"{what} ({row['n']} samples): too few dialogues to say whether that is a difference"
     low, high = row["interval"]
     verdict = "a difference" if row["differs"] else "no difference that the samples show"
-    return (
-        f"{row['split']}, {row['task']}: {row['metric']} {row['difference']:+.3f} against {row['other']} "
-        f"(95 %: {low:+.3f} to {high:+.3f}, p {row['p']:.3f}, {row['n']} samples): {verdict}"
-    )
+    return f"{what} (95 %: {low:+.3f} to {high:+.3f}, p {row['p']:.3f}, {row['n']} samples): {verdict}"

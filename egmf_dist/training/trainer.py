@@ -149,10 +149,8 @@ def started(config: Config, run: Run, start: Start) -> Iterator[Trainer]:
     stream = open_stream(config, shards, rank, ranks)
     capabilities, collator = read_backbone(config, data)
     if training.micro_tokens:
-        packed = training.packing == "auto" and not capabilities.sequence_only
-        if collator.numbers:  # a row for each of them is many times a tree
-            packed = reads_trees(config, capabilities)
-        cuts = micro_batches_of(stream, collator, training.micro_tokens, packed)
+        # Known from settings alone, before there are weights; rows are packed where scoring reads trees as well.
+        cuts = micro_batches_of(stream, collator, training.micro_tokens, reads_trees(config, capabilities))
         stream = open_stream(config, shards, rank, ranks, cuts)
     identity = Identity(ranks, shards.index_hash, training.seed, backbone_identity(config.backbone))
     settings = deepspeed_settings(config, stream.micro_batches)

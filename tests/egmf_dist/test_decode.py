@@ -5,15 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 from families import spoken
+from transformers import GenerationConfig
 
 from egmf_dist.inference.decode import UNPARSED, GreedyDecoder, _judged
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
-def test_it_is_the_likeliest_token_again_and_again(load, make_samples, alone, name: str) -> None:
+def test_it_is_the_likeliest_token_again_and_again(load, make_samples, alone, monkeypatch, name: str) -> None:
     """Several samples at once with a cache: what one sample gives alone, read whole for each token."""
     model, collator, _ = load(name)
     samples = spoken(make_samples, 6)
+    # As an instruct model's folder brings them along.
+    chatty = GenerationConfig(repetition_penalty=5.0, no_repeat_ngram_size=1, min_new_tokens=3)
+    monkeypatch.setattr(model.backbone, "generation_config", chatty)
     decoder = GreedyDecoder(collator)
     eos = collator.limits.eos
     with torch.no_grad():
@@ -51,5 +55,6 @@ def test_what_cannot_be_parsed_counts(tasks) -> None:
     assert found["emotion"]["metrics"]["accuracy"] == pytest.approx(2 / 3)
     # joy: precision 1, recall 1/2; anger: both 1; weighted by 2 and 1.
     assert found["emotion"]["metrics"]["weighted_f1"] == pytest.approx((2 * 2 / 3 + 1) / 3)
+    assert found["emotion"]["metrics"]["macro_f1"] == pytest.approx((2 / 3 + 1) / 2)
     assert found["sentiment"]["metrics"]["mae"] == pytest.approx((0 + 0.5) / 2)
     assert UNPARSED not in tasks["emotion"].labels

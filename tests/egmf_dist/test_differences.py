@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from egmf_dist.data.run_data import RunData
+from egmf_dist.errors import EgmfError
 from egmf_dist.files import write_json
 from egmf_dist.formats import stamped
 from egmf_dist.report.differences import differences, sentence
@@ -46,6 +48,30 @@ def test_a_difference_is_told_from_none(tasks, tmp_path) -> None:
     assert sentence(found[0]).endswith("200 samples): no difference that the samples show")
     back = differences(poor, [good])[0]
     assert back["difference"] == -found[1]["difference"]
+
+
+def test_what_cannot_be_compared_is_not(tasks, tmp_path) -> None:
+    """One dialogue, other truths, and labels of another task."""
+    good, poor = make_run(tmp_path / "good", tasks, 0.9, 0), make_run(tmp_path / "poor", tasks, 0.5, 1)
+
+    def rewritten(change) -> None:
+        for folder in (good, poor):
+            file = Run(folder).predictions("test")
+            rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+            rows = [row | change(folder, number, row) for number, row in enumerate(rows)]
+            file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+    # Two folders' samples of one name: the n-th is the n-th.
+    rewritten(lambda _, number, row: {"id": f"s{number % 100}", "dialogue": "d"})
+    (row,) = differences(good, [poor])
+    assert (row["n"], row["interval"], row["p"], row["differs"]) == (200, None, None, False)
+    assert sentence(row).endswith("(200 samples): too few dialogues to say whether that is a difference")
+    rewritten(lambda folder, number, row: {"predicted": "boredom"} if folder == poor and number == 7 else {})
+    with pytest.raises(EgmfError, match="task 'emotion' has no label 'boredom'; it has"):
+        differences(good, [poor])
+    rewritten(lambda folder, number, row: {"truth": "?"} if folder == poor and number == 7 else {})
+    with pytest.raises(EgmfError, match="sample s7: one run's predictions hold the truth"):
+        differences(good, [poor])
 
 
 def test_the_verb_says_it(tasks, tmp_path, capsys) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ import pytest
 from egmf_dist.config import DataConfig
 from egmf_dist.data import perturb
 from egmf_dist.data.perturb import Augmentation, drawn_from
-from egmf_dist.inference.robustness import area, whom
+from egmf_dist.inference.robustness import area, robustness, whom
+from egmf_dist.run.folder import Run
 from egmf_shards import Sample, Turn
 
 
@@ -112,3 +114,28 @@ def test_votes_and_areas(tasks) -> None:
     assert area([[0.0, 1.0], [0.5, 0.5], [1.0, 0.0]]) == pytest.approx(0.5)
     assert area([[0.0, 1.0], [0.1, 1.0], [0.9, 0.2]]) == pytest.approx((0.1 + 0.8 * 0.6) / 0.9)
     assert area([[0.0, 1.0], [0.5, None]]) is None
+
+
+def test_a_task_has_no_curve_of_a_stream_that_its_samples_lack(tasks, tmp_path) -> None:
+    """Sentiment alone has video: of emotion nothing is said about it."""
+    rows = [
+        {"id": f"s{n}", "language": "en", "turn": 0, "predicted": answer, "truth": answer, "task": task}
+        | {"modalities": modalities, "probabilities": np.full(3, 1 / 3)}
+        for task, modalities, answers in (
+            ("emotion", ["text", "audio"], ["joy", "anger"]),
+            ("sentiment", ["text", "audio", "vision"], [0.5, -0.5]),
+        )
+        for n, answer in enumerate(answers * 3)
+    ]
+    rows = [row | {"probabilities": np.full(len(tasks[row["task"]].legal_answers("en")), 0.1)} for row in rows]
+    rows = [row | {"probabilities": row["probabilities"] / row["probabilities"].sum()} for row in rows]
+    opened = SimpleNamespace(
+        run=Run(tmp_path), split="test", checkpoint="adapters/x", shards=None,
+        data=SimpleNamespace(tasks=tasks, modalities=["text", "audio", "vision"]),
+        config=SimpleNamespace(data=SimpleNamespace(context_turns=0)),
+        score=lambda what, remove=(), change=None, indices=None: [rows[i] for i in indices or range(len(rows))],
+    )  # fmt: skip
+    found = robustness(opened)["tasks"]
+    assert set(found["emotion"]["curves"]) == set(found["emotion"]["area"]) == {"words", "audio"}
+    assert set(found["sentiment"]["curves"]) == {"words", "audio", "vision", "all frames"}
+    assert [set(found[task]["removed"]) for task in tasks] == [{"text", "audio"}, {"text", "audio", "vision"}]

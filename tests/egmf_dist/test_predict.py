@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +13,7 @@ import pytest
 
 from egmf_dist import Utterance, load
 from egmf_dist.errors import EgmfError
-from egmf_dist.inference.predict import predict_file
+from egmf_dist.inference.predict import Output, predict_file
 from egmf_dist.inference.sources import Lines
 from egmf_launcher.cli import main
 
@@ -93,11 +96,11 @@ class TestPredict:
         assert len(lines(out)) == 32
         with open(out, "a") as file:
             file.write('{"id": "half a li')
-        with pytest.raises(EgmfError, match="was begun with another input, model or tasks"):
+        with pytest.raises(EgmfError, match="was begun with another input, model, tasks or --explain"):
             predict_file(model, Lines(source), out, None, lambda *_: None)
         content = source.read_bytes()
         source.write_bytes(b'{"text": "new"}\n' + content)
-        with pytest.raises(EgmfError, match="was begun with another input, model or tasks"):
+        with pytest.raises(EgmfError, match="was begun with another input, model, tasks or --explain"):
             predict_file(model, Lines(source), out, ["emotion"], lambda *_: None)
         source.write_bytes(content)
         done = predict_file(model, Lines(source), out, ["emotion"], lambda *_: None)
@@ -109,6 +112,55 @@ class TestPredict:
             if "answers" in one:
                 p, q = (row["answers"]["emotion"]["probabilities"] for row in (one, other))
                 assert p == pytest.approx(q, abs=1e-5)
+
+    def test_a_disk_that_fails_is_one_line_and_made_good_by_the_same_call(
+        self, exported, source, tmp_path, monkeypatch, capsys
+    ):
+        call = ["predict", str(exported), "--input", str(source), "--out", str(tmp_path / "out.jsonl")]
+        call += ["--tasks", "emotion"]
+
+        def full(_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", full)
+            assert main(call) == 2
+            said = capsys.readouterr().err
+            assert "out.jsonl: cannot be written: No space left on device; name another file" in said
+            assert said.count("\n") == 1
+        model = load(exported)
+        output = Output(tmp_path / "out.jsonl", {"input": "a", "model": "b", "tasks": None})
+        assert output.begin() == 0
+        output.write([{"id": 1}])
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", full)
+            with pytest.raises(EgmfError, match="No space left on device; start again to go on"):
+                output.finish()
+        output.close()
+        again = Output(tmp_path / "out.jsonl", {"input": "a", "model": "b", "tasks": None})
+        assert again.begin() == 1
+        with pytest.raises(EgmfError, match="another process is writing it"):
+            Output(again.path, again.made_of).begin()
+        again.finish()
+        again.close()
+        again.path.unlink()
+
+        # Explanations belong to what is made: without them it is another output.
+        monkeypatch.setattr(model, "answer", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            predict_file(model, Lines(source), again.path, None, lambda *_: None)
+        with pytest.raises(EgmfError, match="tasks or --explain"):
+            predict_file(model, Lines(source), again.path, None, lambda *_: None, tmp_path / "e")
+
+    def test_a_file_system_without_locks_is_said(self, tmp_path, monkeypatch, capsys):
+        def none(*_):
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        monkeypatch.setattr(fcntl, "flock", none)
+        output = Output(tmp_path / "out.jsonl", {})
+        assert output.begin() == 0
+        output.close()
+        assert "cannot be locked (No locks available): start only one" in capsys.readouterr().err
 
     @pytest.mark.parametrize(
         ("change", "says"),
