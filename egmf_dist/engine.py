@@ -22,6 +22,8 @@ class Engine(Protocol):
     """The model."""
     optimizer: Any
     """With ``param_groups``."""
+    basic_optimizer: Any
+    """The AdamW that was given to it, inside ``optimizer``."""
 
     def __call__(self, *inputs: Any) -> Any:
         """The model's forward, with ZeRO-3's parameters at hand."""
@@ -47,12 +49,8 @@ class Engine(Protocol):
         """Of the last step, before clipping."""
         ...
 
-    def save_checkpoint(self, save_dir: str, **options: Any) -> Any:
-        """Write this rank's partitions."""
-        ...
-
-    def load_checkpoint(self, load_dir: str, **options: Any) -> tuple[str | None, Any]:
-        """Read them again; the path that was read, None where there is nothing."""
+    def zero_optimization_stage(self) -> int:
+        """1, 2 or 3."""
         ...
 
     def destroy(self) -> None:

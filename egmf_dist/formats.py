@@ -1,7 +1,8 @@
 """The version that every JSON and YAML file of a run carries under the key ``format``.
 
 A file without the key is version 1. Version 2 added the key, the folder that relative paths start in (``config.yaml``)
-and the launch that moved a pointer (``latest.json``), and a backbone in a folder is named by its hash alone.
+and the launch that moved a pointer (``latest.json``), and a backbone in a folder is named by its hash alone. Version 3
+has checkpoints by parameter name.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 from egmf_dist.errors import EgmfError
 
-FORMAT = 2
+FORMAT = 3
 KEY = "format"
 
 

@@ -283,10 +283,10 @@ class TrainingConfig:
     """Largest global gradient norm; 0 for none."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Arithmetic of the forward and backward pass; the optimiser's copy is always fp32."""
-    zero_stage: Literal[1, 2, 3] = 3
+    zero_stage: Literal[1, 2, 3] = free(3)
     """DeepSpeed ZeRO stage. Where the backbone fits one device, 1 or 2 are faster: only the adapter's bytes move, and
     stage 3's work around every module falls away."""
-    offload: Literal["none", "optimizer", "weights"] = "none"
+    offload: Literal["none", "optimizer", "weights"] = free("none")
     """What waits in the hosts' memory in place of the GPUs': the `optimizer` with its fp32 copies of what is trained,
     or the `weights`, too (stage 3). Slower; the step is the same."""
     validate_every: int = free(200, at_least(1))

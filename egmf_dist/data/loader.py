@@ -8,6 +8,9 @@ travels as a message, not as an exception, because an exception loses its one li
 from __future__ import annotations
 
 import copy
+import os
+import signal
+import threading
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -80,6 +83,22 @@ def micro_batches_of(stream: Stream, collator: Collator, tokens: int, packed: bo
     return max(1, min(wanted, -(-stream.global_batch // stream.world)))
 
 
+def _only_the_trainer_ends_it(_: int) -> None:
+    """A signal that reaches every process of a job is the trainer's to answer, and it still needs its batches then."""
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    # A handler is not told who sent a signal, and DataLoader itself ends what is left of its processes by SIGTERM.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    trainer = os.getppid()
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def load(
     stream: Stream,
     collator: Collator,
@@ -111,6 +130,7 @@ def load(
         pin_memory=torch.cuda.is_available(),
         # DataLoader draws a seed when it starts; from the global generator that would change the dropout after it.
         generator=torch.Generator(),
+        worker_init_fn=_only_the_trainer_ends_it,
     )
     steps = iter(loader)
     for _ in positions:

@@ -44,7 +44,7 @@ class ExplanationFolder:
             raise EgmfError(f"--explain {path}: it is not empty; name another folder, or remove it first")
 
     def expect(self, names: Sequence[Any]) -> None:
-        """These ids will be written now, by all ranks together: nobody takes the plain name of one that occurs twice."""
+        """These ids will be written now by all ranks together: nobody takes the plain name of one that occurs twice."""
         self._shared = {name for name, times in Counter(map(str, names)).items() if times > 1}
 
     def write(self, model: Model, name: Any, samples: Sequence[Sample]) -> dict[str, str]:

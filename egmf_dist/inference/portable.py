@@ -31,7 +31,7 @@ from egmf_dist.errors import EgmfError
 from egmf_dist.formats import read_stamped, stamped
 from egmf_dist.model.identity import backbone_identity
 from egmf_dist.model.precision import dtype_of
-from egmf_dist.model.trained import fill_trained, trained_parameters
+from egmf_dist.model.trained import fill_parameters, trained_parameters
 from egmf_shards.checksums import sha256
 
 DESCRIPTION, FUSION, TUNED = "egmf.json", "fusion.safetensors", "tuned.safetensors"
@@ -234,7 +234,7 @@ def _write_backbone(folder: Path, config: Config, own: Mapping[str, torch.Tensor
     from egmf_dist.model.backbone import load_backbone, load_tokenizer
 
     model: Any = load_backbone(config.backbone, dtype_of(config.training.precision))
-    fill_trained(model, own, folder)
+    fill_parameters(model, _shapes(own), own.__getitem__, folder)
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()
     model.save_pretrained(folder)
@@ -259,7 +259,11 @@ def load_weights(model: nn.Module, portable: Portable) -> None:
             short = short.removesuffix(".weight") if "lora_magnitude_vector" in short else short
             if name.startswith(LLM) and short in saved:
                 weights[name] = saved[short]
-    fill_trained(model, weights, portable.folder)
+    fill_parameters(model, _shapes(weights), weights.__getitem__, portable.folder)
+
+
+def _shapes(weights: Mapping[str, torch.Tensor]) -> dict[str, list[int]]:
+    return {name: list(weight.shape) for name, weight in weights.items()}
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -72,27 +72,36 @@ def load_trained(model: nn.Module, folder: Path) -> None:
     path = folder / TRAINED_FILE
     if not path.is_file():
         raise EgmfError(f"{path}: no such file; give the folder of a trained adapter")
-    own = trained_parameters(model)
     try:
         with safe_open(path, framework="pt") as saved:
-            _check_fit(path, {name: saved.get_slice(name).get_shape() for name in saved.keys()}, own)  # noqa: SIM118
-            for group in _groups(own):
-                _fill(group, saved)
+            shapes = {name: saved.get_slice(name).get_shape() for name in saved.keys()}  # noqa: SIM118
+            fill_parameters(model, shapes, saved.get_tensor, path)
     except (OSError, SafetensorError) as error:
         raise EgmfError(f"{path}: cannot be read: {error}; put it back from a copy") from error
 
 
-def fill_trained(model: nn.Module, weights: Mapping[str, torch.Tensor], where: Path) -> None:
-    """Fill the trained parameters of a model that is whole here; ``where`` the weights are from names the fault.
+def fill_parameters(
+    model: nn.Module, shapes: Mapping[str, list[int]], read: Callable[[str], torch.Tensor], where: Path
+) -> None:
+    """Fill the trained parameters of a model, some at a time: a backbone that was trained whole is more than a rank may
+    hold. Of those that ZeRO-3 has partitioned rank 0 alone reads, and all take their part; every rank must call this.
+
+    Args:
+        model: the module inside the engine, or one that is whole.
+        shapes: of what there is, by name.
+        read: gives a parameter's numbers, in its shape.
+        where: they are from, for the message.
 
     Raises:
         EgmfError: names or shapes are not this model's.
     """
     own = trained_parameters(model)
-    _check_fit(where, {name: list(weight.shape) for name, weight in weights.items()}, own)
-    with torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(weights[name])
+    _check_fit(where, shapes, own)
+    for group in _groups(own):
+        with _whole(group, modifier_rank=0), torch.no_grad():
+            for name, parameter in group.items():
+                if not hasattr(parameter, "ds_id") or distributed.rank() == 0:
+                    parameter.copy_(read(name))
 
 
 def _check_fit(path: Path, shapes: Mapping[str, list[int]], own: Mapping[str, nn.Parameter]) -> None:
@@ -103,12 +112,3 @@ def _check_fit(path: Path, shapes: Mapping[str, list[int]], own: Mapping[str, nn
         shape = list(getattr(parameter, "ds_shape", parameter.shape))  # a partitioned one is flat
         if shape != shapes[name]:
             raise EgmfError(f"{path}: {name} is {shapes[name]}; this model's is {shape}")
-
-
-def _fill(group: Mapping[str, nn.Parameter], saved: Any) -> None:
-    """Some parameters from an opened file, which is read as far as it is asked for: a backbone that was trained whole
-    is more than a rank may hold. Of those that ZeRO-3 has partitioned rank 0 alone reads, and all take their part."""
-    with _whole(group, modifier_rank=0), torch.no_grad():
-        for name, parameter in group.items():
-            if not hasattr(parameter, "ds_id") or distributed.rank() == 0:
-                parameter.copy_(saved.get_tensor(name))

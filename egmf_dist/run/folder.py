@@ -74,6 +74,11 @@ class Run:
         return self.folder / "lock.json"
 
     @property
+    def stop(self) -> Path:
+        """A driver's note that its launch is to stop."""
+        return self.folder / "stop.json"
+
+    @property
     def quarantine(self) -> Path:
         """Samples set aside, one JSON object a line."""
         return self.folder / "quarantine.jsonl"
@@ -289,6 +294,7 @@ def discard_leftovers(run: Run) -> None:
     """
     for storage in run.ray.glob(run.ray_storage("train", "*").name):
         discard_storage(storage)
+    run.stop.unlink(missing_ok=True)  # of a launch that has ended
     for folder in (run.folder, run.checkpoints, run.adapters):
         discard_unfinished(folder)
     beside = run.folder.absolute()

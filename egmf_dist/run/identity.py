@@ -1,4 +1,4 @@
-"""What a run's weights belong to: its data, its backbone, its seed and its number of ranks.
+"""What a run's weights belong to: its data, its backbone and its seed; and how many ranks made them.
 
 One check serves the start of a resume, the ranks that load a checkpoint, and evaluation. A folder is named by a hash of
 what lies in it and never by its path, so data and backbone may move.
@@ -14,13 +14,15 @@ from typing import Any
 from egmf_dist.errors import EgmfError
 from egmf_dist.formats import DamagedError
 
+_SAME = ("data", "seed", "backbone")
+
 
 @dataclass(frozen=True)
 class Identity:
-    """What must be the same for weights, optimiser and position to go on."""
+    """What must be the same for weights, optimiser and position to go on, but for the number of ranks."""
 
     world_size: int
-    """Ranks; an optimiser's partitions fit no other number."""
+    """Ranks; another number goes on with the same global batches."""
     data: str
     """Hash of the training split's index."""
     seed: int
@@ -57,13 +59,13 @@ def check_identity(
         made_with: read from the checkpoint or adapter.
         now: of this start.
         what: the checkpoint or run, for the message.
-        keys: the parts to compare; all by default.
+        keys: the parts to compare; all by default that must be the same.
         otherwise: what else could be done, the message's end.
 
     Raises:
         EgmfError: the first part that differs, and what would be right.
     """
-    for key in keys or tuple(Identity.__dataclass_fields__):
+    for key in keys or _SAME:
         then, given = getattr(made_with, key), getattr(now, key)
         if then == given or (key == "backbone" and _same_backbone(then, given)):
             continue
@@ -77,8 +79,6 @@ def _same_backbone(then: Mapping[str, Any], given: Mapping[str, Any]) -> bool:
 
 
 def _difference(key: str, then: Any, given: Any) -> str:
-    if key == "world_size":
-        return f"made with {then} ranks, this start has {given}; resume with as many as it was made with"
     if key == "seed":
         return f"made with training.seed {then}, this start has {given}; resume with that one"
     if key == "data":

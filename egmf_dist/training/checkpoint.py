@@ -1,8 +1,9 @@
 """Checkpoints: complete or invisible, verified by hash, with position and random state.
 
 A checkpoint is written into a hidden folder, put on the disk, hashed, renamed, and only then pointed to by
-``latest.json``; whatever dies on the way, the power included, leaves the previous one in force. DeepSpeed writes the
-partitions (trained weights and optimiser; the frozen backbone is named, not copied).
+``latest.json`` (:mod:`.saver`); whatever dies on the way, the power included, leaves the previous one in force. It
+holds what training changes, by parameter name (:mod:`.pieces`), so any number of ranks and any ZeRO stage goes on from
+it; the frozen backbone is named, not copied.
 
 ``latest.json`` also says which launch moved it last. A group of workers that is started again within a launch goes on
 from there if its launch has moved the pointer, and else does what the launch was told: so an explicit checkpoint is
@@ -11,28 +12,22 @@ kept through restarts, and nothing that another launch left behind is taken for 
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from safetensors.torch import load_file, save_file
-
 from egmf_dist import distributed
 from egmf_dist.engine import Engine
 from egmf_dist.errors import EgmfError
-from egmf_dist.files import remove_folder, replace_folder, sync_tree, unfinished, write_json, writing
+from egmf_dist.files import remove_folder, write_json
 from egmf_dist.formats import DamagedError, read_stamped, stamped
 from egmf_dist.model.adapter import point_to_best
 from egmf_dist.run.folder import Run, checkpoint_name, named_checkpoint, step_of
 from egmf_dist.run.identity import Identity, check_identity
 from egmf_dist.run.lock import check_held
+from egmf_dist.training.pieces import State, put_pieces, put_random_state
 from egmf_shards.checksums import sha256
 
-STATE = "state"
 RECORD = "checkpoint.json"
 
 
@@ -70,6 +65,7 @@ class Record(NamedTuple):
 
     progress: Progress
     identity: Identity
+    state: State
     standardisations: dict[str, Any] | None
     """By what statistics features were standardised; None in checkpoints that do not say so."""
     sha256: dict[str, str]
@@ -89,77 +85,8 @@ class Resumed(NamedTuple):
     """Where a start goes on."""
 
     progress: Progress
-    skipped: list[str]
-    """As :class:`Found`'s."""
-
-
-def save_checkpoint(
-    engine: Engine,
-    run: Run,
-    progress: Progress,
-    identity: Identity,
-    standardisations: Mapping[str, Any],
-    keep: int,
-    launch: str | None = None,
-) -> None:
-    """Write a checkpoint; every rank must call this.
-
-    Args:
-        engine: DeepSpeed's.
-        run: the run, whose folder all ranks share.
-        progress: where the run stands.
-        identity: what a resume must agree with.
-        standardisations: by what statistics features are standardised, JSON-able.
-        keep: how many checkpoints stay.
-        launch: this launch's token.
-
-    Raises:
-        EgmfError: another launch has taken the run over, or the disk does not take it; nothing of it is left then.
-    """
-    final = run.checkpoint(progress.step)
-    temporary = unfinished(final)
-    distributed.on_rank_zero(lambda: check_held(run, launch))  # before anything is cleared: it may be the holder's
-    with writing(temporary, f"checkpoint {final}", clears=distributed.rank() == 0):
-        _save(engine, run, progress, temporary)
-
-    def publish() -> None:
-        with writing(temporary, f"checkpoint {final}"):
-            files = sorted(p for p in temporary.rglob("*") if p.is_file())
-            hashes = {str(p.relative_to(temporary)): sha256(p) for p in files}
-            record = {
-                "progress": progress.__dict__,
-                "identity": identity.to_json(),
-                "standardisations": dict(standardisations),
-                "sha256": hashes,
-            }
-            write_json(temporary / RECORD, stamped(record))
-            check_held(run, launch)
-            replace_folder(temporary, final)
-            point_to(run, progress.step, launch)
-        prune(run, progress.step, keep)
-
-    distributed.on_rank_zero(publish)
-
-
-def _save(engine: Engine, run: Run, progress: Progress, temporary: Path) -> None:
-    """Every rank's part, into ``temporary``, and on the disk."""
-
-    def prepare() -> None:
-        with writing(temporary, f"checkpoint {run.checkpoint(progress.step)}"):
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-
-    distributed.on_rank_zero(prepare)
-    engine.save_checkpoint(str(temporary), tag=STATE, save_latest=False, exclude_frozen_parameters=True)
-    random_state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        random_state["cuda"] = torch.cuda.get_rng_state()
-    save_file(random_state, temporary / f"random-{distributed.rank():05d}.safetensors")
-    distributed.barrier()
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        # One rank of each host: what a host has written is in that host's cache.
-        sync_tree(temporary)
-    distributed.barrier()
+    said: list[str]
+    """What a person must know of it, a sentence each."""
 
 
 def point_to(run: Run, step: int, launch: str | None) -> None:
@@ -193,14 +120,19 @@ def read_record(checkpoint: Path) -> Record:
 
     Raises:
         DamagedError: it cannot be read.
-        EgmfError: a later version wrote it.
+        EgmfError: a later version wrote it, or one of before that kept DeepSpeed's own files.
     """
     path = checkpoint / RECORD
     record = read_stamped(path)
+    if "progress" in record and "state" not in record:
+        raise EgmfError(
+            f"{checkpoint}: an earlier egmf-dist wrote it, as DeepSpeed's pickled files for one number of ranks, which "
+            "are not read any more; end the run with that version, or start a new one"
+        )
     try:
         hashes = {str(name): str(digest) for name, digest in record["sha256"].items()}
         progress, identity = Progress.from_json(record["progress"]), Identity.from_json(record["identity"], path)
-        return Record(progress, identity, record.get("standardisations"), hashes)
+        return Record(progress, identity, State(**record["state"]), record.get("standardisations"), hashes)
     except (KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"{path} is damaged (it lacks {error})") from error
 
@@ -292,7 +224,7 @@ def load_checkpoint(
     not go on from a timeline that was given up.
 
     Raises:
-        EgmfError: on every rank alike, if the checkpoint is missing, damaged, or another run's.
+        EgmfError: on every rank alike, if the checkpoint is missing, damaged, or another run's or model's.
     """
 
     def choose() -> Found | None:
@@ -304,18 +236,20 @@ def load_checkpoint(
     found: Found | None = distributed.on_rank_zero(choose)
     if found is None:
         return None
-    loaded, _ = engine.load_checkpoint(str(found.folder), tag=STATE, load_module_strict=False)
-    if loaded is None:
-        raise EgmfError(f"checkpoint {found.folder}: DeepSpeed found no state in it")
-    random_state = load_file(found.folder / f"random-{distributed.rank():05d}.safetensors")
-    torch.set_rng_state(random_state["cpu"])
-    if "cuda" in random_state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(random_state["cuda"])
+    record = found.record
+    put_pieces(engine, record.state, found.folder)
+    put_random_state(found.folder, identity.seed, record.progress.step, record.state.ranks)
 
     def rewind() -> None:
         check_held(run, launch)
-        point_to(run, found.record.progress.step, launch)
-        point_to_best(run, found.record.progress.best_step)
+        point_to(run, record.progress.step, launch)
+        point_to_best(run, record.progress.best_step)
 
     distributed.on_rank_zero(rewind)
-    return Resumed(found.record.progress, found.skipped)
+    said, ranks = list(found.skipped), distributed.world_size()
+    if record.state.ranks != ranks:
+        said.append(
+            f"checkpoint {found.folder.name} was made with {record.state.ranks} ranks, and {ranks} go on: the same "
+            "global batches; dropout draws other numbers"
+        )
+    return Resumed(record.progress, said)

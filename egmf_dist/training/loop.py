@@ -30,7 +30,7 @@ def train(config: Config, run: Run, start: Start) -> dict[str, Any]:
         start: how it begins.
 
     Returns:
-        Steps done, the best score and its step, and why training ended.
+        Steps done, the best score and its step, why training ended, and ``stopped``: by what it was told to, or None.
 
     Raises:
         EgmfError: bad settings or data, a checkpoint that does not fit, or too many non-finite steps in a row.
@@ -38,9 +38,13 @@ def train(config: Config, run: Run, start: Start) -> dict[str, Any]:
     training = config.training
     with started(config, run, start) as trainer:
         progress = trainer.progress
+        first, stopped = progress.step, None
         while not trainer.finished:
             factor = trainer.learning_rate
             step, facts = trainer.next_step()
+            if facts.stopping:
+                stopped = trainer.stopping.by or "another rank's signal"
+                break
             sums_3 = train_step(trainer.engine, step.batches, facts.valid, trainer.device)
             trainer.count(step, facts, sums_3)
 
@@ -53,15 +57,19 @@ def train(config: Config, run: Run, start: Start) -> dict[str, Any]:
             if validates:
                 validate(trainer)
             if saves or trainer.finished:
-                trainer.save()
+                trainer.save(wait=trainer.finished)
             if validates or saves:
                 trainer.clock.restart()  # samples/s are of training alone
         reason = "all steps done"
-        if progress.step < training.steps:
+        if stopped is not None:
+            reason = f"told to stop by {stopped}"
+            if progress.step > first:  # else there is nothing that a checkpoint does not hold already
+                trainer.save(wait=True)
+        elif progress.step < training.steps:
             reason = f"{progress.without_improvement} validations without a better score"
         end = {"step": progress.step, "reason": reason, "best_step": progress.best_step}
         trainer.records.write({"kind": "end", **end})
-    return end | {"best_score": progress.best_score}
+    return end | {"best_score": progress.best_score, "stopped": stopped}
 
 
 def train_step(engine: Engine, batches: list[RaggedBatch], valid: float, device: torch.device) -> torch.Tensor:

@@ -38,6 +38,10 @@ class Facts(NamedTuple):
     """Prompts that were too long."""
     prompt_tokens_cut: int
     """Tokens they lost."""
+    written: int
+    """Ranks whose part of a checkpoint is on the disk."""
+    stopping: int
+    """Ranks that were told to stop."""
 
 
 class Losses(NamedTuple):
@@ -65,8 +69,14 @@ class _Unread:
     grad_norm: torch.Tensor | float
 
 
-def next_step(steps: Iterator[Step], bad_samples: BadSamples) -> tuple[Step, Facts]:
+def next_step(steps: Iterator[Step], bad_samples: BadSamples, written: bool, stops: bool) -> tuple[Step, Facts]:
     """The next global batch's part of this rank, and what all ranks agree on; one small all-reduce between the hosts.
+
+    Args:
+        steps: this rank's.
+        bad_samples: what becomes of samples that cannot be read.
+        written: this rank's part of a checkpoint is on the disk.
+        stops: this rank was told to stop.
 
     Raises:
         EgmfError: on every rank, what one of them met while reading.
@@ -82,13 +92,12 @@ def next_step(steps: Iterator[Step], bad_samples: BadSamples) -> tuple[Step, Fac
         cut = [
             tokens for b in step.batches for tokens, weight in zip(b.cut, b.weight_B.tolist(), strict=True) if weight
         ]
-        own = [len(step.bad), valid, sum(b.tokens for b in step.batches), sum(map(bool, cut)), sum(cut)]
-    failed, bad, valid, tokens, prompts_cut, tokens_cut = distributed.sum_over_ranks(
-        [float(complaint is not None), *own]
-    )
+        read = [len(step.bad), valid, sum(b.tokens for b in step.batches), sum(map(bool, cut)), sum(cut)]
+        own = [*read, written, stops]
+    failed, bad, valid, tokens, *counts = distributed.sum_over_ranks([float(complaint is not None), *own])
     if failed:
         distributed.raise_together(complaint)
-    return step, Facts(int(bad), valid, tokens, int(prompts_cut), int(tokens_cut))
+    return step, Facts(int(bad), valid, tokens, *map(int, counts))
 
 
 class Supervision:

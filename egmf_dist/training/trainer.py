@@ -18,6 +18,7 @@ from egmf_dist.data.loader import Step, load, micro_batches_of
 from egmf_dist.data.perturb import Augmentation
 from egmf_dist.data.run_data import RunData, open_split, open_stream
 from egmf_dist.engine import Engine, deepspeed_settings, initialise, partitioned_loading
+from egmf_dist.errors import EgmfError
 from egmf_dist.inference.scorer import Scorer
 from egmf_dist.metrics.selection import check_selection, chosen_for_validation
 from egmf_dist.model.identity import backbone_identity
@@ -27,9 +28,11 @@ from egmf_dist.run.identity import Identity
 from egmf_dist.run.lock import check_held
 from egmf_dist.run.manifest import read_standardisations, write_manifest
 from egmf_dist.run.records import Records
-from egmf_dist.training.checkpoint import Progress, Resumed, find_checkpoint, load_checkpoint, save_checkpoint
+from egmf_dist.training.checkpoint import Progress, Resumed, find_checkpoint, load_checkpoint
 from egmf_dist.training.reports import Clock, start_record, train_record
+from egmf_dist.training.saver import Saver
 from egmf_dist.training.schedule import learning_rate_factor, parameter_groups
+from egmf_dist.training.stopping import Stopping, listening
 from egmf_dist.training.supervision import Facts, Losses, Supervision, next_step, note_bad
 from egmf_dist.training.validation import check_scoring
 from egmf_shards import ShardSet
@@ -56,8 +59,6 @@ class Trainer:
 
     config: Config
     run: Run
-    launch: str | None
-    """The launch's token."""
     data: RunData
     identity: Identity
     engine: Engine
@@ -74,6 +75,8 @@ class Trainer:
     scorer: Scorer
     progress: Progress
     records: Records
+    saver: Saver
+    stopping: Stopping
     supervision: Supervision
     bad_samples: BadSamples
     clock: Clock = field(default_factory=Clock)
@@ -95,7 +98,9 @@ class Trainer:
 
     def next_step(self) -> tuple[Step, Facts]:
         """This rank's part of the next global batch, and what all ranks know of the whole."""
-        step, facts = next_step(self.steps, self.bad_samples)
+        step, facts = next_step(self.steps, self.bad_samples, self.saver.written, self.stopping.by is not None)
+        if self.saver.busy and facts.written == distributed.world_size():
+            self.publish()
         note_bad(self.bad_samples.take(step, facts.bad), self.progress, self.records)
         factor = self.learning_rate
         for group, peak in zip(self.engine.optimizer.param_groups, self.peaks, strict=True):
@@ -117,10 +122,36 @@ class Trainer:
         rate = factor * self.peaks[0]
         self.records.write(train_record(self.progress, losses, facts, rate, len(self.shards), self.config, self.clock))
 
-    def save(self) -> None:
-        """Write a checkpoint."""
-        keep = self.config.training.keep_checkpoints
-        save_checkpoint(self.engine, self.run, self.progress, self.identity, self.data.statistics(), keep, self.launch)
+    def save(self, wait: bool) -> None:
+        """Take a checkpoint, which is written while training goes on.
+
+        Args:
+            wait: it must be there before this returns.
+
+        Raises:
+            EgmfError: another launch has taken the run over; or it is waited for and cannot be written.
+        """
+        if self.saver.busy:
+            self.publish()
+        self.saver.begin(self.progress)
+        if wait:
+            self.publish(needed=True)
+
+    def publish(self, needed: bool = False) -> None:
+        """Have the checkpoint that was begun go into force.
+
+        Args:
+            needed: that it cannot be written is no matter of a warning.
+        """
+        saved = self.saver.publish()
+        if saved.error is not None and needed:
+            raise EgmfError(saved.error)
+        if saved.error is not None:
+            message = f"training goes on without a new checkpoint: {saved.error}"
+            self.records.write({"kind": "warning", "step": saved.step, "message": message})
+        else:
+            figures = {"stall_s": saved.stall_s, "write_s": saved.write_s, "mib": saved.mib}
+            self.records.write({"kind": "checkpoint", "step": saved.step, **figures})
 
 
 @contextlib.contextmanager
@@ -182,15 +213,18 @@ def started(config: Config, run: Run, start: Start) -> Iterator[Trainer]:
         spoken = ", chat template" if collator.limits.chat else ""
         said = {"backbone": f"{capabilities.describe()}{spoken}", "scoring": scoring, "changed": dict(start.changed)}
         records.write(start_record(config, progress, ranks, model, kernels) | said)
-        said_once = [*without_effect(config), *resumed.skipped, *shards.faults, *filter(None, [other_statistics])]
+        said_once = [*without_effect(config), *resumed.said, *shards.faults, *filter(None, [other_statistics])]
         for message in said_once:
             records.write({"kind": "warning", "step": progress.step, "message": message})
+        saver = Saver(engine, run, identity, data.statistics(), training.keep_checkpoints, start.launch)
+        stack.callback(saver.close)
+        stopping = Stopping(run, start.launch, looks=rank == 0)
+        stack.enter_context(listening(stopping))
         by_length = training.micro_tokens > 0
         end = progress.position + (training.steps - progress.step) * training.global_batch
         yield Trainer(
             config=config,
             run=run,
-            launch=start.launch,
             data=data,
             identity=identity,
             engine=engine,
@@ -210,6 +244,8 @@ def started(config: Config, run: Run, start: Start) -> Iterator[Trainer]:
             scorer=scorer,
             progress=progress,
             records=records,
+            saver=saver,
+            stopping=stopping,
             supervision=Supervision(progress, training.max_skipped_steps, records),
             bad_samples=BadSamples(config.data, run, len(shards), training.global_batch, progress),
         )

@@ -77,7 +77,7 @@ def validate(trainer: Trainer) -> None:
             "data": trainer.data.to_json(),
             "identity": trainer.identity.to_json(),
         }
-        save_adapter(model, trainer.run, progress.step, description, trainer.launch)
+        save_adapter(model, trainer.run, progress.step, description, trainer.saver.launch)
     records.write(
         {
             "kind": "valid",

@@ -1,6 +1,7 @@
 """Which failures are the user's to mend, which are ours, and the one line each prints.
 
-Exit codes: 2 for bad input (a user's mistake, named with what would be right), 1 for everything else.
+Exit codes: 2 for bad input (a user's mistake, named with what would be right); 75 for a training that was told to stop,
+has saved its checkpoint and can be started again (sysexits.h's EX_TEMPFAIL); 1 for everything else.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from egmf_shards.messages import unbroken
 USER_ERRORS = (EgmfError, ShardError)
 USER_EXIT = 2
 FAILURE_EXIT = 1
+STOPPED_EXIT = 75
 
 
 class LaunchError(RuntimeError):

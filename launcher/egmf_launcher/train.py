@@ -16,7 +16,8 @@ from egmf_dist.run.folder import Run, check_run, discard_leftovers, discard_unus
 from egmf_dist.run.lock import held
 from egmf_launcher.arguments import CommandLine
 from egmf_launcher.decide import LaunchArguments
-from egmf_launcher.launch import choose, launch_job, new_launch, reexecute_under_deepspeed
+from egmf_launcher.errors import STOPPED_EXIT
+from egmf_launcher.launch import choose, is_silent_rank, launch_job, new_launch, reexecute_under_deepspeed
 
 
 def train(
@@ -37,7 +38,8 @@ def train(
         words: given on under ``--launcher deepspeed``.
 
     Returns:
-        Rank 0's result, or the exit code of DeepSpeed's launcher; 0 for a rank that has nothing to do.
+        Rank 0's result, or the exit code of DeepSpeed's launcher; 0 for a rank that has nothing to do, 75 where the
+        training was told to stop.
 
     Raises:
         EgmfError, ShardError: bad input.
@@ -109,7 +111,7 @@ def train_run(
             return replace(job, config=given, changed=changed)
 
         try:
-            return launch_job(decision, job, settings.launch, prepare=prepare)
+            result = launch_job(decision, job, settings.launch, prepare=prepare)
         except BaseException:
             # What only the ranks could find out (damaged weights, a host that lacks the folder) must not use up the
             # name.
@@ -118,6 +120,11 @@ def train_run(
                 with contextlib.suppress(OSError):
                     run.folder.rmdir()
             raise
+    if not result.get("stopped"):
+        return result
+    if not is_silent_rank():
+        print(f"stopped after step {result['step']}; go on with: --run {folder} --resume auto", flush=True)
+    return STOPPED_EXIT
 
 
 def check_paths(config: Config) -> None:

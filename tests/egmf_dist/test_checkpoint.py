@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import IDENTITY, found, hold, names, save
+from checkpoints import IDENTITY, PIECES, found, hold, names, save
 
 from egmf_dist.errors import EgmfError
 from egmf_dist.files import remove_folder, replace_folder
@@ -18,7 +20,7 @@ from egmf_dist.model import adapter
 from egmf_dist.model.adapter import describe_best, point_to_best
 from egmf_dist.run.folder import Run
 from egmf_dist.run.identity import check_identity
-from egmf_dist.training import checkpoint, trainer
+from egmf_dist.training import checkpoint, saver, trainer
 from egmf_dist.training.checkpoint import (
     Progress,
     find_checkpoint,
@@ -26,9 +28,9 @@ from egmf_dist.training.checkpoint import (
     point_to,
     prune,
     read_record,
-    save_checkpoint,
     verify,
 )
+from egmf_dist.training.pieces import State
 
 
 @pytest.fixture
@@ -101,11 +103,11 @@ def test_a_restart_goes_on_where_its_own_launch_has_been(run):
 
 
 def spoil_weights(run: Run) -> None:
-    (run.checkpoint(300) / "weights").write_text("step 3")
+    (run.checkpoint(300) / PIECES).write_text("step 3")
 
 
 def lose_weights(run: Run) -> None:
-    (run.checkpoint(300) / "weights").unlink()
+    (run.checkpoint(300) / PIECES).unlink()
 
 
 def spoil_record(run: Run) -> None:
@@ -127,8 +129,8 @@ def lose_folder(run: Run) -> None:
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (spoil_weights, "weights is damaged"),
-        (lose_weights, "weights is missing"),
+        (spoil_weights, f"{PIECES} is damaged"),
+        (lose_weights, f"{PIECES} is missing"),
         (spoil_record, "checkpoint.json is damaged"),
         (lose_record, "checkpoint.json is missing"),
         (lose_parts, "checkpoint.json is damaged (it lacks"),
@@ -147,7 +149,7 @@ def test_auto_walks_back_to_the_newest_sound_one_and_says_so(run, damage, says):
     with pytest.raises(EgmfError, match="step-0000300"):
         find_checkpoint(run, str(run.checkpoint(300)))
     for step in (100, 200):
-        (run.checkpoint(step) / "weights").unlink()
+        (run.checkpoint(step) / PIECES).unlink()
     with pytest.raises(EgmfError, match=r"no sound checkpoint to go on from: .*give one with --resume STEP") as caught:
         find_checkpoint(run, "auto")
     assert "\n" not in str(caught.value)
@@ -191,9 +193,9 @@ def test_a_later_version_is_refused_not_skipped(run):
 def test_another_identity_is_named(run):
     made_with = find_checkpoint(run, str(save(run, 100, 100))).record.identity
     check_identity(made_with, IDENTITY, "checkpoint x")
+    check_identity(made_with, replace(IDENTITY, world_size=2), "checkpoint x")
     for change, says in (
         ({"seed": 1}, "made with training.seed 0, this start has 1"),
-        ({"world_size": 2}, "made with 1 ranks, this start has 2"),
         ({"data": "other"}, "--data.shards"),
         ({"backbone": {"path": "me/model", "revision": None, "commit": "c"}}, "--backbone.path"),
     ):
@@ -207,29 +209,29 @@ def test_a_record_of_another_version_lacks_and_holds_other_counters(run):
     record = json.loads(path.read_text())
     del record["progress"]["bad"]
     path.write_text(json.dumps(record | {"progress": record["progress"] | {"of_a_later_version": 3}}))
-    progress, identity, standardisations, _ = read_record(folder)
+    progress, identity, _, standardisations, _ = read_record(folder)
     assert standardisations is None
     assert (progress.step, progress.bad, identity) == (100, 0, IDENTITY)
     verify(folder)
 
 
 class Engine:
-    """Stands in for DeepSpeed's: one file a checkpoint."""
-
-    def save_checkpoint(self, folder: str, tag: str, **options: bool) -> None:
-        (Path(folder) / tag).mkdir()
-        (Path(folder) / tag / "weights").write_text("w")
-
-    def load_checkpoint(self, folder: str, tag: str, **options: bool) -> tuple[str, None]:
-        assert (Path(folder) / tag / "weights").is_file()
-        return folder, None
+    """Stands in for DeepSpeed's."""
 
 
 @pytest.fixture
 def alone(monkeypatch):
-    for name, value in {"rank": 0, "barrier": None}.items():
-        monkeypatch.setattr(checkpoint.distributed, name, lambda value=value: value)
-    monkeypatch.setattr(checkpoint.distributed, "on_rank_zero", lambda do: do())
+    """One rank without a process group, whose engine holds one number."""
+    monkeypatch.setattr(saver, "copy_pieces", lambda engine, into: {"weight/0/w": torch.zeros(1)})
+    monkeypatch.setattr(saver, "state_of", lambda engine: State(1, 1, {"w": [1]}, {}))
+    for name in ("put_pieces", "put_random_state"):
+        monkeypatch.setattr(checkpoint, name, lambda *arguments: None)
+
+
+def save_checkpoint(run: Run, launch: str | None = None, **progress: int) -> saver.Saved:
+    own = saver.Saver(Engine(), run, IDENTITY, {}, keep=3, launch=launch)
+    own.begin(Progress(**progress))
+    return own.publish()
 
 
 @pytest.mark.usefixtures("alone")
@@ -241,7 +243,7 @@ def test_loading_an_earlier_one_takes_both_pointers_back(run):
             run.adapter(best_step).mkdir(parents=True, exist_ok=True)
             (run.adapter(best_step) / "adapter.json").write_text("{}")
             point_to_best(run, best_step)
-        save_checkpoint(Engine(), run, Progress(step=step, best_step=best_step), IDENTITY, {}, keep=3, launch="first")
+        save_checkpoint(run, "first", step=step, best_step=best_step)
     assert describe_best(run)[0].name == "step-0000004"
     hold(run, "second")
     resumed = load_checkpoint(Engine(), run, str(run.checkpoint(2)), IDENTITY, launch="second")
@@ -261,30 +263,34 @@ def test_loading_an_earlier_one_takes_both_pointers_back(run):
 def test_everything_is_on_the_disk_before_the_pointer_moves(run, monkeypatch):
     """Files, then their folder, then its name, then the pointer: the order in which the power may fail."""
     done: list[str] = []
-    for module, name in ((checkpoint, "sync_tree"), (checkpoint, "replace_folder"), (checkpoint, "write_json")):
+    names = ((saver.os, "fsync"), (saver, "write_json"), (saver, "replace_folder"), (checkpoint, "write_json"))
+    for module, name in names:
         real = getattr(module, name)
 
         def noted(*arguments, name=name, real=real):
-            done.append(f"{name} {arguments[-1 if name == 'replace_folder' else 0].name}")
+            what = os.readlink(f"/proc/self/fd/{arguments[0]}") if name == "fsync" else arguments[-1]
+            what = arguments[0] if name == "write_json" else what
+            done.append(f"{name} {Path(what).name}")
             return real(*arguments)
 
         monkeypatch.setattr(module, name, noted)
-    save_checkpoint(Engine(), run, Progress(step=2), IDENTITY, {}, keep=1)
-    assert done == [
-        "sync_tree .step-0000002.tmp",
-        "write_json checkpoint.json",
-        "replace_folder step-0000002",
-        "write_json latest.json",
-    ]
+    save_checkpoint(run, step=2)
+    named = [re.sub(r"^(fsync) \.(\w+\.json)\.\w+\.tmp", r"\1 \2", what) for what in done]
+    assert named == [
+        "fsync state-00000.safetensors",
+        "write_json checkpoint.json", "fsync checkpoint.json", "fsync .step-0000002.tmp",
+        "replace_folder step-0000002", "fsync checkpoints",
+        "write_json latest.json", "fsync latest.json", "fsync checkpoints",
+    ]  # fmt: skip
 
 
 @pytest.mark.usefixtures("alone")
 def test_a_launch_that_was_given_up_moves_no_pointer(run):
     hold(run, "mine")
-    save_checkpoint(Engine(), run, Progress(step=2), IDENTITY, {}, keep=3, launch="mine")
+    save_checkpoint(run, "mine", step=2)
     hold(run, "another")
     with pytest.raises(EgmfError, match=r"process 7 on host h \(since 9:00\) has taken it over"):
-        save_checkpoint(Engine(), run, Progress(step=4), IDENTITY, {}, keep=3, launch="mine")
+        save_checkpoint(run, "mine", step=4)
     assert found(run) == "step-0000002"
     assert names(run.checkpoints) == ["step-0000002"]
 
@@ -310,7 +316,55 @@ def test_a_launch_that_was_given_up_clears_nothing_of_the_holders(run: Run) -> N
         part.parent.mkdir(parents=True)
         part.touch()
     with pytest.raises(EgmfError, match="has taken it over"):
-        save_checkpoint(Engine(), run, Progress(step=4), IDENTITY, {}, keep=3, launch="mine")
+        save_checkpoint(run, "mine", step=4)
     with pytest.raises(EgmfError, match="has taken it over"):
         adapter.save_adapter(torch.nn.Linear(1, 1), run, 4, {}, "mine")
     assert all(part.exists() for part in parts)
+
+
+def test_one_of_before_is_named(run: Run) -> None:
+    """It held DeepSpeed's own files, for one number of ranks."""
+    folder = save(run, 2, 0)
+    record = json.loads((folder / "checkpoint.json").read_text())
+    del record["state"]
+    (folder / "checkpoint.json").write_text(json.dumps(record))
+    with pytest.raises(EgmfError, match="an earlier egmf-dist wrote it") as caught:
+        find_checkpoint(run, "auto")
+    assert "\n" not in str(caught.value)
+    (folder / "checkpoint.json").write_text(json.dumps(record | {"state": {"adamw": 3}}))
+    with pytest.raises(EgmfError, match=r"checkpoint.json is damaged"):
+        find_checkpoint(run, "auto")
+
+
+@pytest.mark.usefixtures("alone")
+def test_training_goes_on_where_the_disk_is_full(run: Run, monkeypatch) -> None:
+    """Whatever fails, and wherever: the one before stays in force, and nothing is left."""
+    assert save_checkpoint(run, step=2).error is None
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    for module, name in ((saver, "save_file"), (saver.os, "fsync"), (saver, "write_json"), (saver, "replace_folder")):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, full)
+            saved = save_checkpoint(run, step=4)
+        assert "cannot be written (No space left on device; " in saved.error, name
+        assert saved.step == 4
+        assert found(run) == "step-0000002"
+        assert sorted(path.name for path in run.checkpoints.iterdir()) == ["latest.json", "step-0000002"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "mkdir", lambda *_, **__: full())
+        assert "No space left" in save_checkpoint(run, step=4).error
+    saved = save_checkpoint(run, step=4)
+    assert (saved.error, found(run)) == (None, "step-0000004")
+    assert saved.stall_s > 0
+
+
+@pytest.mark.usefixtures("alone")
+def test_what_is_not_published_is_given_up(run: Run) -> None:
+    own = saver.Saver(Engine(), run, IDENTITY, {}, keep=3)
+    own.begin(Progress(step=2))
+    assert own.busy
+    own.close()
+    assert not own.busy
+    assert list(run.checkpoints.iterdir()) == []

@@ -27,7 +27,8 @@ MAY_CHANGE = {
     "backbone.path", "backbone.gradient_checkpointing", "backbone.attn_implementation", "backbone.liger",
     "model.kernels", "training.steps", "training.micro_batch",
     "training.micro_tokens", "training.packing", "training.validate_every", "training.patience",
-    "training.checkpoint_every", "training.keep_checkpoints", "training.log_every",
+    "training.checkpoint_every", "training.keep_checkpoints", "training.log_every", "training.zero_stage",
+    "training.offload",
     "training.max_skipped_steps", "evaluation.batch_size", "evaluation.scoring",
     "launch.max_failures", "launch.cpus_per_worker",
 }  # fmt: skip

@@ -14,8 +14,10 @@ from egmf_dist.training.checkpoint import (
     find_checkpoint,
     point_to,
 )
+from egmf_dist.training.pieces import State, file_name
 from egmf_shards.checksums import sha256
 
+PIECES = file_name(0)
 IDENTITY = Identity(1, "d", 0, {"sha256": "b"})
 
 
@@ -23,11 +25,12 @@ def save(run: Run, step: int, best: int) -> Path:
     """A complete checkpoint with one file, pointed to, and the adapter it calls its best."""
     folder = run.checkpoint(step)
     folder.mkdir(parents=True)
-    (folder / "weights").write_text(f"step {step}")
+    (folder / PIECES).write_text(f"step {step}")
     record = {
         "progress": asdict(Progress(step=step, best_step=best)),
         "identity": IDENTITY.to_json(),
-        "sha256": {"weights": sha256(folder / "weights")},
+        "state": State(step, 1, {}, {})._asdict(),
+        "sha256": {PIECES: sha256(folder / PIECES)},
     }
     (folder / "checkpoint.json").write_text(json.dumps(record))
     if best:

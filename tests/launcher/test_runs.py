@@ -123,7 +123,7 @@ def command_of(process: psutil.Process) -> str:
 
 
 def test_a_training_is_not_disturbed_and_survives_a_worker(place: Path) -> None:
-    """While it trains: a second start is refused, an evaluation under Ray runs, a worker is killed; then Ctrl-C."""
+    """While it trains: a second start is refused, an evaluation under Ray runs, a worker is killed; Ctrl-C saves."""
     run = Run(place / "busy")
     forever = ["--training.steps", "100000", "--training.checkpoint_every", "5", "--training.validate_every", "5"]
     command = train("busy", "--workers", "2", "--launch.max_failures", "1", *forever)
@@ -161,14 +161,21 @@ def test_a_training_is_not_disturbed_and_survives_a_worker(place: Path) -> None:
         steps = steps_of(run, "train")
         assert steps == list(range(1, len(steps) + 1))
         assert steps_of(run, "start") == [0, resumed]
+        saved, done = latest(run), max(steps_of(run, "train"))
         training.send_signal(signal.SIGINT)
-        assert training.wait(60) == 130
+        assert training.wait(60) == 75
     finally:
         training.kill()
         said = (place / "busy.log").read_text()
         print(said[-3000:])
-    assert said.splitlines()[-1] == "egmf: stopped"
+    # It saved first, and a second start goes on from there.
+    end = latest(run)
+    assert end >= done
+    assert end > saved or done == saved
+    assert said.splitlines()[-1] == f"stopped after step {end}; go on with: --run busy --resume auto"
+    assert f"training ended after step {end}: told to stop by SIGINT" in said
     assert not run.lock.exists()
+    assert not run.stop.exists()
     assert not run.ray.exists()
 
 
@@ -246,7 +253,7 @@ def test_damaged_and_moved(place: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads(run.evaluation("valid").read_text())["scoring"] == "sequence"
 
-    cut = next(path for path in run.checkpoint(6).rglob("*") if path.suffix == ".pt")
+    cut = next(path for path in run.checkpoint(6).rglob("*") if path.suffix == ".safetensors")
     cut.write_bytes(cut.read_bytes()[:100])
     done = call(["egmf", *resume, *data, *model], tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr

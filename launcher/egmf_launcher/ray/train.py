@@ -8,9 +8,14 @@ token stands in the pointer of a checkpoint that this launch has written or gone
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from egmf_dist.config import LaunchConfig
@@ -62,7 +67,12 @@ def _fit(arguments: dict[str, Any], workers: int, launch: LaunchConfig, logs: Pa
     resources: dict[str, float] = {"CPU": launch.cpus_per_worker, ray_cluster.SLOT: 1}
     if gpu:
         resources["GPU"] = 1
-    trainer = TorchTrainer(
+
+    class Trainer(TorchTrainer):
+        def _register_sigint_handler(self, controller: object) -> None:
+            """Ray's ends the workers at once; ours stays, which has them save first."""
+
+    trainer = (Trainer if arguments["job"].steps is not None else TorchTrainer)(
         train_loop,  # type: ignore[arg-type]  # Ray passes rank 0's return value on, but its type says None
         train_loop_config=arguments,
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu, resources_per_worker=resources),
@@ -74,7 +84,8 @@ def _fit(arguments: dict[str, Any], workers: int, launch: LaunchConfig, logs: Pa
         ),
     )
     try:
-        result = trainer.fit()
+        with told_to_stop(arguments["job"]):
+            result = trainer.fit()
     except SystemExit as ended:
         raise KeyboardInterrupt from ended  # Ray Train's way to end after Ctrl-C, and ours after SIGTERM
     except TrainingFailedError as error:
@@ -83,6 +94,38 @@ def _fit(arguments: dict[str, Any], workers: int, launch: LaunchConfig, logs: Pa
     if not isinstance(returned, dict):
         raise WorkerFailedError(f"rank 0 ended without a result; Ray's logs: {logs}")
     return returned
+
+
+@contextlib.contextmanager
+def told_to_stop(job: Job) -> Iterator[None]:
+    """Have a training save and end by the first SIGTERM, SIGUSR1 or Ctrl-C; a second Ctrl-C or SIGTERM ends it at once.
+
+    Ray's workers get no signal of the job's: rank 0 finds a note in the run's folder where its next step begins.
+    """
+    if job.steps is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    from egmf_dist.training.stopping import SIGNALS, ask
+
+    run, told = Run(job.run), False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal told
+        if told and number != signal.SIGUSR1:
+            raise SystemExit(128 + number)
+        if not told:
+            told = True
+            again = "; Ctrl-C again stops it at once" if number == signal.SIGINT else ""
+            print(f"told to stop: a checkpoint is saved where the next step begins{again}", file=sys.stderr, flush=True)
+            ask(run, job.launch, number)
+
+    before = {number: signal.signal(number, note) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        run.stop.unlink(missing_ok=True)
 
 
 def root_cause(error: Exception, logs: Path) -> Exception:
