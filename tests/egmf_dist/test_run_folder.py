@@ -29,7 +29,7 @@ MAY_CHANGE = {
     "training.micro_tokens", "training.packing", "training.validate_every", "training.patience",
     "training.checkpoint_every", "training.keep_checkpoints", "training.log_every",
     "training.max_skipped_steps", "evaluation.batch_size", "evaluation.scoring",
-    "launch.max_failures", "launch.cpus_per_worker",
+    "logging.to", "logging.project", "launch.max_failures", "launch.cpus_per_worker",
 }  # fmt: skip
 
 
