@@ -29,6 +29,7 @@ from egmf_dist.run.folder import Run
 from egmf_dist.run.identity import Identity, check_identity, is_folder
 from egmf_dist.run.manifest import read_identity
 from egmf_dist.run.places import Places, locate
+from egmf_dist.run.trackers import check_trackers
 from egmf_dist.training.checkpoint import find_checkpoint
 
 
@@ -45,11 +46,12 @@ def preflight(config: Config, ranks: int, run: Run, resume: str) -> str | None:
         What a person should know before it begins; None for nothing.
 
     Raises:
-        EgmfError: a setting does not fit the data or the number of ranks, the backbone cannot be loaded, or the
-            checkpoint is none or was made with other data or another number of ranks.
+        EgmfError: a setting does not fit the data or the number of ranks, a tracker is not installed, the backbone
+            cannot be loaded, or the checkpoint is none or was made with other data or another number of ranks.
         ShardError: a folder of shards is missing, damaged, given twice or without a split, or folders disagree.
     """
     check_batch(config.training.global_batch, ranks)
+    check_trackers(config.logging)
     shards = open_split(config, "train")
     validation = open_split(config, "valid")
     open_stream(config, shards, 0, ranks)

@@ -69,6 +69,8 @@ _LAYERS = Must(
     lambda layers: len(set(layers)) == len(layers) and all(n >= 0 for n in layers),
     "numbers of layers from 0, each once",
 )
+_ONCE = Must(lambda names: len(set(names)) == len(names), "names, each once, such as [tensorboard, wandb]")
+_NAME = Must(lambda text: bool(text.strip()), "a name")
 PART = Must(lambda value: 0 <= value < 1, "in [0, 1)")
 WIDTH = Must(lambda value: 0 < value <= 1, "above 0 and at most 1, a part of the task's range")
 
@@ -336,6 +338,18 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
+class LoggingConfig:
+    """Where teams look while a run trains; its folder holds all records in any case."""
+
+    to: list[str] = field(default_factory=lambda: ["tensorboard"], metadata={ON_RESUME: "free", MUST: _ONCE})
+    """Trackers that are given the numbers: `tensorboard`, `wandb` and `mlflow` (extras of these names), `MODULE:NAME`
+    of your own; several at once, [] for none. One that fails is switched off, and training goes on."""
+    project: str = free("egmf-dist", _NAME)
+    """The project on Weights & Biases, the experiment on MLflow. Keys, servers and offline modes are what WANDB_* and
+    MLFLOW_* in the environment say."""
+
+
+@dataclass(frozen=True)
 class LaunchConfig:
     """How ranks come to be where Ray starts them."""
 
@@ -363,5 +377,7 @@ class Config:
     """What is minimised for a regression."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Scoring."""
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    """Trackers."""
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     """Ray's part."""

@@ -202,7 +202,7 @@ def different_settings(runs: Sequence[RunResults]) -> list[tuple[str, list[str]]
 
 
 def provenance(run: RunResults) -> Facts:
-    """Versions, hosts, hashes; when each start was."""
+    """Versions, hosts, hashes; where trackers know the run; when each start was."""
     manifest = run.manifest
     identity = manifest.get("identity") or {}
     backbone = identity.get("backbone") or {}
@@ -213,6 +213,7 @@ def provenance(run: RunResults) -> Facts:
         ("index hash of the training split", _text(identity.get("data"))),
     ]
     facts += [(f"backbone, {key}", _text(value)) for key, value in backbone.items()]
+    facts += [(name, _text(known.get("where"))) for name, known in run.trackers.items()]
     facts += [(f"start at step {start.get('step', 0)}", _text(start.get("time"))) for start in run.starts]
     return [(name, value) for name, value in facts if value]
 

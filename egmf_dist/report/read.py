@@ -12,6 +12,7 @@ from egmf_dist.errors import EgmfError
 from egmf_dist.formats import DamagedError, read_stamped
 from egmf_dist.run.folder import ROBUSTNESS, Run
 from egmf_dist.run.records import read_records
+from egmf_dist.run.tracking import read_trackers
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class RunResults:
     """``config.yaml`` as it stands there; empty where there is none."""
     manifest: dict[str, Any] = field(default_factory=dict)
     """``manifest.json``; empty where there is none that can be read."""
+    trackers: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Where trackers know the run, as ``trackers.json`` says."""
 
     @property
     def selected(self) -> dict[str, Any] | None:
@@ -74,6 +77,7 @@ def read_run(folder: Path) -> RunResults:
         starts=[record for record in records if record.get("kind") == "start"],
         settings={str(key): value for key, value in read_yaml(run.config).items()} if run.config.is_file() else {},
         manifest=_manifest(run),
+        trackers=read_trackers(run),
     )
     if not (results.train or results.valid or results.evaluations or results.predictions or results.robustness):
         raise EgmfError(

@@ -52,6 +52,8 @@ class Console:
             for key in ("backbone", "kernels", "scoring"):
                 if record.get(key):
                     self._line(record[key])
+            for name, where in record.get("trackers", {}).items():
+                self._line(f"{name}: {where}")
             for key, (was, now) in record.get("changed", {}).items():
                 self._line(f"changed: {key} was {was} and is now {now}")
             if record.get("step"):

@@ -69,6 +69,21 @@ class Run:
         return self.folder / "tensorboard"
 
     @property
+    def wandb(self) -> Path:
+        """Folder in which Weights & Biases makes its own, named ``wandb``."""
+        return self.folder
+
+    @property
+    def mlflow(self) -> Path:
+        """Folder of MLflow's store, where no server is named."""
+        return self.folder / "mlflow"
+
+    @property
+    def trackers(self) -> Path:
+        """Under which names trackers know this run."""
+        return self.folder / "trackers.json"
+
+    @property
     def lock(self) -> Path:
         """Who trains this run; there only while somebody does."""
         return self.folder / "lock.json"

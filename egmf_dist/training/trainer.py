@@ -28,6 +28,7 @@ from egmf_dist.run.identity import Identity
 from egmf_dist.run.lock import check_held
 from egmf_dist.run.manifest import read_standardisations, write_manifest
 from egmf_dist.run.records import Records
+from egmf_dist.run.trackers import check_trackers
 from egmf_dist.training.checkpoint import Progress, Resumed, find_checkpoint, load_checkpoint
 from egmf_dist.training.reports import Clock, start_record, train_record
 from egmf_dist.training.saver import Saver
@@ -172,6 +173,7 @@ def started(config: Config, run: Run, start: Start) -> Iterator[Trainer]:
 
     def look() -> dict[str, Any] | None:
         check_held(run, start.launch)  # Ray starts the workers of a launch that was given up again, too
+        check_trackers(config.logging)  # whoever launched did so as well, on a machine that may have more
         return known_standardisations(run, start)
 
     known = distributed.on_rank_zero(look)
@@ -206,7 +208,7 @@ def started(config: Config, run: Run, start: Start) -> Iterator[Trainer]:
         if training.packing == "auto" and scorer.way == "tree":
             collator.packed = True
         distributed.on_rank_zero(lambda: check_held(run, start.launch))  # records and manifest may be another's by now
-        records = Records(run, rank == 0, start.console, progress.step)
+        records = Records(run, config, rank == 0, start.console, progress.step)
         stack.callback(records.close)
         hosts = distributed.gather_objects(platform.node())
         distributed.on_rank_zero(lambda: write_manifest(run, config, identity, hosts or [], data.statistics()))

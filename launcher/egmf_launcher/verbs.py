@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -113,8 +114,13 @@ def report(path: Path, /, compare: Sequence[Path] = ()) -> None:
     """
     from egmf_dist.report import write_report
     from egmf_dist.report.differences import differences, sentence
+    from egmf_dist.report.publish import publish
 
-    write_report(path, compare)
+    attached, complaints = publish(path, write_report(path, compare))
+    for line in attached:
+        print(f"attached to {line}")
+    for line in complaints:
+        print(f"warning: {line}", file=sys.stderr)
     for row in differences(path, compare):
         print(sentence(row))
 

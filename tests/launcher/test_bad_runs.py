@@ -98,6 +98,7 @@ def listing(folder: Path) -> list[str]:
         ("--data.shards [good,good]", "good: the same shards as good; give each folder once"),
         ("--data.shards [damaged]", "damaged/index.npz: not a readable index"),
         ("--training.global_batch 1", "training.global_batch is 1 for 2 ranks; it must be 2 or more"),
+        ("--logging.to [tensorboard,wnadb]", "logging.to is 'wnadb'; it must be one of tensorboard, wandb, mlflow, or"),
         ("--training.select_by mood.weighted_f1", "training.select_by is 'mood.weighted_f1'"),
         ("--training.select_by emotion.f7", "training.select_by is 'emotion.f7'; the metrics of emotion are accuracy"),
         ("--run runs/old", "run runs/old exists; choose another name with --run"),
