@@ -8,7 +8,7 @@ export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo real real-llm test kernel-tables check wheel install clean
+.PHONY: demo real real-llm test kernel-tables check docs wheel install clean
 install: $(VENV)/installed
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -36,8 +36,11 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: install            ## the site of README.md and docs/: site/index.html; a link or an anchor that leads nowhere ends it
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 wheel: install           ## build it and use it in an empty environment outside the clone; installs 3 GB, for a while
 	PYTHON=$(CURDIR)/$(BIN)/python .ci/wheel
 
 clean:
-	rm -rf $(VENV) runs data backbones hosts
+	rm -rf $(VENV) runs data backbones hosts site
