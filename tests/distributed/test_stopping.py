@@ -1,0 +1,113 @@
+"""Signals to ranks, one after another, while loader processes read: one checkpoint, and the run goes on from it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, TrainingConfig
+from egmf_dist.jobs import TrainJob
+from egmf_dist.run.folder import Run, open_run
+from egmf_dist.run.records import read_records
+from egmf_dist.training.stopping import Stopping, ask, listening
+from egmf_shards import synthesize
+
+
+def steps_of(run: Run, kind: str = "train") -> list[int]:
+    return [r["step"] for r in read_records(run.metrics) if r["kind"] == kind] if run.metrics.is_file() else []
+
+
+@pytest.mark.distributed
+def test_ranks_that_are_told_one_after_another_save_together(random_backbone, run_ranks, tmp_path) -> None:
+    synthesize(tmp_path / "demo", seed=0, samples=80)
+    config = Config(
+        data=DataConfig(shards=[str(tmp_path / "demo")], workers=1),
+        backbone=BackboneConfig(path=str(random_backbone), lora_rank=4),
+        model=ModelConfig(width=32, heads=2),
+        training=TrainingConfig(
+            steps=100_000, global_batch=4, micro_batch=2, precision="fp32", validate_every=100_000,
+            checkpoint_every=100_000, log_every=1,
+        ),
+    )  # fmt: skip
+    run = Run(tmp_path / "run")
+    open_run(config, run, "never")
+    torch.save(TrainJob(run.folder, config), tmp_path / "job.pt")
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    script = Path(__file__).with_name("training_run.py")
+    names = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, str(script), str(tmp_path / "job.pt"), str(tmp_path / "result.pt")]
+    ranks = [subprocess.Popen(command, env=os.environ | names | {"RANK": str(r), "LOCAL_RANK": str(r)}) for r in (0, 1)]
+    try:
+        until = time.monotonic() + 120
+        while len(steps_of(run)) < 3:
+            assert time.monotonic() < until
+            assert ranks[0].poll() is None
+            time.sleep(0.1)
+        # A queue's signal reaches every process of a job, loader processes first: their batches are still needed.
+        loaders = [child for rank in ranks for child in psutil.Process(rank.pid).children()]
+        assert len(loaders) >= 2
+        for loader in loaders:
+            loader.send_signal(signal.SIGTERM)
+            loader.send_signal(signal.SIGUSR1)
+        before = steps_of(run)[-1]
+        while steps_of(run)[-1] < before + 3:
+            assert time.monotonic() < until
+            assert [rank.poll() for rank in ranks] == [None, None]
+            time.sleep(0.1)
+        ranks[1].send_signal(signal.SIGTERM)
+        assert [rank.wait(60) for rank in ranks] == [0, 0]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    result = torch.load(tmp_path / "result.pt", weights_only=False)
+    assert result["stopped"] == "another rank's signal"
+    last = steps_of(run)[-1]
+    assert result["step"] == last
+    assert [*run.saved_checkpoints()] == [last]
+    (end,) = [r for r in read_records(run.metrics) if r["kind"] == "end"]
+    assert end["reason"] == "told to stop by another rank's signal"
+    assert not any(loader.is_running() for loader in loaders)
+
+    run_ranks(
+        "training_run.py",
+        2,
+        TrainJob(run.folder, replace(config, training=replace(config.training, steps=last + 2)), "auto"),
+    )
+    assert steps_of(run) == list(range(1, last + 3))
+
+
+def test_a_note_is_the_launchs_own(tmp_path) -> None:
+    run = Run(tmp_path)
+    mine, blind = Stopping(run, "mine", looks=True), Stopping(run, "mine", looks=False)
+    ask(run, "another", signal.SIGTERM)
+    assert mine.by is None
+    run.stop.write_text("{")
+    assert mine.by is None
+    ask(run, "mine", signal.SIGUSR1)
+    assert (mine.by, blind.by) == ("SIGUSR1", None)
+    assert json.loads(run.stop.read_text())["signal"] == "SIGUSR1"
+
+
+def test_a_second_ctrl_c_does_not_wait(tmp_path) -> None:
+    stopping = Stopping(Run(tmp_path), None, looks=False)
+    before = signal.getsignal(signal.SIGTERM)
+    with listening(stopping):
+        signal.raise_signal(signal.SIGTERM)
+        assert stopping.by == "SIGTERM"
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) is before
