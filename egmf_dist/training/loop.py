@@ -64,6 +64,7 @@ def train(config: Config, run: Run, start: Start) -> dict[str, Any]:
         if stopped is not None:
             reason = f"told to stop by {stopped}"
             if progress.step > first:  # else there is nothing that a checkpoint does not hold already
+                trainer.supervision.read()  # a checkpoint counts what was skipped
                 trainer.save(wait=True)
         elif progress.step < training.steps:
             reason = f"{progress.without_improvement} validations without a better score"

@@ -7,6 +7,7 @@ publish the checkpoint at the same place of the same step.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import threading
@@ -154,7 +155,8 @@ class Saver:
                 point_to(self.run, step, self.launch)
         except (EgmfError, OSError) as error:
             return str(error)
-        prune(self.run, step, self.keep)
+        with contextlib.suppress(OSError):  # what cannot be removed now is next time
+            prune(self.run, step, self.keep)
         return None
 
     def _name(self, step: int) -> str:

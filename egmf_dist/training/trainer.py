@@ -102,6 +102,8 @@ class Trainer:
         step, facts = next_step(self.steps, self.bad_samples, self.saver.written, self.stopping.by is not None)
         if self.saver.busy and facts.written == distributed.world_size():
             self.publish()
+        if facts.stopping:  # this batch is not trained on, but by who goes on
+            return step, facts
         note_bad(self.bad_samples.take(step, facts.bad), self.progress, self.records)
         factor = self.learning_rate
         for group, peak in zip(self.engine.optimizer.param_groups, self.peaks, strict=True):
