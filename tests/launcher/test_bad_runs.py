@@ -14,6 +14,7 @@ import yaml
 from egmf_dist import jobs
 from egmf_dist.config import Config, load_config
 from egmf_dist.errors import EgmfError
+from egmf_dist.formats import FORMAT
 from egmf_dist.jobs import Job
 from egmf_dist.model.identity import backbone_identity
 from egmf_dist.objectives import numbers
@@ -21,6 +22,7 @@ from egmf_dist.preflight import preflight
 from egmf_dist.recipes import demo
 from egmf_dist.run.folder import Run, check_run, discard_unused, open_run
 from egmf_dist.run.identity import Identity
+from egmf_dist.training.pieces import State
 from egmf_launcher import launch
 from egmf_launcher.cli import main
 from egmf_launcher.demo import write_hosts
@@ -78,7 +80,12 @@ def here(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     checkpoint.mkdir(parents=True)
     config = load_config("c.yaml")
     identity = Identity(2, ShardSet.open(["good"], "train").index_hash, 0, backbone_identity(config.backbone))
-    record = {"progress": {"step": 1}, "identity": identity.to_json(), "sha256": {}}
+    record = {
+        "progress": {"step": 1},
+        "identity": identity.to_json(),
+        "state": State(1, 2, {}, {})._asdict(),
+        "sha256": {},
+    }
     (checkpoint / "checkpoint.json").write_text(json.dumps(record))
     Path("runs/old/checkpoints/latest.json").write_text(json.dumps({"checkpoint": checkpoint.name}))
     return tmp_path
@@ -108,7 +115,6 @@ def listing(folder: Path) -> list[str]:
         ("--run runs/old --resume auto --data.shards [other]", "data.shards changed: other data than it was made with"),
         ("--run runs/old --resume auto --backbone.path ./other_model", "backbone.path changed: another model than"),
         ("--run runs/old --resume auto --data.shards [file://good]", "data.shuffle auto means another order where"),
-        ("--run runs/old --resume auto --workers 3", "made with 2 ranks, this start has 3"),
         (
             "--run runs/old --resume runs/old/checkpoints/step-0000007",
             "not a checkpoint of run runs/old; it has step-1",
@@ -141,6 +147,7 @@ def test_nothing_is_left_behind(line: str, says: str, here: Path, capsys: pytest
 def test_a_checkpoint_must_be_of_this_data_and_backbone(here: Path) -> None:
     config, run = load_config("c.yaml"), Run(Path("runs/old"))
     preflight(config, 2, run, "auto")
+    preflight(config, 3, run, "auto")  # another number of ranks goes on
     for resume in ("runs/old/checkpoints/step-0000001", "step-0000001", "step-1", "1"):
         preflight(config, 2, run, resume)
     record = run.checkpoint(1) / "checkpoint.json"
@@ -161,7 +168,9 @@ def test_a_checkpoint_must_be_of_this_data_and_backbone(here: Path) -> None:
     with pytest.raises(EgmfError, match=r"no sound checkpoint .*step-0000001 was passed over: .*\.json is"):
         preflight(config, 2, run, "auto")
     record.write_text(json.dumps(content | {"format": 99}))
-    with pytest.raises(EgmfError, match=r"checkpoint\.json: written in format 99, and this egmf-dist reads up to 2"):
+    with pytest.raises(
+        EgmfError, match=rf"checkpoint\.json: written in format 99, and this egmf-dist reads up to {FORMAT}"
+    ):
         preflight(config, 2, run, "auto")
 
 
