@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from egmf_dist.errors import EgmfError
+from egmf_shards.messages import unbroken
 
 FORMAT = 3
 KEY = "format"
@@ -57,7 +58,7 @@ def read_stamped(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise DamagedError(f"{path} is missing") from error
     except (OSError, ValueError) as error:
-        raise DamagedError(f"{path} is damaged ({' '.join(str(error).split())})") from error
+        raise DamagedError(f"{path} is damaged ({unbroken(str(error))})") from error
     if not isinstance(data, dict):
         raise DamagedError(f"{path} is damaged (no JSON object)")
     check_format(data.get(KEY), path)

@@ -47,7 +47,7 @@ def preflight(config: Config, ranks: int, run: Run, resume: str) -> str | None:
 
     Raises:
         EgmfError: a setting does not fit the data or the number of ranks, a tracker is not installed, the backbone
-            cannot be loaded, or the checkpoint is none or was made with other data or another number of ranks.
+            cannot be loaded, or the checkpoint is none or was made with other data or another backbone or seed.
         ShardError: a folder of shards is missing, damaged, given twice or without a split, or folders disagree.
     """
     check_batch(config.training.global_batch, ranks)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Generic, TypeVar
 
 from egmf_dist.errors import EgmfError
+from egmf_shards.messages import unbroken
 
 T = TypeVar("T")
 
@@ -43,7 +44,7 @@ class Registry(Generic[T]):
             found: Any = getattr(importlib.import_module(module), attribute)
         except Exception as error:  # a module of one's own may fail in any way as it is imported
             kind = "" if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: "
-            raise EgmfError(f"{where}, which cannot be imported: {kind}{' '.join(str(error).split())}") from error
+            raise EgmfError(f"{where}, which cannot be imported: {kind}{unbroken(str(error))}") from error
         if not callable(found):
             raise EgmfError(f"{where}, which is a {type(found).__name__}; it must be a class or a function")
         return found

@@ -133,18 +133,21 @@ def random_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def run_ranks(tmp_path_factory: pytest.TempPathFactory):
-    """``run_ranks(script, world, job)``: start ``world`` processes of a script beside the tests; rank 0's result.
+def start_ranks(tmp_path_factory: pytest.TempPathFactory):
+    """``with start_ranks(script, world, job) as (processes, result)``: processes of a script beside the tests.
 
-    The script reads its job from the file in argv[1] and writes its result (``torch.save``) to argv[2].
+    The script reads its job from the file in argv[1] and writes its result (``torch.save``) to argv[2]; ``result()``
+    gives rank 0's once all have ended well. Whatever still runs at the end is killed.
     """
+    import contextlib
     import socket
     import subprocess
     import sys
 
     import torch
 
-    def run(script: str, world: int, job: dict, timeout: float = 240):
+    @contextlib.contextmanager
+    def start(script: str, world: int, job: object):
         folder = tmp_path_factory.mktemp("ranks")
         torch.save(job, folder / "job.pt")
         with socket.socket() as s:
@@ -165,16 +168,31 @@ def run_ranks(tmp_path_factory: pytest.TempPathFactory):
                 str(folder / "job.pt"),
                 str(folder / "result.pt"),
             ]
-            log = open(folder / f"rank-{rank}.log", "w")  # noqa: SIM115
-            processes.append((subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT), log))
+            with open(folder / f"rank-{rank}.log", "w") as log:
+                processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
+
+        def result():
+            logs = "\n".join((folder / f"rank-{r}.log").read_text()[-3000:] for r in range(world))
+            assert [p.poll() for p in processes] == [0] * world, logs
+            return torch.load(folder / "result.pt", weights_only=False)
+
         try:
-            codes = [p.wait(timeout) for p, _ in processes]
+            yield processes, result
         finally:
-            for p, log in processes:
+            for p in processes:
                 p.kill()
-                log.close()
-        logs = "\n".join((folder / f"rank-{r}.log").read_text()[-3000:] for r in range(world))
-        assert codes == [0] * world, logs
-        return torch.load(folder / "result.pt", weights_only=False)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def run_ranks(start_ranks):
+    """``run_ranks(script, world, job)``: what :func:`start_ranks` starts, waited for; rank 0's result."""
+
+    def run(script: str, world: int, job: dict, timeout: float = 240):
+        with start_ranks(script, world, job) as (processes, result):
+            for process in processes:
+                process.wait(timeout)
+        return result()
 
     return run

@@ -16,6 +16,7 @@ from doc_blocks import Block, blocks, commands, faults, inline_faults
 from site_hooks import links, place_in_repository, prose
 
 from egmf_launcher.cli import main
+from egmf_launcher.ray.environment import without_launcher_variables
 from egmf_shards import synthesize
 
 ROOT = Path(__file__).parents[1]
@@ -173,8 +174,7 @@ def test_the_tutorial_of_a_new_fusion_trains_it(tmp_path, random_backbone):
     settings["training"] |= {"steps": 2, "global_batch": 4, "validate_every": 2, "checkpoint_every": 2}
     settings["training"] |= {"validation_samples": 4, "warmup_steps": 1, "log_every": 1}
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
-    launched = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    environ = {name: value for name, value in os.environ.items() if name not in launched}
+    environ = without_launcher_variables(os.environ)
     command = [sys.executable, "-m", "egmf_launcher.cli", "train", "--config", "small.yaml", "--run", "runs/late"]
     command += ["--model.fusion", "late_fusion:LateFusion"]
     done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=120)

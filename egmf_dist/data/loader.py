@@ -23,6 +23,7 @@ from egmf_dist.data.collate import Collator
 from egmf_dist.data.perturb import Augmentation
 from egmf_dist.errors import EgmfError
 from egmf_shards import BadSlot, MicroBatch, Sample, ShardError, Slot, Stream
+from egmf_shards.messages import unbroken
 
 _LOOKED_AT = 8
 """Global batches that say how many micro-batches there are."""
@@ -140,7 +141,7 @@ def load(
             if not str(error).startswith("DataLoader worker (pid"):
                 raise
             raise EgmfError(
-                f"data.workers: a loader process died ({' '.join(str(error).split())}); "
+                f"data.workers: a loader process died ({unbroken(str(error))}); "
                 "look for a lack of memory, or train with data.workers 0"
             ) from error
         if step.error is not None:

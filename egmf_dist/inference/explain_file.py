@@ -16,6 +16,7 @@ from egmf_dist.errors import EgmfError
 from egmf_dist.files import write_json_lines
 from egmf_dist.inference.model import Model
 from egmf_shards import Sample
+from egmf_shards.messages import unbroken
 
 _LONGEST = 80
 """Characters of a file's name that are an id's."""
@@ -59,7 +60,7 @@ class ExplanationFolder:
         try:
             found = {sample.task: model.explain_sample(sample) for sample in samples}
         except (EgmfError, torch.OutOfMemoryError) as error:
-            return {"error": f"answered, but not explained: {' '.join(str(error).split())}"}
+            return {"error": f"answered, but not explained: {unbroken(str(error))}"}
         made_of = _digest(samples[0])
         try:
             self.path.mkdir(parents=True, exist_ok=True)

@@ -234,7 +234,7 @@ def _write_backbone(folder: Path, config: Config, own: Mapping[str, torch.Tensor
     from egmf_dist.model.backbone import load_backbone, load_tokenizer
 
     model: Any = load_backbone(config.backbone, dtype_of(config.training.precision))
-    fill_parameters(model, _shapes(own), own.__getitem__, folder)
+    _fill(model, own, folder)
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()
     model.save_pretrained(folder)
@@ -259,11 +259,12 @@ def load_weights(model: nn.Module, portable: Portable) -> None:
             short = short.removesuffix(".weight") if "lora_magnitude_vector" in short else short
             if name.startswith(LLM) and short in saved:
                 weights[name] = saved[short]
-    fill_parameters(model, _shapes(weights), weights.__getitem__, portable.folder)
+    _fill(model, weights, portable.folder)
 
 
-def _shapes(weights: Mapping[str, torch.Tensor]) -> dict[str, list[int]]:
-    return {name: list(weight.shape) for name, weight in weights.items()}
+def _fill(model: nn.Module, weights: Mapping[str, torch.Tensor], where: Path) -> None:
+    shapes = {name: list(weight.shape) for name, weight in weights.items()}
+    fill_parameters(model, shapes, weights.__getitem__, where)
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:

@@ -21,6 +21,7 @@ from egmf_dist.inference.model import Model
 from egmf_dist.inference.utterance import Utterance, as_utterance
 from egmf_shards import CLASSIFICATION, MAX_CONTEXT_TURNS, Sample, ShardError, ShardSet, Task
 from egmf_shards.checksums import sha256
+from egmf_shards.messages import unbroken
 
 _OWN = ("id", "text", "speaker", "language", "context", "dialogue")
 _TARGETS = ("task", "label", "value")
@@ -160,7 +161,7 @@ def _items(source: Path, model: Model) -> Iterator[Item]:
             said, turn = [*said, (utterance.speaker, utterance.text)][-MAX_CONTEXT_TURNS:], turn + 1
             yield Item(name, utterance, _truth(data, model.tasks))
         except (ValueError, RecursionError) as error:  # no JSON, or an EgmfError
-            yield Item(name, f"line {number}: {' '.join(str(error).split())}")
+            yield Item(name, f"line {number}: {unbroken(str(error))}")
 
 
 def _id(given: Any) -> str | int:

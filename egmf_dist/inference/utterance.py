@@ -15,6 +15,7 @@ from egmf_dist.errors import EgmfError
 from egmf_dist.metrics.calibration import Calibration
 from egmf_shards import CLASSIFICATION, MAX_CONTEXT_TURNS, Sample, Task, Turn
 from egmf_shards.format.text import clean_text
+from egmf_shards.messages import unbroken
 
 _HALF = re.compile(r"[\ud800-\udfff]")
 _HAN = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
@@ -189,7 +190,7 @@ def _array(given: Any, where: str) -> np.ndarray:
         try:
             given, path = np.load(given, allow_pickle=False), given
         except (OSError, ValueError, EOFError, BadZipFile) as error:
-            raise EgmfError(f"{where}: {given} cannot be read: {' '.join(str(error).split())}") from error
+            raise EgmfError(f"{where}: {given} cannot be read: {unbroken(str(error))}") from error
         if not isinstance(given, np.ndarray):
             raise EgmfError(f"{where}: {path} holds several arrays; one .npy file is needed")
     try:

@@ -24,6 +24,11 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
+def shape_of(parameter: nn.Parameter) -> list[int]:
+    """Its own shape, also where ZeRO-3 has partitioned it and shows an empty one."""
+    return list(getattr(parameter, "ds_shape", parameter.shape))
+
+
 def gather_trained(model: nn.Module) -> dict[str, torch.Tensor]:
     """The trained weights, whole, on rank 0's CPU (an empty dictionary elsewhere). Every rank must call this.
 
@@ -109,6 +114,5 @@ def _check_fit(path: Path, shapes: Mapping[str, list[int]], own: Mapping[str, nn
         odd = sorted(shapes.keys() ^ own.keys())
         raise EgmfError(f"{path}: does not fit this model: {len(odd)} names differ, the first is {odd[0]}")
     for name, parameter in own.items():
-        shape = list(getattr(parameter, "ds_shape", parameter.shape))  # a partitioned one is flat
-        if shape != shapes[name]:
-            raise EgmfError(f"{path}: {name} is {shapes[name]}; this model's is {shape}")
+        if shape_of(parameter) != shapes[name]:
+            raise EgmfError(f"{path}: {name} is {shapes[name]}; this model's is {shape_of(parameter)}")

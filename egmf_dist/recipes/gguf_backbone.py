@@ -21,6 +21,7 @@ from egmf_dist.errors import EgmfError
 from egmf_dist.files import own_name, replace_folder, sync_tree, write_json, writing
 from egmf_dist.model.backbone import read_capabilities
 from egmf_shards.checksums import sha256
+from egmf_shards.messages import unbroken
 
 MAGIC = b"GGUF"
 ORIGIN = "gguf.json"
@@ -112,6 +113,6 @@ def _load(file: Path, dtype: torch.dtype) -> tuple[Any, PreTrainedModel]:
             file.parent, dtype=dtype, quantization_config=transformers.GgufConfig(dequantize=True), **whole
         )
     except (ValueError, KeyError, NotImplementedError, RuntimeError, OSError, ImportError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = unbroken(str(error))[:300]
         raise EgmfError(f"{file}: transformers cannot read it ({type(error).__name__}: {reason})") from error
     return tokenizer, model

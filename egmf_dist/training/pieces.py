@@ -21,12 +21,12 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
 
 from egmf_dist import distributed
 from egmf_dist.engine import Engine
 from egmf_dist.formats import DamagedError
-from egmf_dist.model.trained import fill_parameters, trained_parameters
+from egmf_dist.model.trained import fill_parameters, shape_of, trained_parameters
+from egmf_shards.messages import unbroken
 
 WEIGHT = "weight"
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -73,29 +73,27 @@ def file_name(rank: int) -> str:
 
 def state_of(engine: Engine) -> State:
     """What all ranks know alike."""
-    model = engine.module
-    shapes = {name: _shape(parameter) for name, parameter in trained_parameters(model).items()}
+    shapes = {name: shape_of(parameter) for name, parameter in trained_parameters(engine.module).items()}
     counters = {name: int(getattr(engine, name)) for name in COUNTERS}
     return State(_steps(engine), distributed.world_size(), shapes, counters)
 
 
-def copy_pieces(engine: Engine, into: Buffers) -> Buffers:
+def copy_pieces(engine: Engine, state: State, into: Buffers) -> Buffers:
     """Copies, on the CPU, of everything that this rank holds, and of its random state; no collective.
 
     Args:
         engine: DeepSpeed's, between two steps.
+        state: its own.
         into: what an earlier call returned, to be filled again where it fits; nobody else may use it.
     """
-    moments = MOMENTS if _steps(engine) else ()
     found: Buffers = {}
     for held in _held(engine):
-        tensors = {WEIGHT: held.flat} | {moment: engine.basic_optimizer.state[held.flat][moment] for moment in moments}
-        for kind, flat in tensors.items():
+        for kind in state.kinds:
             key = f"{kind}/{held.start}/{held.name}"
             own = into.get(key)
             if own is None or own.numel() != held.length:
-                own = torch.empty(held.length, dtype=torch.float32, pin_memory=flat.is_cuda)
-            found[key] = own.copy_(flat.detach().narrow(0, held.offset, held.length))
+                own = torch.empty(held.length, dtype=torch.float32, pin_memory=held.flat.is_cuda)
+            found[key] = own.copy_(_numbers(engine, held, kind))
     found[f"{_RANDOM}/cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         found[f"{_RANDOM}/cuda"] = torch.cuda.get_rng_state()
@@ -125,12 +123,9 @@ def put_pieces(engine: Engine, state: State, folder: Path) -> None:
         if state.adamw_steps:
             step = torch.tensor(float(state.adamw_steps))
             optimizer.state[flat] = {"step": step} | {moment: torch.zeros_like(flat).detach() for moment in MOMENTS}
-    with torch.no_grad():
-        for held in _held(engine):
-            for kind in state.kinds:
-                flat = held.flat if kind == WEIGHT else optimizer.state[held.flat][kind]
-                values = pieces.read(kind, held.name, held.start, held.length)
-                flat.narrow(0, held.offset, held.length).copy_(values)
+    for held in _held(engine):
+        for kind in state.kinds:
+            _numbers(engine, held, kind).copy_(pieces.read(kind, held.name, held.start, held.length))
     for name, value in state.counters.items():
         setattr(engine, name, value)
 
@@ -168,15 +163,16 @@ def index_of(folder: Path, state: State) -> Index:
                     if kind != _RANDOM:
                         found[kind, name[0]].append((int(start), file.get_slice(key).get_shape()[0], rank))
         except (OSError, SafetensorError, ValueError, IndexError) as error:
-            raise DamagedError(f"{path} cannot be read ({' '.join(str(error).split())})") from error
+            raise DamagedError(f"{path} cannot be read ({unbroken(str(error))})") from error
+    index = {key: sorted(pieces) for key, pieces in found.items()}
     for name, shape in state.shapes.items():
         for kind in state.kinds:
             at = 0
-            for start, count, _ in sorted(found[kind, name]):
+            for start, count, _ in index.get((kind, name), []):
                 at += count if start == at else 0
             if at != math.prod(shape):
                 raise DamagedError(f"{folder}: {kind} of {name} has no number {at} of {math.prod(shape)}")
-    return {key: sorted(pieces) for key, pieces in found.items()}
+    return index
 
 
 class Pieces:
@@ -233,6 +229,13 @@ def _held(engine: Engine) -> Iterator[_Held]:
             yield _Held(name, start, length, flat, offset)
 
 
+def _numbers(engine: Engine, held: _Held, kind: str) -> torch.Tensor:
+    """What this rank holds of a kind, fp32 ``[length]``: the engine's own memory, to be read or filled."""
+    flat = held.flat if kind == WEIGHT else engine.basic_optimizer.state[held.flat][kind]
+    numbers: torch.Tensor = flat.detach().narrow(0, held.offset, held.length)
+    return numbers
+
+
 def _flats(engine: Engine) -> list[torch.Tensor]:
     """The fp32 tensors that AdamW steps on; stage 3 keeps them out of the groups between steps."""
     if engine.zero_optimization_stage() == 3:
@@ -246,7 +249,3 @@ def _steps(engine: Engine) -> int:
     counts = {int(state[flat]["step"]) for flat in _flats(engine) if "step" in state.get(flat, {})}
     assert len(counts) <= 1, f"AdamW's groups have taken different numbers of steps: {sorted(counts)}"
     return counts.pop() if counts else 0
-
-
-def _shape(parameter: nn.Parameter) -> list[int]:
-    return list(getattr(parameter, "ds_shape", parameter.shape))

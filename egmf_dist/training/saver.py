@@ -8,7 +8,6 @@ publish the checkpoint at the same place of the same step.
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import threading
 import time
@@ -22,7 +21,7 @@ from safetensors.torch import save_file
 from egmf_dist import distributed
 from egmf_dist.engine import Engine
 from egmf_dist.errors import EgmfError
-from egmf_dist.files import replace_folder, unfinished, write_json, writing
+from egmf_dist.files import replace_folder, sync_file, unfinished, write_json, writing
 from egmf_dist.formats import stamped
 from egmf_dist.run.folder import Run
 from egmf_dist.run.identity import Identity
@@ -30,6 +29,7 @@ from egmf_dist.run.lock import check_held
 from egmf_dist.training.checkpoint import RECORD, Progress, point_to, prune
 from egmf_dist.training.pieces import Buffers, copy_pieces, file_name, state_of
 from egmf_shards.checksums import sha256
+from egmf_shards.messages import unbroken
 
 
 class Saved(NamedTuple):
@@ -113,8 +113,10 @@ class Saver:
             return None
 
         error: str | None = distributed.on_rank_zero(prepare)
-        self._buffers = copy_pieces(self.engine, self._buffers)
-        record = self._said | {"progress": asdict(progress), "state": state_of(self.engine)._asdict()}
+        state = state_of(self.engine)
+        if error is None:
+            self._buffers = copy_pieces(self.engine, state, self._buffers)
+        record = self._said | {"progress": asdict(progress), "state": state._asdict()}
         self._begun = _Begun(temporary, record, self._buffers, error)
         self._begun.stall_s = time.perf_counter() - since
 
@@ -133,7 +135,7 @@ class Saver:
         def publish() -> Saved:
             assert parts is not None
             whole = [part for part in parts if isinstance(part, Part)]
-            error = begun.error or next((part for part in parts if isinstance(part, str)), None)
+            error = next((part for part in parts if isinstance(part, str)), None)
             if error is None:
                 error = self._publish(step, begun, whole)
             else:
@@ -201,11 +203,7 @@ class _Begun:
         try:
             with writing(self.folder, name, clears=False):
                 save_file(pieces, path)
-                descriptor = os.open(path, os.O_RDONLY)
-                try:
-                    os.fsync(descriptor)
-                finally:
-                    os.close(descriptor)
+                sync_file(path)
             self.part = Part(sha256(path), path.stat().st_size, time.perf_counter() - since)
         except Exception as error:  # whatever it is, the checkpoint is not there, and training goes on
-            self.part = " ".join(str(error).split()) or repr(error)
+            self.part = unbroken(str(error)) or repr(error)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
 from egmf_dist.files import write_json
@@ -52,18 +52,24 @@ class Stopping:
         return self._by
 
 
+Handler = Callable[[int, FrameType | None], None]
+
+
 @contextlib.contextmanager
-def listening(stopping: Stopping) -> Iterator[None]:
-    """Take signals during the body; Ray's workers run it outside of the main thread, and get none."""
+def listening(handler: Handler, numbers: Sequence[signal.Signals] = SIGNALS) -> Iterator[None]:
+    """Give signals to a handler during the body, and to who had them before it afterwards.
+
+    Only a process's main thread can: elsewhere, as in Ray's workers, nothing is taken.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, stopping.note) for number in SIGNALS}
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, previous in before.items():
+            signal.signal(number, previous)
 
 
 def ask(run: Run, launch: str | None, number: int) -> None:

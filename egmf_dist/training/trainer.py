@@ -223,7 +223,7 @@ def started(config: Config, run: Run, start: Start) -> Iterator[Trainer]:
         saver = Saver(engine, run, identity, data.statistics(), training.keep_checkpoints, start.launch)
         stack.callback(saver.close)
         stopping = Stopping(run, start.launch, looks=rank == 0)
-        stack.enter_context(listening(stopping))
+        stack.enter_context(listening(stopping.note))
         by_length = training.micro_tokens > 0
         end = progress.position + (training.steps - progress.step) * training.global_batch
         yield Trainer(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+from run_records import losses
 
 from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, TrainingConfig
 from egmf_dist.jobs import TrainJob
@@ -37,10 +37,6 @@ def config(random_backbone, tmp_path_factory):
             warmup_steps=2, precision="fp32", validate_every=40, checkpoint_every=10, keep_checkpoints=4, log_every=1,
         ),
     )  # fmt: skip
-
-
-def losses(run: Path) -> list[tuple[int, float, float]]:
-    return [(r["step"], r["loss"], r["grad_norm"]) for r in read_records(run / "metrics.jsonl") if r["kind"] == "train"]
 
 
 def changed(config: Config, **training) -> Config:

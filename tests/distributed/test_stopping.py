@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import psutil
 import pytest
-import torch
+from run_records import steps_of
 
 from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, TrainingConfig
 from egmf_dist.jobs import TrainJob
@@ -24,12 +19,8 @@ from egmf_dist.training.stopping import Stopping, ask, listening
 from egmf_shards import synthesize
 
 
-def steps_of(run: Run, kind: str = "train") -> list[int]:
-    return [r["step"] for r in read_records(run.metrics) if r["kind"] == kind] if run.metrics.is_file() else []
-
-
 @pytest.mark.distributed
-def test_ranks_that_are_told_one_after_another_save_together(random_backbone, run_ranks, tmp_path) -> None:
+def test_ranks_that_are_told_one_after_another_save_together(random_backbone, start_ranks, run_ranks, tmp_path) -> None:
     synthesize(tmp_path / "demo", seed=0, samples=80)
     config = Config(
         data=DataConfig(shards=[str(tmp_path / "demo")], workers=1),
@@ -42,15 +33,7 @@ def test_ranks_that_are_told_one_after_another_save_together(random_backbone, ru
     )  # fmt: skip
     run = Run(tmp_path / "run")
     open_run(config, run, "never")
-    torch.save(TrainJob(run.folder, config), tmp_path / "job.pt")
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    script = Path(__file__).with_name("training_run.py")
-    names = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    command = [sys.executable, str(script), str(tmp_path / "job.pt"), str(tmp_path / "result.pt")]
-    ranks = [subprocess.Popen(command, env=os.environ | names | {"RANK": str(r), "LOCAL_RANK": str(r)}) for r in (0, 1)]
-    try:
+    with start_ranks("training_run.py", 2, TrainJob(run.folder, config)) as (ranks, result_of):
         until = time.monotonic() + 120
         while len(steps_of(run)) < 3:
             assert time.monotonic() < until
@@ -69,10 +52,7 @@ def test_ranks_that_are_told_one_after_another_save_together(random_backbone, ru
             time.sleep(0.1)
         ranks[1].send_signal(signal.SIGTERM)
         assert [rank.wait(60) for rank in ranks] == [0, 0]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    result = torch.load(tmp_path / "result.pt", weights_only=False)
+        result = result_of()
     assert result["stopped"] == "another rank's signal"
     last = steps_of(run)[-1]
     assert result["step"] == last
@@ -104,7 +84,7 @@ def test_a_note_is_the_launchs_own(tmp_path) -> None:
 def test_a_second_ctrl_c_does_not_wait(tmp_path) -> None:
     stopping = Stopping(Run(tmp_path), None, looks=False)
     before = signal.getsignal(signal.SIGTERM)
-    with listening(stopping):
+    with listening(stopping.note):
         signal.raise_signal(signal.SIGTERM)
         assert stopping.by == "SIGTERM"
         signal.raise_signal(signal.SIGTERM)

@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
+from run_records import losses
 
 from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, TrainingConfig
 from egmf_dist.jobs import EvaluateJob, TrainJob
@@ -48,10 +49,6 @@ def whole(config, run_ranks, tmp_path_factory):
     open_run(config, Run(run), "never")
     run_ranks("training_run.py", 2, TrainJob(run, config))
     return run
-
-
-def losses(run):
-    return [(r["step"], r["loss"], r["grad_norm"]) for r in read_records(run / "metrics.jsonl") if r["kind"] == "train"]
 
 
 def test_resume_gives_the_uninterrupted_runs_losses_bitwise(config, whole, run_ranks, tmp_path):

@@ -222,7 +222,7 @@ class Engine:
 @pytest.fixture
 def alone(monkeypatch):
     """One rank without a process group, whose engine holds one number."""
-    monkeypatch.setattr(saver, "copy_pieces", lambda engine, into: {"weight/0/w": torch.zeros(1)})
+    monkeypatch.setattr(saver, "copy_pieces", lambda engine, state, into: {"weight/0/w": torch.zeros(1)})
     monkeypatch.setattr(saver, "state_of", lambda engine: State(1, 1, {"w": [1]}, {}))
     for name in ("put_pieces", "put_random_state"):
         monkeypatch.setattr(checkpoint, name, lambda *arguments: None)
@@ -263,7 +263,7 @@ def test_loading_an_earlier_one_takes_both_pointers_back(run):
 def test_everything_is_on_the_disk_before_the_pointer_moves(run, monkeypatch):
     """Files, then their folder, then its name, then the pointer: the order in which the power may fail."""
     done: list[str] = []
-    names = ((saver.os, "fsync"), (saver, "write_json"), (saver, "replace_folder"), (checkpoint, "write_json"))
+    names = ((os, "fsync"), (saver, "write_json"), (saver, "replace_folder"), (checkpoint, "write_json"))
     for module, name in names:
         real = getattr(module, name)
 
@@ -344,7 +344,7 @@ def test_training_goes_on_where_the_disk_is_full(run: Run, monkeypatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    for module, name in ((saver, "save_file"), (saver.os, "fsync"), (saver, "write_json"), (saver, "replace_folder")):
+    for module, name in ((saver, "save_file"), (os, "fsync"), (saver, "write_json"), (saver, "replace_folder")):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, full)
             saved = save_checkpoint(run, step=4)

@@ -24,6 +24,8 @@ from typing import Any
 
 import yaml
 
+from egmf_shards.messages import unbroken
+
 ROOT = Path(__file__).resolve().parents[2]
 SHELL = ("sh", "bash", "shell", "console")
 LANGUAGES = (*SHELL, "python", "yaml", "json", "jsonl", "text")
@@ -70,7 +72,7 @@ def faults(page: str) -> list[str]:
         try:
             found += [f"line {block.line}: {fault}" for fault in check(block, titles)]
         except Exception as error:  # whoever parses it has an exception of his own
-            found.append(f"line {block.line}: {' '.join(str(error).split())}")
+            found.append(f"line {block.line}: {unbroken(str(error))}")
     return found
 
 
@@ -86,7 +88,7 @@ def inline_faults(page: str) -> list[str]:
         try:
             fault = PROGRAMS[command[0]](command, titles)
         except Exception as error:
-            fault = " ".join(str(error).split())
+            fault = unbroken(str(error))
         if fault and not re.search("are required|expected (at least )?one argument|not provided", fault):
             found.append(f"{' '.join(command)}: {fault}")
     return found
@@ -120,7 +122,7 @@ def shell_faults(block: Block, titles: frozenset[str]) -> Iterator[str]:
             try:
                 fault = check(words, titles)
             except Exception as error:
-                fault = " ".join(str(error).split())
+                fault = unbroken(str(error))
         else:
             fault = "" if block.mark else "nothing checks it: mark the block <!-- not run: WHY -->"
         if fault:

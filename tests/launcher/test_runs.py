@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from run_records import steps_of
 from safetensors.torch import load_file, save_file
 
 from egmf_dist.config import load_config
@@ -105,10 +106,6 @@ def wait_for(what: Callable[[], Any], process: subprocess.Popen[bytes], seconds:
             return found
         time.sleep(0.1)
     raise AssertionError("it did not come")
-
-
-def steps_of(run: Run, kind: str) -> list[int]:
-    return [r["step"] for r in read_records(run.metrics) if r["kind"] == kind] if run.metrics.is_file() else []
 
 
 def latest(run: Run) -> int:

@@ -31,6 +31,7 @@ from pathlib import Path
 from types import FrameType
 
 from egmf_dist.errors import EgmfError
+from egmf_dist.training.stopping import listening
 from egmf_launcher.errors import LaunchError, WorkerFailedError, one_line
 from egmf_launcher.hostfile import Host
 from egmf_launcher.network import LOOPBACK, address_towards, interface_of, is_this_machine
@@ -157,18 +158,12 @@ def start(hosts: Sequence[Host], cpus_per_worker: int = 1) -> Iterator[Cluster]:
 @contextlib.contextmanager
 def _sigterm_unwinds() -> Iterator[None]:
     """SIGTERM (DeepSpeed's launcher sends it) ends the body like an error, so that the cluster is taken down."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
 
     def unwind(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, unwind)
-    try:
+    with listening(unwind, [signal.SIGTERM]):
         yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _start_node(command: list[str], token: str) -> subprocess.Popen[bytes]:

@@ -12,7 +12,6 @@ import contextlib
 import os
 import signal
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
@@ -22,6 +21,7 @@ from egmf_dist.config import LaunchConfig
 from egmf_dist.errors import EgmfError
 from egmf_dist.jobs import Job
 from egmf_dist.run.folder import Run, discard_storage
+from egmf_dist.training.stopping import ask, listening
 from egmf_launcher.errors import USER_ERRORS, WorkerFailedError, one_line
 from egmf_launcher.hostfile import Host
 from egmf_launcher.ray import cluster as ray_cluster
@@ -102,11 +102,9 @@ def told_to_stop(job: Job) -> Iterator[None]:
 
     Ray's workers get no signal of the job's: rank 0 finds a note in the run's folder where its next step begins.
     """
-    if job.steps is None or threading.current_thread() is not threading.main_thread():
+    if job.steps is None:
         yield
         return
-    from egmf_dist.training.stopping import SIGNALS, ask
-
     run, told = Run(job.run), False
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -119,12 +117,10 @@ def told_to_stop(job: Job) -> Iterator[None]:
             print(f"told to stop: a checkpoint is saved where the next step begins{again}", file=sys.stderr, flush=True)
             ask(run, job.launch, number)
 
-    before = {number: signal.signal(number, note) for number in SIGNALS}
     try:
-        yield
+        with listening(note):
+            yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
         run.stop.unlink(missing_ok=True)
 
 
