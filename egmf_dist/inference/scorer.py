@@ -6,7 +6,9 @@
 ``auto`` takes the tree where the backbone's configuration says it can, and only after real samples were scored both
 ways: they must agree to :data:`AGREEMENT`. In bf16 rounding alone moves a score further, so the measure is the rounding
 seen when the same samples are scored behind other padding, or one part in 256 of the largest score. Padding also shows
-a model that ignores its padding mask; such a model is refused, because a sample's loss would depend on its batch.
+a model that ignores its padding mask; such a model is refused before its first step, because a sample's loss would
+depend on its batch. Later, in bf16, training may have made it so sharp that rounding alone moves a score as far (1.5
+nats were seen with Gemma 3 270M): its run was checked before, so it is scored, and the line says how far.
 
 Memory is bounded whatever the number of answers (a task has at most 10,000): at most :data:`LOGITS` logits and
 :data:`MASK` numbers of a mask at once. How many forwards that takes depends on the run's tasks and settings and never
@@ -35,6 +37,7 @@ from egmf_dist.model.backbone import Capabilities
 from egmf_dist.model.egmf import EGMF
 from egmf_dist.model.sequence import log_probabilities
 from egmf_shards import Sample, ShardSet
+from egmf_shards.messages import unbroken
 
 LOGITS = 2**27
 """The most logits of one forward: 512 MiB in fp32."""
@@ -306,13 +309,15 @@ def choose_scorer(
         max(_distance(plain, scored(SequenceScorer(collator, capabilities, batch_size, n))) for n in _PADDING)
     )
     dtype = next(model.parameters()).dtype
-    if noise > _IGNORES_PADDING.get(dtype, 1.0) * max(largest, 1.0):
+    moved = noise > _IGNORES_PADDING.get(dtype, 1.0) * max(largest, 1.0)
+    if moved and (not trained or dtype == torch.float32):
         raise EgmfError(
             f"backbone: a sample's score moves by {noise:.2g} with padding before it: {name} "
             "ignores its padding mask, so results would depend on the batch; take another backbone"
         )
+    rounded = f"; rounding moves a score by up to {noise:.2g}: {dtype}" if moved else ""
     if config.scoring == "sequence":
-        return Choice(sequence, "scoring: every answer as a sequence (evaluation.scoring)")
+        return Choice(sequence, f"scoring: every answer as a sequence (evaluation.scoring){rounded}")
     reason, gap = capabilities.sequence_only or _attention_fault(model), 0.0
     allowed = AGREEMENT if dtype == torch.float32 else max(AGREEMENT, _NOISE * noise, 2**-8 * largest)
     if not reason:
@@ -327,12 +332,12 @@ def choose_scorer(
         if gap > allowed:
             reason = f"the tree's scores differ by {gap:.2g}, more than {allowed:.0e}"
     if not reason:
-        return Choice(tree, f"scoring: all answers in one pass over their tree (both ways agree to {gap:.0e})")
+        return Choice(tree, f"scoring: all answers in one pass over their tree (both ways agree to {gap:.0e}){rounded}")
     if config.scoring == "tree":
         raise EgmfError(
             f"config: evaluation.scoring is 'tree', which {name} cannot ({reason}); 'auto' takes the sequence way"
         )
-    return Choice(sequence, f"scoring: every answer as a sequence ({name}: {reason})")
+    return Choice(sequence, f"scoring: every answer as a sequence ({name}: {reason}){rounded}")
 
 
 def _agreed(number: float) -> float:
@@ -341,7 +346,7 @@ def _agreed(number: float) -> float:
 
 
 def _short(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+    return f"{type(error).__name__}: {unbroken(str(error))[:120]}"
 
 
 def _finite(log_p_BC: torch.Tensor) -> bool:
