@@ -50,8 +50,9 @@ FLOORS = {
         errors
         messages limits specification
         decode weights
-        audio vision encoders
         extract
+        audio vision encoders
+        extractors
         batch
     """,
 }

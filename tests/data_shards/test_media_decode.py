@@ -14,8 +14,8 @@ import pytest
 from clips import Clip, flipped, remuxed, voice
 
 from egmf_media.decode.pictures import HOLD, read_pictures
-from egmf_media.decode.sound import AbsentError, read_sound
-from egmf_media.errors import MediaError
+from egmf_media.decode.sound import read_sound
+from egmf_media.errors import AbsentError, MediaError
 from egmf_media.limits import Limits
 
 LIMITS = Limits()

@@ -103,6 +103,8 @@ class Clip:
     def _audio(self, container: Any) -> Any:
         stream = container.add_stream(self.audio, rate=self.rate)
         stream.layout = self.layout
+        if self.audio == "wmav2":
+            stream.bit_rate = 64_000
         return stream
 
     def _write_video(self, container: Any, stream: Any) -> None:

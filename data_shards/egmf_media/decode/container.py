@@ -49,8 +49,6 @@ class Streams:
     video_count: int
     duration: float | None
     """Seconds that the container claims; None: it claims nothing, as a browser's recording."""
-    width: int = 0
-    height: int = 0
 
 
 def av() -> Any:
@@ -97,10 +95,6 @@ def _streams(container: Any, limits: Limits) -> Streams:
     duration = None if container.duration is None else container.duration / 1_000_000
     if duration is not None and duration > 0:
         limits.check_seconds(duration)
-    size = (0, 0)
-    if picture is not None:
-        size = picture.codec_context.width or 0, picture.codec_context.height or 0
-        limits.check_picture(*size)
     return Streams(
         None if sound is None else sound.index,
         None if picture is None else picture.index,
@@ -108,7 +102,6 @@ def _streams(container: Any, limits: Limits) -> Streams:
         len(sounds),
         len(pictures),
         duration,
-        *size,
     )
 
 

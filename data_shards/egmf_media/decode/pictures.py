@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from egmf_media.decode.container import frames_of, opened
-from egmf_media.decode.sound import AbsentError
-from egmf_media.errors import MediaError
+from egmf_media.errors import AbsentError, MediaError
 from egmf_media.limits import Limits
 
 HOLD = 2.0
@@ -52,6 +51,7 @@ def read_pictures(path: Path, limits: Limits, rate: float, longest: int, counts:
         if streams.video is None:
             raise AbsentError("no video stream", counts)
         stream = container.streams[streams.video]
+        limits.check_picture(stream.codec_context.width or 0, stream.codec_context.height or 0)
         guess = stream.average_rate or stream.guessed_rate
         usual = 1 / float(guess) if guess and 0.1 <= float(guess) <= 1000 else 0.04
         aspect = float(stream.sample_aspect_ratio or 1)

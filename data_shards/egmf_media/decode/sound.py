@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from egmf_media.decode.container import av, frames_of, opened
-from egmf_media.errors import MediaError
+from egmf_media.errors import AbsentError, MediaError
 from egmf_media.limits import Limits
 
 RATE = 16_000
@@ -38,14 +38,6 @@ class Sound:
     rate: int = RATE
     counts: dict[str, Any] = field(default_factory=dict)
     """``seconds``, ``offset`` (where it begins), ``bad_packets``, ``clipped`` samples, ``rms``, ``audio_streams``."""
-
-
-class AbsentError(Exception):
-    """The clip does not have the modality; why. Nothing is wrong with it."""
-
-    def __init__(self, reason: str, counts: dict[str, Any] | None = None) -> None:
-        super().__init__(reason)
-        self.counts = counts or {}
 
 
 def read_sound(path: Path, limits: Limits, rate: int = RATE) -> Sound:
