@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {
     "egmf_dist": """
         errors
-        files registry formats distributed recipe_files style
+        files registry formats distributed recipe_files style features
         config
         run
         data
@@ -48,9 +48,10 @@ FLOORS = {
     """,
     "data_shards/egmf_media": """
         errors
-        messages limits specification
+        messages limits
+        specification
         decode weights
-        extract
+        extract synthetic
         audio vision encoders
         extractors
         batch

@@ -10,10 +10,14 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from egmf_media.errors import MediaError
+from egmf_media.messages import one_line
 
+STREAM = "stream.json"
+"""Beside the features of a stream: frame rate, what made them, specification."""
 SOUND, PICTURES = "sound", "pictures"
 _KEYS = {"extractor", "version", "reads", "rate", "dim", "decoding", "parameters", "weights", "sha256", "source"}
 
@@ -113,6 +117,23 @@ def specification_fault(data: Any) -> str:
             "extract the features again"
         )
     return ""
+
+
+def read_stream(folder: Path) -> Specification | None:
+    """How the features of a folder were made; None: nothing says it.
+
+    Raises:
+        MediaError: its ``stream.json`` cannot be read, or was changed.
+    """
+    file = folder / STREAM
+    if not file.is_file():
+        return None
+    try:
+        said = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise MediaError(f"{file}: not a readable JSON file ({one_line(error)})") from error
+    found = said.get("specification") if isinstance(said, dict) else None
+    return None if found is None else Specification.from_json(found, str(file))
 
 
 def check_same(then: Specification, now: Specification, what: str, other: str, right: str) -> None:

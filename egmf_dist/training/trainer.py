@@ -187,7 +187,9 @@ def started(config: Config, run: Run, start: Start) -> Iterator[Trainer]:
         # Known from settings alone, before there are weights; rows are packed where scoring reads trees as well.
         cuts = micro_batches_of(stream, collator, training.micro_tokens, reads_trees(config, capabilities))
         stream = open_stream(config, shards, rank, ranks, cuts)
-    identity = Identity(ranks, shards.index_hash, training.seed, backbone_identity(config.backbone))
+    identity = Identity(
+        ranks, shards.index_hash, training.seed, backbone_identity(config.backbone), data.specifications
+    )
     settings = deepspeed_settings(config, stream.micro_batches)
     with contextlib.ExitStack() as stack:
         with partitioned_loading(config, settings):

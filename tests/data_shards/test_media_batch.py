@@ -11,11 +11,11 @@ from clips import Clip, remuxed
 
 from egmf_media.batch import run
 from egmf_media.batch.listing import list_clips
-from egmf_media.batch.run import How, extract_many, read_stream
+from egmf_media.batch.run import How, extract_many
 from egmf_media.errors import MediaError
 from egmf_media.extractors import DEFAULT, extractor_of, extractors_of
 from egmf_media.limits import Limits
-from egmf_media.specification import Specification, check_same
+from egmf_media.specification import Specification, check_same, read_stream
 from egmf_media.vision.face import Face
 
 PROSODY = {"audio": {"extractor": "prosody"}}

@@ -9,38 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from egmf_media.synthetic import face, voice
 
-def voice(seconds: float = 2.0, rate: int = 16_000, f0: float = 120.0, level: float = 0.3) -> np.ndarray:
-    """Harmonics of ``f0`` under a spectral slope, four syllables a second; float32 ``[n]``."""
-    t = np.arange(round(seconds * rate)) / rate
-    x = sum(np.sin(2 * np.pi * f0 * n * t) / n for n in range(1, 9) if f0 * n < rate / 2)
-    return (level * x / 3 * (0.55 + 0.45 * np.sin(2 * np.pi * 4 * t))).astype(np.float32)
-
-
-def face(width: int = 160, height: int = 120, mouth: float = 10.0, x: float = 0.5, y: float = 0.5) -> np.ndarray:
-    """A drawn face that YuNet takes for one; uint8 RGB ``[height, width, 3]``. ``mouth`` is how far it is open."""
-    import cv2
-
-    im = np.full((height, width, 3), (90, 140, 120), np.uint8)
-    s, cx, cy = height / 360 * 1.2, x * width, y * height
-
-    def ellipse(dx: float, dy: float, a: float, b: float, colour: tuple[int, int, int]) -> None:
-        centre, axes = (int(cx + dx * s), int(cy + dy * s)), (max(1, int(a * s)), max(1, int(b * s)))
-        cv2.ellipse(im, centre, axes, 0, 0, 360, colour, -1, cv2.LINE_AA)
-
-    ellipse(0, -20, 88, 112, (60, 40, 30))
-    ellipse(0, 90, 40, 60, (215, 170, 140))
-    ellipse(0, 0, 75, 100, (230, 185, 150))
-    for side in (-1, 1):
-        ellipse(side * 30, -20, 16, 9, (245, 245, 245))
-        ellipse(side * 30, -20, 7, 8, (30, 40, 60))
-        ellipse(side * 30, -38, 20, 5, (70, 50, 40))
-        ellipse(side * 78, 0, 10, 22, (215, 170, 140))
-    ellipse(0, 5, 9, 22, (212, 168, 135))
-    ellipse(0, 22, 15, 8, (200, 150, 120))
-    ellipse(0, 52, 28, 8 + mouth / 2, (190, 90, 90))
-    ellipse(0, 52, 20, mouth / 2, (60, 30, 40))
-    return cv2.GaussianBlur(im, (0, 0), max(1.5 * s, 0.5))
+__all__ = ["Clip", "face", "flipped", "remuxed", "voice"]
 
 
 @dataclass

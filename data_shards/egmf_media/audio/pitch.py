@@ -7,12 +7,12 @@ from functools import cache
 import numpy as np
 
 WIDTH, FFT = 640, 1024
-"""Samples at 16 kHz: 40 ms, two periods of 50 Hz; the transform."""
-LOWEST, HIGHEST = 60.0, 500.0
+"""Samples at 16 kHz: 40 ms, three periods of 75 Hz; the transform."""
+LOWEST, HIGHEST = 75.0, 500.0
 """Hertz."""
 VOICED = 0.5
 """The normalised autocorrelation from which a frame is voiced."""
-_OCTAVE = 0.01
+OCTAVE = 0.05
 """What an octave lower costs: a whole number of periods fits as well as one."""
 _QUIET = 1e-5
 """Mean power below which nothing is voiced."""
@@ -45,7 +45,7 @@ def pitch(x: np.ndarray, rate: int = 16_000) -> tuple[np.ndarray, np.ndarray]:
     lags = np.arange(first, last + 1)
     middle = near[:, 1:-1]
     peak = (middle >= near[:, :-2]) & (middle >= near[:, 2:])
-    worth = np.where(peak, middle - _OCTAVE * np.log2(LOWEST * lags / rate)[None], -np.inf)
+    worth = np.where(peak, middle - OCTAVE * np.log2(LOWEST * lags / rate)[None], -np.inf)
     best = np.argmax(worth, 1)
     rows = np.arange(len(x))
     left, top, right = near[rows, best], near[rows, best + 1], near[rows, best + 2]

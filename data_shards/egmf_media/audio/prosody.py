@@ -15,7 +15,7 @@ import numpy as np
 from egmf_media.audio.mel import BANDS, FFT, HIGHEST, HOP, LOWEST, SHAPE, WINDOW, deltas, frames, spectra
 from egmf_media.audio.pitch import HIGHEST as HIGHEST_PITCH
 from egmf_media.audio.pitch import LOWEST as LOWEST_PITCH
-from egmf_media.audio.pitch import VOICED, WIDTH, pitch
+from egmf_media.audio.pitch import OCTAVE, VOICED, WIDTH, pitch
 from egmf_media.decode.container import DECODING
 from egmf_media.decode.sound import RATE, Sound, read_sound
 from egmf_media.limits import Limits
@@ -58,7 +58,7 @@ class Prosody:
             "window": WINDOW,
             "fft": FFT,
             "mel": [BANDS, LOWEST, HIGHEST],
-            "f0": [WIDTH, LOWEST_PITCH, HIGHEST_PITCH, VOICED],
+            "f0": [WIDTH, LOWEST_PITCH, HIGHEST_PITCH, VOICED, OCTAVE],
             "pooled": POOLED,
         },
     )

@@ -26,9 +26,9 @@ from egmf_media.extract import FAILED, OK, Outcome
 from egmf_media.extractors import Plan, extractors_of
 from egmf_media.limits import Limits
 from egmf_media.messages import one_line, write_bytes, write_json
-from egmf_media.specification import Specification, check_same
+from egmf_media.specification import STREAM, Specification, check_same, read_stream
 
-REPORT, STREAM = "report.jsonl", "stream.json"
+REPORT = "report.jsonl"
 
 
 @dataclass
@@ -111,23 +111,6 @@ def _describe(made: Mapping[str, Specification], out: Path) -> None:
             write_json(out / stream / STREAM, described)
 
 
-def read_stream(folder: Path) -> Specification | None:
-    """How the features of a folder were made; None: nothing says it.
-
-    Raises:
-        MediaError: its ``stream.json`` cannot be read, or was changed.
-    """
-    file = folder / STREAM
-    if not file.is_file():
-        return None
-    try:
-        said = json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
-        raise MediaError(f"{file}: not a readable JSON file ({one_line(error)})") from error
-    found = said.get("specification") if isinstance(said, dict) else None
-    return None if found is None else Specification.from_json(found, str(file))
-
-
 def libraries() -> str:
     """What decoded and computed, for people: other versions may give other last digits."""
     from importlib.metadata import PackageNotFoundError, version
@@ -139,6 +122,22 @@ def libraries() -> str:
         except PackageNotFoundError:
             continue
     return ", ".join(found)
+
+
+def read_report(out: Path) -> list[dict[str, Any]]:
+    """The lines of a report.
+
+    Raises:
+        MediaError: there is none.
+    """
+    file = out / REPORT
+    try:
+        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise MediaError(f"{file}: no readable report; `egmf features extract` writes it") from error
+    if not all(isinstance(line, dict) and {"id", "stream", "status"} <= line.keys() for line in lines):
+        raise MediaError(f"{file}: a line has no id, stream and status; `egmf features extract` writes it anew")
+    return lines
 
 
 class _Run:

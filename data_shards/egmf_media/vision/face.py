@@ -179,6 +179,50 @@ class Face:
         return np.concatenate(parts)
 
 
+@dataclass(frozen=True)
+class Seen:
+    """One moment of a clip, to be looked at."""
+
+    second: float
+    image: np.ndarray | None
+    """uint8 BGR ``[height, width, 3]``; None: nothing was seen."""
+    box: np.ndarray | None = None
+    """float32 ``[4]``: left, top, width, height of the face that features are of."""
+    points: np.ndarray | None = None
+    """float32 ``[468, 2]``: the mesh in the picture."""
+    count: int = 0
+    """Faces."""
+
+
+def look(face: Face, path: Path, limits: Limits, most: int) -> list[Seen]:
+    """Moments of a clip, evenly spread, with what is found in them.
+
+    Raises:
+        AbsentError, MediaError: as :meth:`Face.extract`.
+    """
+    with one_thread():
+        count = sum(1 for _ in read_pictures(path, limits, face.rate, 32, {}))
+        wanted = {round(place) for place in np.linspace(0, count - 1, min(most, count))}
+        seen = []
+        for number, picture in enumerate(read_pictures(path, limits, face.rate, LONGEST, {})):
+            if number in wanted:
+                seen.append(_seen(face, picture.second, picture.image))
+    return seen
+
+
+def _seen(face: Face, second: float, image: np.ndarray | None) -> Seen:
+    found = None if image is None else face.find(image)
+    if image is None or found is None:
+        return Seen(second, image)
+    points, _, turned = face.points(image, found)
+    # Back from the crop, which was turned around the box's middle and made CROP pixels wide.
+    side = float(found.box[2:].max()) * MARGIN
+    centred = (points[:, :2] - CROP / 2) * side / CROP
+    a = np.radians(turned)
+    back = centred @ np.array([[np.cos(a), np.sin(a)], [-np.sin(a), np.cos(a)]]) + found.box[:2] + found.box[2:] / 2
+    return Seen(second, image, found.box, back.astype(np.float32), found.count)
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
     """OpenCV in one thread, so that its last bits do not hang on the machine; as it was afterwards."""
