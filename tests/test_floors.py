@@ -52,7 +52,8 @@ FLOORS = {
         specification
         decode weights
         extract synthetic
-        audio vision encoders
+        audio vision
+        encoders
         extractors
         batch
     """,

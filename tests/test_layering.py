@@ -34,7 +34,7 @@ BELOW = {
 THIRD_PARTY = {
     "egmf_kernels": {"torch", "triton"},
     "egmf_shards": {"fsspec", "h5py", "isal", "numpy", "orjson", "rich", "webdataset"},
-    "egmf_media": {"av", "cv2", "numpy", "torch", "transformers"},
+    "egmf_media": {"av", "cv2", "huggingface_hub", "numpy", "torch", "transformers"},
 }
 # A package of one of these names on the path would hide another (transformers imports `kernels` where it finds one).
 WITHOUT_INIT = ("kernels", "data_shards", "launcher", "tests")
@@ -67,7 +67,7 @@ def media_violations(root: Path) -> list[str]:
         at_once = {line for node in tree.body for line, _ in imported(node) if not isinstance(node, ast.FunctionDef)}
         at_once -= {line for node in tree.body if isinstance(node, ast.ClassDef) for line, _ in imported(node)}
         for line, name in imported(tree):
-            if name in ("torch", "transformers"):
+            if name in ("torch", "transformers", "huggingface_hub"):
                 where = f"{path.relative_to(root).as_posix()}:{line}: egmf_media imports {name}"
                 if "encoders" not in path.parts:
                     found.append(f"{where} outside of encoders/")

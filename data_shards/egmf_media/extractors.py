@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from egmf_media.audio.prosody import Prosody
+from egmf_media.encoders.encoder import Encoder
 from egmf_media.errors import MediaError
 from egmf_media.extract import Extractor
 from egmf_media.messages import one_line
@@ -31,9 +32,17 @@ def _face(settings: Mapping[str, Any]) -> Extractor:
     return Face(None if folder is None else Path(folder), settings.get("rate", RATE))
 
 
+def _encoder(settings: Mapping[str, Any]) -> Extractor:
+    own = {name: settings[name] for name in ("layers", "rate", "crop", "pooling") if name in settings}
+    if "model" not in settings:
+        raise MediaError("encoder: model is needed, a folder in Hugging Face format or a name on the hub")
+    return Encoder(settings["model"], **own)
+
+
 KINDS: dict[str, tuple[Callable[[Mapping[str, Any]], Extractor], Mapping[str, Any]]] = {
     "prosody": (_prosody, {}),
     "face": (_face, {"rate": (int, float), "weights": str}),
+    "encoder": (_encoder, {"model": str, "layers": list, "rate": (int, float), "crop": str, "pooling": str}),
 }
 """By name what makes an extractor, and its settings with their types."""
 
@@ -102,6 +111,10 @@ def settings_of(specification: Specification) -> dict[str, Any]:
     settings: dict[str, Any] = {"extractor": specification.extractor}
     if specification.extractor == "face":
         settings["rate"] = specification.rate
+    if specification.extractor == "encoder":
+        said = specification.parameters
+        settings |= {"model": specification.source, "rate": specification.rate, "layers": list(said.get("layers", ()))}
+        settings |= {name: said[name] for name in ("crop", "pooling") if name in said}
     return settings
 
 
