@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from egmf_dist.errors import EgmfError
-from egmf_launcher.features import Extraction, extract_clips, say
+from egmf_dist.files import write_json_lines
+from egmf_launcher.features import Extraction, extract_clips, say, transcribe_clips
 from egmf_shards import Task
 
 
@@ -25,6 +27,9 @@ class Recordings:
     """that extract at once, one thread each"""
     max_failed: int = 0
     """clips and streams that may fail"""
+    transcribe: str | None = None
+    """a Whisper, by folder or name on the hub: the words of lines whose text is empty; the filled file is
+    OUT-features/data.jsonl"""
 
 
 def import_jsonl(
@@ -55,10 +60,14 @@ def import_jsonl(
     from egmf_shards.importers import import_jsonl as write
 
     extracted: dict[str, Any] = {}
+    if recordings.transcribe is not None and recordings.clips is None:
+        raise EgmfError("--transcribe: needs the recordings: --clips")
     if recordings.clips is not None:
         if out.exists():
             raise EgmfError(f"--out {out}: it exists; name another folder, or remove it first")
         extracted = _extracted(source, out, recordings)
+        if recordings.transcribe is not None:
+            source = _with_words(source, out, recordings, task)
         given = {"audio": audio, "vision": vision, **(features or {})}
         twice = next((stream for stream in extracted if given.get(stream) is not None), None)
         if twice is not None:
@@ -86,3 +95,23 @@ def _extracted(source: Path, out: Path, recordings: Recordings) -> dict[str, Pat
     for stream in summary.by_stream.keys() - there.keys():
         print(f"warning: not one clip has {stream}: the shards are without it")
     return there
+
+
+def _with_words(source: Path, out: Path, recordings: Recordings, task: Task) -> Path:
+    """The file with the words of lines whose text is empty, and their language where the task needs one."""
+    from egmf_media.batch.listing import clip_of
+
+    assert recordings.clips is not None
+    assert recordings.transcribe is not None
+    place = out.with_name(f"{out.name}-features")
+    lines = [json.loads(line) for line in source.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    silent = [line for line in lines if not str(line.get("text") or "").strip()]
+    clips = [clip_of(line, recordings.clips, str(source)) for line in silent]
+    found = transcribe_clips(clips, place, recordings.transcribe)
+    for line, clip in zip(silent, clips, strict=True):
+        said = found[clip.id]
+        line["text"] = said.get("text", "")
+        if "language" not in line and said.get("language") in task.languages:
+            line["language"] = said["language"]
+    write_json_lines(place / "data.jsonl", lines)
+    return place / "data.jsonl"

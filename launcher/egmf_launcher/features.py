@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ class Extraction:
     """clips and streams that may fail; with more the exit code is 1"""
     cache: Path | None = None
     """folder of what was extracted before; null: OUT/.cache"""
+    transcribe: str | None = None
+    """a Whisper, by folder or name on the hub: also write OUT/transcripts.jsonl"""
 
 
 def fetch(out: Path | None = None) -> None:
@@ -51,7 +54,10 @@ def extract(source: Path, out: Path, config: Path | None = None, how: Extraction
     """
     from egmf_media.batch.listing import list_clips
 
-    summary = extract_clips(list_clips(source), out, config, how)
+    clips = list_clips(source)
+    summary = extract_clips(clips, out, config, how)
+    if how.transcribe is not None:
+        transcribe_clips(clips, out, how.transcribe)
     return say(summary, out, how.max_failed)
 
 
@@ -84,6 +90,24 @@ def extract_clips(clips: Any, out: Path, config: Path | None, how: Extraction) -
             bar.update(task, completed=done, description=f"{summary.seconds / max(summary.wall, 1e-9):.0f}x realtime")
 
         return extract_many(clips, plan, out, How(processes=how.processes, cache=how.cache), progress)
+
+
+def transcribe_clips(clips: Any, out: Path, model: str) -> dict[str, dict[str, Any]]:
+    """By id what was said in clips, also in ``OUT/transcripts.jsonl``; says how many have words.
+
+    Raises:
+        MediaError: the model is none, or the folder cannot be written.
+    """
+    from egmf_media.batch.transcripts import TRANSCRIPTS, transcribe
+    from egmf_media.encoders.whisper import Transcriber
+    from egmf_media.limits import Limits
+
+    transcriber = Transcriber(model)
+    rows = transcribe(clips, transcriber, out, Limits())
+    counts = Counter(row["status"] for row in rows.values())
+    shares = ", ".join(f"{counts[status]} {status}" for status in ("ok", "absent", "failed"))
+    print(f"{out / TRANSCRIPTS} by {transcriber.name}: {shares}")
+    return rows
 
 
 def say(summary: Any, out: Path, max_failed: int) -> int:

@@ -30,6 +30,8 @@ class How:
     """folder that egmf export wrote, or a run's, where what is answered is one recording"""
     text: str = ""
     """what is said in the recording"""
+    transcribe: str | None = None
+    """a Whisper, by folder or name on the hub, for what is said in the recording where --text does not say it"""
     explain: Path | None = None
     """folder for a picture and a line of JSON for each utterance: gate weights, each modality taken away, attributions
     by word and frame; some seventy passes an answer, so meant for a few lines"""
@@ -68,8 +70,8 @@ def predict(
         return predict_clip(path, how, out)
     if input is None or out is None:
         raise EgmfError("predict: --input and --out are needed; or a recording with --run MODEL")
-    if how.text:
-        raise EgmfError("predict: --text is said in a recording, with --run MODEL; a line of --input has its own")
+    if how.text or how.transcribe is not None:
+        raise EgmfError("predict: --text and --transcribe are what is said in a recording; they need --run MODEL")
     decision = choose(launch)
     if decision.way == "leave":
         return 0
@@ -100,7 +102,10 @@ def predict_clip(clip: Path, how: How, out: Path | None) -> int:
         raise EgmfError(f"--out {out}: it exists; name another file, or remove it first")
     model = load(how.run, backbone=how.backbone)
     chosen = None if how.tasks is None else [name for name in how.tasks.split(",") if name]
-    answers = model.predict(how.text, clip=clip, tasks=chosen)
+    text = how.text
+    if how.transcribe is not None and not text.strip():
+        text = words_of(clip, how.transcribe)
+    answers = model.predict(text, clip=clip, tasks=chosen)
     for stream, made in answers[0].made_by.items():
         print(f"{stream}: {made}")
     for stream in answers[0].absent:
@@ -112,6 +117,26 @@ def predict_clip(clip: Path, how: How, out: Path | None) -> int:
     if out is not None:
         write_json_lines(out, [row_of(clip.stem, answers)])
     return 0
+
+
+def words_of(clip: Path, model: str) -> str:
+    """What is said in a recording, empty where nothing is; says by which model, or why there is nothing.
+
+    Raises:
+        MediaError: the model is none, or the recording cannot be read.
+    """
+    from egmf_media.encoders.whisper import Transcriber
+    from egmf_media.errors import AbsentError
+    from egmf_media.limits import Limits
+
+    transcriber = Transcriber(model)
+    try:
+        found = transcriber.read(clip, Limits())
+    except AbsentError as error:
+        print(f"text: absent, {error}, by {transcriber.name}")
+        return ""
+    print(f"text: {found.text!r}, {found.language or 'its one language'}, by {found.model}")
+    return found.text
 
 
 def say(result: Mapping[str, Any], out: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from clips import Clip
 from families import FAMILIES, save_model
+from tiny_encoders import whisper
 
 from egmf_dist import load
 from egmf_dist.build import build_egmf, read_backbone
@@ -182,7 +184,7 @@ def test_the_command_line_answers_one_clip_and_a_file_of_them(data, exported, tm
     [
         (["--run", "M", "--input", "x.jsonl"], "--run takes one recording, without --input and --explain"),
         ([], "--input and --out are needed; or a recording with --run MODEL"),
-        (["--input", "x", "--out", "y", "--text", "hi"], "--text is said in a recording"),
+        (["--input", "x", "--out", "y", "--text", "hi"], "--text and --transcribe are what is said in a recording"),
     ],
 )
 def test_a_command_that_cannot_be_meant_is_refused(words, message, capsys):
@@ -303,3 +305,31 @@ def test_an_import_that_cannot_be_is_refused_and_writes_no_shards(data, tmp_path
     assert main([*command.split(), *words]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "mine").exists()
+
+
+def test_words_that_nobody_wrote_down_are_transcribed(data, exported, tmp_path, capsys):
+    model = whisper(tmp_path / "whisper", languages=("en",))
+    clip = data / "clips" / "c3.mp4"
+    command = ["predict", str(clip), "--run", str(exported), "--transcribe", str(model)]
+    assert main([*command, "--out", str(tmp_path / "one.jsonl")]) == 0
+    said = capsys.readouterr().out
+    assert re.search(rf"text: '.+', en, by {model} \(", said)
+    assert "absent" not in json.loads((tmp_path / "one.jsonl").read_text())
+    rows = [json.loads(line) for line in (data / "data.jsonl").read_text().splitlines()]
+    rows[0]["text"] = rows[1]["text"] = ""
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    command = f"shards import jsonl --source {tmp_path}/data.jsonl --task {data}/task.yaml --dataset mine"
+    command += f" --out {tmp_path}/mine --clips {data}/clips --extractors {data}/audio.yaml --transcribe {model}"
+    assert main(command.split()) == 0
+    assert "transcripts.jsonl by " in capsys.readouterr().out
+    spoken, silent = ShardSet.open([str(tmp_path / "mine")], "train")
+    assert spoken.text
+    assert "text" in spoken.modalities
+    assert silent.modalities == ()
+    filled = [json.loads(line) for line in (tmp_path / "mine-features" / "data.jsonl").read_text().splitlines()]
+    assert [row["text"] for row in filled][2:] == ["word 2", "word 3"]
+    assert main(["features", "extract", "--source", f"{data}/clips", "--out", f"{tmp_path}/out", "--config",
+                 f"{data}/audio.yaml", "--transcribe", str(model)]) == 0  # fmt: skip
+    assert len((tmp_path / "out" / "transcripts.jsonl").read_text().splitlines()) == 4
+    words = ["predict", str(clip), "--run", str(exported), "--transcribe", str(exported)]
+    assert main(words) == 2

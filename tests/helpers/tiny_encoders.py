@@ -54,6 +54,44 @@ def speech(folder: Path, family: str) -> Path:
     return folder
 
 
+def whisper(folder: Path, positions: int = 16, languages: tuple[str, ...] = ("en", "zh")) -> Path:
+    """A Whisper that can be asked for words; what it says is random, a byte a token, ``positions`` - 4 of them."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    special = ["<|endoftext|>", "<|startoftranscript|>", *(f"<|{language}|>" for language in languages)]
+    special += [f"<|{name}|>" for name in ("translate", "transcribe", "startoflm", "startofprev", "nospeech")]
+    special += ["<|notimestamps|>"]
+    vocabulary = {letter: number for number, letter in enumerate(sorted(ByteLevel.alphabet()))}
+    ids = {token: len(vocabulary) + number for number, token in enumerate(special)}
+    tokenizer = hf.WhisperTokenizer(vocab=vocabulary | {special[0]: ids[special[0]]}, merges=[])
+    tokenizer.add_special_tokens({"additional_special_tokens": special[1:]})
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in special}
+    end = ids["<|endoftext|>"]
+    torch.manual_seed(0)
+    config = hf.WhisperConfig(
+        vocab_size=len(tokenizer), d_model=24, encoder_layers=2, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, num_mel_bins=80,
+        max_target_positions=positions, pad_token_id=end, bos_token_id=end, eos_token_id=end,
+        decoder_start_token_id=ids["<|startoftranscript|>"], suppress_tokens=None, begin_suppress_tokens=None,
+    )  # fmt: skip
+    model = hf.WhisperForConditionalGeneration(config)
+    said = model.generation_config
+    said._from_model_config = False  # or what follows is not read again
+    said.max_length, said.no_timestamps_token_id = positions, ids["<|notimestamps|>"]
+    said.is_multilingual, said.task_to_id = (
+        True,
+        {"transcribe": ids["<|transcribe|>"], "translate": ids["<|translate|>"]},
+    )
+    said.lang_to_id = {f"<|{language}|>": ids[f"<|{language}|>"] for language in languages}
+    letters = {vocabulary[letter] for letter in "abcdefghijklmnopqrstuvwxyz"}
+    said.suppress_tokens = [number for number in range(len(tokenizer)) if number not in letters]
+    model.save_pretrained(folder)
+    hf.WhisperProcessor(hf.WhisperFeatureExtractor(feature_size=80), tokenizer).save_pretrained(folder)
+    if not (folder / "preprocessor_config.json").is_file():
+        hf.WhisperFeatureExtractor(feature_size=80).save_pretrained(folder)
+    return folder
+
+
 def vision(folder: Path, family: str) -> Path:
     """An encoder of pictures of 32 pixels, 24 wide with two layers."""
     make_config, make = PICTURES[family]
