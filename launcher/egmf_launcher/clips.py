@@ -84,7 +84,7 @@ def _extracted(source: Path, out: Path, recordings: Recordings) -> dict[str, Pat
     if not recordings.clips.is_dir():
         raise EgmfError(f"--clips {recordings.clips}: there is no such folder")
     place = out.with_name(f"{out.name}-features")
-    how = Extraction(recordings.processes, recordings.max_failed)
+    how = Extraction(recordings.processes, max_failed=recordings.max_failed)
     summary = extract_clips(list_clips(source, recordings.clips), place, recordings.extractors, how)
     if say(summary, place, recordings.max_failed):
         raise MediaError(

@@ -16,7 +16,9 @@ class Extraction:
     """How clips are worked on."""
 
     processes: int = 1
-    """at once, one thread each"""
+    """at once on this machine, one thread each"""
+    hostfile: Path | None = None
+    """machines and how many processes each gives, a line 'NAME slots=N'; in place of --processes, through Ray"""
     max_failed: int = 0
     """clips and streams that may fail; with more the exit code is 1"""
     cache: Path | None = None
@@ -89,7 +91,13 @@ def extract_clips(clips: Any, out: Path, config: Path | None, how: Extraction) -
         def progress(done: int, summary: Summary) -> None:
             bar.update(task, completed=done, description=f"{summary.seconds / max(summary.wall, 1e-9):.0f}x realtime")
 
-        return extract_many(clips, plan, out, How(processes=how.processes, cache=how.cache), progress)
+        settings = How(processes=how.processes, cache=how.cache)
+        if how.hostfile is None:
+            return extract_many(clips, plan, out, settings, progress)
+        from egmf_launcher.hostfile import parse_hostfile
+        from egmf_launcher.ray.extract import on_hosts
+
+        return extract_many(clips, plan, out, settings, progress, on_hosts(parse_hostfile(how.hostfile)))
 
 
 def transcribe_clips(clips: Any, out: Path, model: str) -> dict[str, dict[str, Any]]:

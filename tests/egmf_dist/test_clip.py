@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -26,6 +29,7 @@ from egmf_dist.model.identity import backbone_identity
 from egmf_dist.run.folder import Run
 from egmf_dist.run.identity import Identity, check_identity
 from egmf_launcher.cli import main
+from egmf_launcher.ray.environment import without_launcher_variables
 from egmf_media.audio.prosody import Prosody
 from egmf_media.limits import Limits
 from egmf_media.specification import Specification
@@ -333,3 +337,28 @@ def test_words_that_nobody_wrote_down_are_transcribed(data, exported, tmp_path, 
     assert len((tmp_path / "out" / "transcripts.jsonl").read_text().splitlines()) == 4
     words = ["predict", str(clip), "--run", str(exported), "--transcribe", str(exported)]
     assert main(words) == 2
+
+
+def test_a_training_says_how_its_features_were_made_and_goes_on_with_no_others(data, run, tmp_path):
+    shards = with_specification(data / "mine", tmp_path / "shards", AUDIO.to_json())
+    path = json.loads(next(run.adapters.glob("*/adapter.json")).read_text())["config"]["backbone"]["path"]
+    command = [sys.executable, "-m", "egmf_launcher.cli", "train", "--config", "demo", "--run", str(tmp_path / "run")]
+    command += ["--backbone.path", path, "--data.shards", f"[{shards}]", "--workers", "1"]
+    command += ["--training.global_batch", "2", "--training.validate_every", "1", "--training.checkpoint_every", "1"]
+    command += ["--training.warmup_steps", "1", "--training.steps"]
+
+    def train(*words: str) -> subprocess.CompletedProcess[str]:
+        environ = without_launcher_variables(os.environ)
+        return subprocess.run([*command, *words], env=environ, capture_output=True, text=True, timeout=180)
+
+    done = train("1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    files = [tmp_path / "run" / "manifest.json", *tmp_path.glob("run/checkpoints/*/*.json")]
+    said = [found for file in files if (found := json.loads(file.read_text()).get("identity", {}).get("features"))]
+    assert said == [{"audio_182": AUDIO.to_json()}] * 2  # the run's manifest and the checkpoint's record
+    manifest = json.loads((shards / "manifest.json").read_text())
+    manifest["streams"]["audio"]["specification"] = changed(AUDIO, 2)
+    (shards / "manifest.json").write_text(json.dumps(manifest))
+    done = train("2", "--resume", "auto")
+    assert done.returncode == 2
+    assert re.search(r"audio_182 was made by prosody 1 \(\w+\), what it is given by prosody 2 \(\w+\)", done.stderr)

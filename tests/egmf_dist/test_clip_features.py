@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 
 import cv2
 import pytest
 from clips import Clip
 
 from egmf_launcher.cli import main
+from egmf_launcher.ray.environment import without_launcher_variables
 from egmf_media.audio.prosody import Prosody
 from egmf_media.vision.face import Face
 
@@ -92,6 +96,26 @@ def test_a_file_of_clips_serves_as_well(clips, tmp_path):
     command = ["features", "extract", "--source", str(clips / "clips.jsonl"), "--out", str(tmp_path / "out")]
     assert main([*command, "--config", str(tmp_path / "audio.yaml")]) == 0
     assert (tmp_path / "out" / "voice" / "x" / "one.npy").is_file()
+
+
+def test_on_the_machines_of_a_hostfile_it_is_the_same_bits(clips, tmp_path):
+    """In a process of its own: one starts one Ray cluster in its life."""
+    (tmp_path / "hosts").write_text("localhost slots=2\n")
+    (tmp_path / "audio.yaml").write_text("audio: prosody\n")
+    command = ["features", "extract", "--source", str(clips), "--config", str(tmp_path / "audio.yaml")]
+    command += ["--max-failed", "1", "--out"]
+    assert main([*command, str(tmp_path / "here")]) == 0
+    there = [sys.executable, "-m", "egmf_launcher.cli", *command, str(tmp_path / "there")]
+    environ = without_launcher_variables(os.environ)
+    hosts = ["--hostfile", str(tmp_path / "hosts")]
+    done = subprocess.run([*there, *hosts], env=environ, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "audio: 1 ok, 1 absent, 1 failed" in done.stdout
+    for name in ("audio/good.npy", "report.jsonl", "audio/stream.json"):
+        assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "there" / name).read_bytes()
+    (tmp_path / "audio.yaml").write_text("audio: prosodie\n")
+    done = subprocess.run([*there, *hosts], env=environ, capture_output=True, text=True, timeout=180)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
 
 
 def test_the_bench_times_each_extractor(tmp_path, capsys):
