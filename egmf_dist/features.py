@@ -36,6 +36,11 @@ def specifications_of(manifests: Sequence[Mapping[str, Any]], folders: Sequence[
                 continue
             key = FeatureInput(stream, about["dim"]).key
             parsed = parse(made, f"{folder}: {stream}")
+            if parsed.dim != about["dim"]:
+                raise EgmfError(
+                    f"{folder}: {stream} has {about['dim']} numbers a frame, and {parsed}, which is said to have made "
+                    f"it, makes {parsed.dim}; extract it again, or take the specification out of its stream.json"
+                )
             if key in found:
                 right = "extract one of them again, or give the stream another name there"
                 _check(parse(found[key], where[key]), parsed, f"{stream} of {where[key]}", f"that of {folder}", right)

@@ -22,6 +22,7 @@ from egmf_dist.build import build_egmf, read_backbone
 from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, TrainingConfig, dump_config
 from egmf_dist.data.run_data import RunData
 from egmf_dist.errors import EgmfError
+from egmf_dist.features import specifications_of
 from egmf_dist.inference.export import export
 from egmf_dist.inference.opened import check_trained
 from egmf_dist.model.adapter import save_adapter
@@ -126,7 +127,7 @@ def test_features_at_use_are_those_of_training_bit_by_bit(data, model):
     (trained,) = list(shards)
     (used,) = model.samples(model_utterance(data / "clips" / "c3.mp4"), 0)
     assert trained.features["audio"].tobytes() == used.features["audio"].tobytes()
-    assert trained.features["audio"].shape == (11, 182)
+    assert trained.features["audio"].shape == (10, 182)
 
 
 def model_utterance(clip: Path, text: str = "word 3"):
@@ -237,10 +238,11 @@ def test_another_specification_is_refused_wherever_features_come_in(data, run, m
     # and two folders of one run
     two = ShardSet.open([str(data / "mine")], "train")
     manifests = [two.manifests[0], json.loads((shards / "manifest.json").read_text())]
-    from egmf_dist.features import specifications_of
-
     with pytest.raises(EgmfError, match=r"audio of one was made by prosody 1 .*, that of two by prosody 2"):
         specifications_of(manifests, ["one", "two"])
+    manifests[0]["streams"]["audio"]["dim"] = 3
+    with pytest.raises(EgmfError, match=r"one: audio has 3 numbers a frame, and prosody 1 .* makes 182"):
+        specifications_of(manifests[:1], ["one"])
 
 
 def test_a_model_of_features_that_nobody_described_takes_no_clip(data, model, exported, tmp_path):

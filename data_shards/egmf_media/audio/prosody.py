@@ -2,7 +2,7 @@
 
 Every 10 ms is described, and ten of them are pooled to a frame of 100 ms: mean and standard deviation over what was
 heard. Frame k is about seconds k / 10 to (k + 1) / 10 of the clip; one in which nothing was heard is zeros with
-``heard`` 0. No weights, no model.
+``heard`` 0. Less than half a frame at the end is left out. No weights, no model.
 """
 
 from __future__ import annotations
@@ -75,9 +75,11 @@ class Prosody:
 
 
 def prosody(sound: Sound) -> np.ndarray:
-    """float32 ``[frames, len(COLUMNS)]`` of 16 kHz mono sound; the last frame may be of fewer than ten hops."""
+    """float32 ``[frames, len(COLUMNS)]`` of 16 kHz mono sound; the last frame may be of five hops and more."""
     hops = max(1, -(-len(sound.samples) // HOP))
-    rows = -(-hops // POOLED)
+    # Not a row more for the few milliseconds by which an encoder fills its last packet up, which one container
+    # remembers and another does not.
+    rows = max(1, round(hops / POOLED))
     base = np.empty((hops, BANDS + len(SHAPE) + 1), np.float32)
     hertz = np.empty(hops, np.float32)
     before = None
@@ -108,6 +110,7 @@ def _heard(sound: Sound, hops: int) -> np.ndarray:
 
 def _pooled(x: np.ndarray, weight: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean and deviation of the frames that count, and their share; float32 ``[rows, C]``, ``[rows, 1]``."""
+    x, weight = x[: rows * POOLED], weight[: rows * POOLED]
     lacking = rows * POOLED - len(x)
     w = np.pad(weight, (0, lacking)).reshape(rows, POOLED, 1).astype(np.float32)
     there = np.pad(np.ones(len(x), np.float32), (0, lacking)).reshape(rows, POOLED, 1).sum(1)

@@ -121,7 +121,7 @@ class Encoder:
             return self._of_pictures(path, limits, counts)
 
     def _of_sound(self, sound: Sound) -> np.ndarray:
-        rows = max(1, int(np.ceil(len(sound.samples) / RATE * self.rate - 1e-6)))
+        rows = max(1, round(len(sound.samples) / RATE * self.rate))
         total, number = np.zeros((rows, self.model.width)), np.zeros(rows)
         for first in range(0, len(sound.samples), CHUNK * RATE):
             x = sound.samples[first : first + CHUNK * RATE]
@@ -129,8 +129,9 @@ class Encoder:
             # Whisper's input is padded to its full length; of others the frames are spread over what there is.
             spread = CHUNK if self.model.kind == "whisper" else max(len(x), RATE // 10) / RATE
             middle = (np.arange(len(states)) + 0.5) / len(states) * spread
-            kept = middle < len(x) / RATE
-            place = np.minimum(((first / RATE + middle[kept]) * self.rate).astype(int), rows - 1)
+            place = ((first / RATE + middle) * self.rate).astype(int)
+            kept = (middle < max(len(x) / RATE, 1 / self.rate)) & (place < rows)
+            place = place[kept]
             np.add.at(total, place, states[kept])
             np.add.at(number, place, 1)
         heard = self._heard(sound, rows)
