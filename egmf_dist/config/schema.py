@@ -308,6 +308,8 @@ class TrainingConfig:
     """Steps between two lines of metrics."""
     max_skipped_steps: int = free(10, at_least(1))
     """Stop after this many steps in a row with a non-finite loss or gradient."""
+    hang_seconds: float = free(300.0, at_least(0, "0 (never) or more"))
+    """A rank that stands still for so long is named, with its stack; 0 never."""
 
 
 @dataclass(frozen=True)
@@ -355,6 +357,9 @@ class LaunchConfig:
 
     max_failures: int = free(0, at_least(0))
     """How often Ray restarts the group of workers after one died; each restart resumes from the newest checkpoint."""
+    min_workers: int = free(0, at_least(0, "0 (all of them) or more"))
+    """With how few workers Ray goes on where a machine is gone, at the same global batch; with more as soon as there
+    are more. 0: it waits for all of them. Takes effect with `max_failures`."""
     cpus_per_worker: int = free(1, at_least(1))
     """CPU cores Ray reserves for each worker."""
 

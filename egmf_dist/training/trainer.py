@@ -30,6 +30,7 @@ from egmf_dist.run.manifest import read_standardisations, write_manifest
 from egmf_dist.run.records import Records
 from egmf_dist.run.trackers import check_trackers
 from egmf_dist.training.checkpoint import Progress, Resumed, find_checkpoint, load_checkpoint
+from egmf_dist.training.health import watching
 from egmf_dist.training.reports import Clock, start_record, train_record
 from egmf_dist.training.saver import Saver
 from egmf_dist.training.schedule import learning_rate_factor, parameter_groups
@@ -224,6 +225,7 @@ def started(config: Config, run: Run, start: Start) -> Iterator[Trainer]:
         stack.callback(saver.close)
         stopping = Stopping(run, start.launch, looks=rank == 0)
         stack.enter_context(listening(stopping.note))
+        stack.enter_context(watching(run, training.hang_seconds, lambda: progress.step))
         by_length = training.micro_tokens > 0
         end = progress.position + (training.steps - progress.step) * training.global_batch
         yield Trainer(

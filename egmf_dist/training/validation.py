@@ -64,10 +64,8 @@ def validate(trainer: Trainer) -> None:
     results: dict[str, Any] = distributed.on_rank_zero(lambda: evaluate_predictions(rows, tasks))
     score = selection_score(results, config.training.select_by)
     improved = progress.best_score is None or score > progress.best_score
-    progress.without_improvement = 0 if improved else progress.without_improvement + 1
     selected_by = f"valid {config.training.select_by or 'mean of weighted_f1 and corr over tasks'}"
     if improved:
-        progress.best_score, progress.best_step = score, progress.step
         description = {
             "step": progress.step,
             "score": score,
@@ -77,7 +75,13 @@ def validate(trainer: Trainer) -> None:
             "data": trainer.data.to_json(),
             "identity": trainer.identity.to_json(),
         }
-        save_adapter(model, trainer.run, progress.step, description, trainer.saver.launch)
+        refused = save_adapter(model, trainer.run, progress.step, description, trainer.saver.launch)
+        if refused is None:
+            progress.best_score, progress.best_step = score, progress.step
+        else:
+            message = f"training goes on without the adapter that is the best so far ({score:.4f}): {refused}"
+            records.write({"kind": "warning", "step": progress.step, "message": message})
+    progress.without_improvement = 0 if improved else progress.without_improvement + 1
     records.write(
         {
             "kind": "valid",

@@ -20,7 +20,7 @@ from egmf_dist.config import LaunchConfig
 from egmf_dist.errors import EgmfError
 from egmf_dist.jobs import Job
 from egmf_launcher.arguments import without_options
-from egmf_launcher.decide import Decision, LaunchArguments, decide, started_rank
+from egmf_launcher.decide import Decision, LaunchArguments, decide, running_cluster, started_rank
 from egmf_launcher.errors import USER_ERRORS, LaunchError, RankError, one_line
 from egmf_launcher.hostfile import Host, parse_hostfile
 from egmf_launcher.network import LOOPBACK, is_this_machine, single_rank_environment
@@ -36,7 +36,15 @@ def choose(arguments: LaunchArguments) -> Decision:
     """Read the hostfile, count GPUs only where their number matters, decide, and let rank 0 print the line."""
     hosts = parse_hostfile(arguments.hostfile) if arguments.hostfile is not None else []
     plain = started_rank(os.environ) is None and arguments.hostfile is None and arguments.workers is None
-    decision = decide(arguments, os.environ, hosts, count_gpus() if plain else 0)
+    cluster = running_cluster(arguments, os.environ)
+    gpus = 0
+    if plain and cluster:
+        from egmf_launcher.ray.running import gpus_of
+
+        gpus = gpus_of(cluster)
+    elif plain:
+        gpus = count_gpus()
+    decision = decide(arguments, os.environ, hosts, gpus)
     if decision.way != "leave" and not is_silent_rank():
         print(decision.line(), flush=True)
     return decision
@@ -84,7 +92,7 @@ def launch_job(
         from egmf_launcher.ray.train import run_under_ray
 
         with _progress(job):
-            return run_under_ray(job, decision.hosts, launch)
+            return run_under_ray(job, decision.hosts, launch, decision.cluster)
     if decision.way == "single":
         single_rank_environment()
     for name in ("OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM"):
@@ -158,8 +166,11 @@ def deepspeed_command(hosts: Sequence[Host], hostfile: str | None, arguments: Se
 
 
 def without_launch_options(arguments: Sequence[str]) -> list[str]:
-    """The command line without ``--hostfile``, ``--launcher``, ``--workers`` and ``--local_rank`` and their values."""
-    return without_options(arguments, ("--hostfile", "--launcher", "--workers", "--local_rank", "--local-rank"))
+    """The command line without options of launching and ``--local_rank``, and their values."""
+    return without_options(
+        arguments,
+        ("--hostfile", "--launcher", "--workers", "--ray-address", "--ray_address", "--local_rank", "--local-rank"),
+    )
 
 
 def wait_for_rank_zero_to_speak() -> None:

@@ -42,6 +42,7 @@ SLOT = "egmf_slot"
 _MARK = "egmf_host_"
 _OBJECT_STORE_BYTES = 128 * 2**20  # samples never pass through Ray's object store; its default is 30 % of the memory
 _JOIN_TIMEOUT_S = 120.0
+_ASK_AGAIN_S = 15.0
 _LEAVE_TIMEOUT_S = 45.0  # a node drains for up to 30 s
 _started = threading.Event()
 
@@ -92,8 +93,13 @@ def ssh_command(host: Host, address: str, cpus: int, mark: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def start(hosts: Sequence[Host], cpus_per_worker: int = 1) -> Iterator[Cluster]:
+def start(hosts: Sequence[Host], cpus_per_worker: int = 1, bring_back: bool = False) -> Iterator[Cluster]:
     """Start the cluster, and end it however the body ends (return, error, Ctrl-C, SIGTERM).
+
+    Args:
+        hosts: the machines; this one among them.
+        cpus_per_worker: cores of each slot.
+        bring_back: a machine whose node has ended is asked again until it is back.
 
     Raises:
         EgmfError: this machine is not in ``hosts``, or a machine has fewer GPUs than slots.
@@ -116,6 +122,8 @@ def start(hosts: Sequence[Host], cpus_per_worker: int = 1) -> Iterator[Cluster]:
         # Ray replaces 127.0.0.1 by the machine's outer address, except where clusters are switched off with this.
         extra |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
     nodes: dict[str, subprocess.Popen[bytes]] = {}
+    commands: dict[str, list[str]] = {}
+    over = threading.Event()
     keep_logs = False
     try:
         with guarded(folder), ray_environment(extra), contextlib.ExitStack() as stack:
@@ -139,9 +147,15 @@ def start(hosts: Sequence[Host], cpus_per_worker: int = 1) -> Iterator[Cluster]:
                 stack.enter_context(_sigterm_unwinds())  # after ray.init, which installs a handler of its own
                 head = ray.get_runtime_context().gcs_address
                 for index, host in enumerate(others, start=1):
-                    command = ssh_command(host, head, host.slots * cpus_per_worker, f"{_MARK}{index}")
-                    nodes[host.name] = _start_node(command, token)
+                    mark = f"{_MARK}{index}"
+                    commands[host.name] = ssh_command(host, head, host.slots * cpus_per_worker, mark)
+                    nodes[host.name] = _start_node(commands[host.name], token)
                 _wait_for_nodes([here, *others], nodes)
+                if bring_back and others:
+                    again = threading.Thread(target=_bring_back, args=(nodes, commands, token, over), daemon=True)
+                    again.start()
+                    stack.callback(again.join)
+                    stack.callback(over.set)
                 yield Cluster(tuple(hosts), folder / "r" / "session_latest" / "logs")
             finally:
                 _stop_nodes(nodes)
@@ -179,6 +193,16 @@ def _start_node(command: list[str], token: str) -> subprocess.Popen[bytes]:
         node.stdin.write(f"{token}\n".encode())
         node.stdin.flush()
     return node
+
+
+def _bring_back(
+    nodes: dict[str, subprocess.Popen[bytes]], commands: dict[str, list[str]], token: str, over: threading.Event
+) -> None:
+    """Ask machines whose node has ended to join again, until all is over; Ray gives those that do their workers."""
+    while not over.wait(_ASK_AGAIN_S):
+        for name, command in commands.items():
+            if nodes[name].poll() is not None and not over.is_set():
+                nodes[name] = _start_node(command, token)
 
 
 def _wait_for_nodes(
