@@ -42,6 +42,8 @@ class Progress:
     best_score: float | None = None
     best_step: int = 0
     without_improvement: int = 0
+    validated: int = 0
+    """Step of the last validation that was not broken off."""
     skipped: int = 0
     """Steps skipped for non-finite gradients."""
     skipped_in_a_row: int = 0

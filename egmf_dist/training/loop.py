@@ -39,11 +39,16 @@ def train(config: Config, run: Run, start: Start) -> dict[str, Any]:
     with started(config, run, start) as trainer:
         progress = trainer.progress
         first, stopped = progress.step, None
-        while not trainer.finished:
+        if trainer.owes_validation:  # it was broken off
+            if not validate(trainer):
+                stopped = trainer.stopped_by
+            elif trainer.finished:
+                trainer.save(wait=True)
+        while stopped is None and not trainer.finished:
             factor = trainer.learning_rate
             step, facts = trainer.next_step()
             if facts.stopping:
-                stopped = trainer.stopping.by or "another rank's signal"
+                stopped = trainer.stopped_by
                 break
             sums_3 = train_step(trainer.engine, step.batches, facts.valid, trainer.device)
             trainer.count(step, facts, sums_3)
@@ -54,8 +59,9 @@ def train(config: Config, run: Run, start: Start) -> dict[str, Any]:
                 losses = trainer.supervision.read()
             if logs:
                 trainer.log(losses, facts, factor)
-            if validates:
-                validate(trainer)
+            if validates and not validate(trainer):
+                stopped = trainer.stopped_by
+                break
             if saves or trainer.finished:
                 trainer.save(wait=trainer.finished)
             if validates or saves:

@@ -89,6 +89,17 @@ class Trainer:
         training, progress = self.config.training, self.progress
         return progress.step >= training.steps or 0 < training.patience <= progress.without_improvement
 
+    @property
+    def owes_validation(self) -> bool:
+        """The checkpoint it goes on from was made in place of the validation that belongs to its step."""
+        step = self.progress.step
+        return step > 0 and self.due(self.config.training.validate_every) and self.progress.validated < step
+
+    @property
+    def stopped_by(self) -> str:
+        """What told it to stop, once all ranks know."""
+        return self.stopping.by or "another rank's signal"
+
     def due(self, every: int) -> bool:
         """Whether something that happens every so many steps happens now; the last step is always one of them."""
         return self.progress.step % every == 0 or self.progress.step == self.config.training.steps
