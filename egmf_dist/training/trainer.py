@@ -38,6 +38,7 @@ from egmf_dist.training.stopping import Stopping, listening
 from egmf_dist.training.supervision import Facts, Losses, Supervision, next_step, note_bad
 from egmf_dist.training.validation import check_scoring
 from egmf_shards import ShardSet
+from egmf_shards.checksums import sha256
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,9 @@ def started(config: Config, run: Run, start: Start) -> Iterator[Trainer]:
     """
     training = config.training
     ranks, rank, device = distributed.world_size(), distributed.rank(), distributed.device()
-    shards, validation = open_split(config, "train"), open_split(config, "valid")
+    with distributed.failing_together():
+        shards, validation = open_split(config, "train"), open_split(config, "valid")
+    check_shared(run, config, shards)
 
     def look() -> dict[str, Any] | None:
         check_held(run, start.launch)  # Ray starts the workers of a launch that was given up again, too
@@ -199,7 +202,8 @@ def started(config: Config, run: Run, start: Start) -> Iterator[Trainer]:
         # Known from settings alone, before there are weights; rows are packed where scoring reads trees as well.
         cuts = micro_batches_of(stream, collator, training.micro_tokens, reads_trees(config, capabilities))
         stream = open_stream(config, shards, rank, ranks, cuts)
-    identity = Identity(ranks, shards.index_hash, training.seed, backbone_identity(config.backbone))
+    with distributed.failing_together():
+        identity = Identity(ranks, shards.index_hash, training.seed, backbone_identity(config.backbone))
     settings = deepspeed_settings(config, stream.micro_batches)
     with contextlib.ExitStack() as stack:
         with partitioned_loading(config, settings):
@@ -266,6 +270,33 @@ def started(config: Config, run: Run, start: Start) -> Iterator[Trainer]:
             supervision=Supervision(progress, training.max_skipped_steps, records),
             bad_samples=BadSamples(config.data, run, len(shards), training.global_batch, progress),
         )
+
+
+def check_shared(run: Run, config: Config, shards: ShardSet) -> None:
+    """Refuse hosts that see other things under the same paths; every rank must call this.
+
+    Raises:
+        EgmfError: on every rank, names the first host with another run's folder, other data or another backbone than
+            rank 0's, and the path.
+    """
+    with distributed.failing_together():
+        backbone = backbone_identity(config.backbone)
+    # Written by whoever started the run: its content, so that an empty folder of that name is none.
+    settings = sha256(run.config) if run.config.is_file() else "no config.yaml is there"
+    own = {
+        f"the run's folder {run.folder.absolute()}": settings,
+        f"the data in {', '.join(config.data.shards)}": shards.index_hash,
+        f"the backbone {config.backbone.path}": str(sorted(backbone.items())),
+    }
+    everywhere = distributed.share_objects([(platform.node(), own)])
+    first_host, first = everywhere[0]
+    for number, (host, seen) in enumerate(everywhere):
+        for what, content in first.items():
+            if seen.get(what) != content:
+                raise EgmfError(
+                    f"{what} is not the same on every host: rank {number} on {host} sees other content than rank 0 on "
+                    f"{first_host}; share it between the hosts, or copy it to each (the run's folder must be shared)"
+                )
 
 
 def known_standardisations(run: Run, start: Start) -> dict[str, Any] | None:
