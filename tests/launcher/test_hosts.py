@@ -31,6 +31,8 @@ pytestmark = pytest.mark.distributed
 BIN = Path(sys.executable).parent
 SCRIPT = Path(__file__).parents[2] / "launcher" / "train.py"
 SLOTS = (2, 1, 1)
+STEPS = ("--training.steps", "2000")
+"""More than will be done."""
 ALL = os.environ.get("EGMF_FAULTS") == "all"
 WHY_NOT = hosts.missing()
 slow = pytest.mark.skipif(not ALL, reason="takes minutes: EGMF_FAULTS=all (make faults) runs it")
@@ -72,7 +74,7 @@ def environ(**more: str) -> dict[str, str]:
 
 def train(host: hosts.SmallHost, place: Path, command: list[Any], **more: str) -> str:
     """Run a training's command to its good end; what it printed."""
-    done = host.run([*map(str, command), "--config", "c.yaml"], cwd=place, env=environ(**more), timeout=300)
+    done = host.run([*map(str, command), "--config", "c.yaml"], cwd=place, env=environ(**more), timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -92,7 +94,7 @@ def test_the_cards_command(place: Path, three: list[hosts.SmallHost]) -> None:
             three[0], place, [BIN / "deepspeed", "--hostfile", "hosts", SCRIPT, "--run", "pdsh"], PDSH_RCMD_TYPE="ssh"
         )
         assert "this process is a rank already started" in said
-        assert losses(place / "pdsh") == losses(run.folder)
+        same(losses(place / "pdsh"), losses(run.folder))
 
 
 def test_a_cluster_that_is_there(place: Path, three: list[hosts.SmallHost]) -> None:
@@ -120,7 +122,7 @@ def test_a_cluster_that_is_there(place: Path, three: list[hosts.SmallHost]) -> N
             said = train(three[0], place, [BIN / "egmf", "train", *again])
             assert f"launch: the Ray cluster at {address}, 4 workers - --ray-address" in said
             assert len(set(hosts_of(Run(place / "again")))) > 1
-            assert losses(place / "again") == losses(place / "found")
+            same(losses(place / "again"), losses(place / "found"))
     gone = three[0].run(
         [str(BIN / "egmf"), "train", "--config", "c.yaml", "--run", "none", "--ray-address", "127.0.0.1:1", *workers],
         cwd=place, env=environ(), timeout=60,
@@ -146,7 +148,7 @@ def test_a_lost_host_is_gone_on_without_and_a_returned_one_is_used(
     """4 ranks, then 3, then 4: the same global batches as one rank, losses within 1e-6 for 30 steps after each."""
     run, alone = Run(place / loss), Run(place / f"alone-{loss}")
     command = [BIN / "deepspeed", SCRIPT, "--hostfile", "hosts", "--config", "c.yaml", "--run", loss]
-    command += ["--training.steps", "100000", "--launch.max_failures", "9", "--launch.min_workers", "2"]
+    command += [*STEPS, "--launch.max_failures", "9", "--launch.min_workers", "2"]
     with open(place / f"{loss}.log", "wb") as log:
         training = three[0].popen([*map(str, command)], cwd=place, env=environ(), stdout=log, stderr=log)
     try:
@@ -165,14 +167,15 @@ def test_a_lost_host_is_gone_on_without_and_a_returned_one_is_used(
         training.kill()
         print((place / f"{loss}.log").read_text()[-3000:])
     found = losses(run.folder)
-    steps = ["--training.steps", str(len(found))]
-    train(three[0], place, [BIN / "egmf", "train", "--run", alone.folder, "--workers", "1", *steps])
-    assert steps_of(run) == steps_of(alone)
-    assert [r["position"] for r in read_records(run.metrics) if r["kind"] == "train"] == [
-        r["position"] for r in read_records(alone.metrics) if r["kind"] == "train"
-    ]
-    for ours, theirs in zip(found, losses(alone.folder), strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-6)
+    command = [BIN / "egmf", "train", "--config", "c.yaml", "--run", alone.folder, *STEPS]
+    with open(place / "alone.log", "wb") as log:
+        training = three[0].popen([*map(str, command)], cwd=place, env=environ(), stdout=log, stderr=log)
+    try:
+        wait_for(lambda: len(steps_of(alone)) >= len(found), training, 300)
+    finally:
+        training.kill()
+    assert positions_of(run) == positions_of(alone)[: len(found)]
+    same(found, losses(alone.folder)[: len(found)])
 
 
 @slow
@@ -196,8 +199,20 @@ def test_a_link_that_is_cut_for_five_seconds(place: Path, three: list[hosts.Smal
         training.kill()
         print((place / "cut.log").read_text()[-3000:])
     assert ranks_of(run) == [4]
-    assert losses(run.folder)[:6] == losses(place / "card")
+    same(losses(run.folder)[:2], losses(place / "card")[:2])  # later steps have other learning rates
     assert steps_of(run) == list(range(1, 41))
+
+
+def same(ours: list[tuple[int, float, float]], theirs: list[tuple[int, float, float]]) -> None:
+    """Steps and losses; sums in another order are other sums in their last digits."""
+    assert len(ours) == len(theirs)
+    for (step, loss, _), (other_step, other_loss, _) in zip(ours, theirs, strict=True):
+        assert step == other_step
+        assert loss == pytest.approx(other_loss, rel=1e-6), step
+
+
+def positions_of(run: Run) -> list[int]:
+    return [r["position"] for r in read_records(run.metrics) if r["kind"] == "train"]
 
 
 def starts_of(run: Run) -> list[int]:
