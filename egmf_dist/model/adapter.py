@@ -17,8 +17,9 @@ from torch import nn
 from egmf_dist import distributed
 from egmf_dist.errors import EgmfError
 from egmf_dist.files import replace_folder, sync_tree, unfinished, write_json, writing
-from egmf_dist.formats import DamagedError, read_stamped, stamped
-from egmf_dist.model.trained import TRAINED_FILE, gather_trained
+from egmf_dist.formats import TRAINED_FILE, DamagedError, stamped
+from egmf_dist.model.trained import gather_trained
+from egmf_dist.run.adapters import DESCRIPTION, read_best
 from egmf_dist.run.folder import PINNED_PREFIX, Run, checkpoint_name
 from egmf_dist.run.lock import check_held
 from egmf_shards.checksums import sha256
@@ -26,7 +27,6 @@ from egmf_shards.messages import unbroken
 
 T = TypeVar("T")
 
-DESCRIPTION = "adapter.json"
 _MEND = "; put it back from a copy, or go on from a checkpoint of before its step: --resume STEP"
 
 
@@ -124,7 +124,7 @@ def pin(run: Run) -> Best:
     folder = run.adapters / f"{PINNED_PREFIX}{secrets.token_hex(4)}"
 
     def link() -> Best:
-        found, description = _describe(run)
+        found, description = read_best(run)
         weights, pinned = found / TRAINED_FILE, folder / TRAINED_FILE
         folder.mkdir(exist_ok=True)
         try:
@@ -150,7 +150,7 @@ def describe_best(run: Run) -> tuple[Path, dict[str, Any]]:
     Raises:
         EgmfError: the run has none yet, or its description cannot be read.
     """
-    return _beside_a_training(lambda: _describe(run))
+    return _beside_a_training(lambda: read_best(run))
 
 
 def _beside_a_training(action: Callable[[], T]) -> T:
@@ -162,13 +162,3 @@ def _beside_a_training(action: Callable[[], T]) -> T:
         return action()
     except DamagedError as error:
         raise EgmfError(f"{error}{_MEND}") from error
-
-
-def _describe(run: Run) -> tuple[Path, dict[str, Any]]:
-    if not run.best.is_file():
-        what = "no such run"
-        if run.folder.is_dir():
-            what = f"nothing trained in it yet ({run.best.relative_to(run.folder)} is missing)"
-        raise EgmfError(f"run {run}: {what}; train first: egmf train --config FILE.yaml --run {run}")
-    folder = run.adapters / str(read_stamped(run.best).get("adapter"))
-    return folder, read_stamped(folder / DESCRIPTION)

@@ -15,6 +15,9 @@ from egmf_dist.run.console import Console
 from egmf_dist.run.folder import Run
 from egmf_dist.run.tracking import Trackers, numbers_of
 
+TOLD_TO_STOP = "told to stop by "
+"""How the reason in an ``end`` record begins where a signal ended the training."""
+
 
 def read_records(path: Path) -> list[dict[str, Any]]:
     """The records of a ``metrics.jsonl``; a line that a kill or a full disk cut short is left out, and no other."""

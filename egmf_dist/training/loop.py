@@ -17,6 +17,7 @@ from egmf_dist.config import Config
 from egmf_dist.data import RaggedBatch
 from egmf_dist.engine import Engine
 from egmf_dist.run.folder import Run
+from egmf_dist.run.records import TOLD_TO_STOP
 from egmf_dist.training.trainer import Start, started
 from egmf_dist.training.validation import validate
 
@@ -68,7 +69,7 @@ def train(config: Config, run: Run, start: Start) -> dict[str, Any]:
                 trainer.clock.restart()  # samples/s are of training alone
         reason = "all steps done"
         if stopped is not None:
-            reason = f"told to stop by {stopped}"
+            reason = f"{TOLD_TO_STOP}{stopped}"
             if progress.step > first:  # else there is nothing that a checkpoint does not hold already
                 trainer.supervision.read()  # a checkpoint counts what was skipped
                 trainer.save(wait=True)

@@ -23,13 +23,14 @@ from egmf_dist.inference.scorer import Scorer
 from egmf_dist.metrics.selection import check_selection, chosen_for_validation
 from egmf_dist.model.identity import backbone_identity
 from egmf_dist.objectives.numbers import reads_trees
+from egmf_dist.run.checkpoints import Progress, find_checkpoint
 from egmf_dist.run.folder import Run
 from egmf_dist.run.identity import Identity
 from egmf_dist.run.lock import check_held
 from egmf_dist.run.manifest import read_standardisations, write_manifest
 from egmf_dist.run.records import Records
 from egmf_dist.run.trackers import check_trackers
-from egmf_dist.training.checkpoint import Progress, Resumed, find_checkpoint, load_checkpoint
+from egmf_dist.training.checkpoint import Resumed, load_checkpoint
 from egmf_dist.training.health import watching
 from egmf_dist.training.reports import Clock, start_record, train_record
 from egmf_dist.training.saver import Saver
@@ -47,7 +48,7 @@ class Start:
 
     resume: str = "never"
     """``auto`` (the newest sound checkpoint, or from the start where there is none), ``never``, or a checkpoint's
-    step, name or path; see :func:`egmf_dist.training.checkpoint.find_checkpoint`."""
+    step, name or path; see :func:`egmf_dist.run.checkpoints.find_checkpoint`."""
     launch: str | None = None
     """This launch's token, the same when its workers are started again; None outside of a launch."""
     changed: Mapping[str, Any] = field(default_factory=dict)
@@ -301,7 +302,7 @@ def check_shared(run: Run, config: Config, shards: ShardSet) -> None:
 
 def known_standardisations(run: Run, start: Start) -> dict[str, Any] | None:
     """By what statistics the steps that a start goes on from standardised features; None where there are none."""
-    found = find_checkpoint(run, start.resume, start.launch, hashes=False)
+    found = find_checkpoint(run, start.resume, start.launch, check=None)
     if found is not None and found.record.standardisations is not None:
         return found.record.standardisations
     return read_standardisations(run)  # checkpoints of before do not say

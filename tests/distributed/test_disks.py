@@ -14,9 +14,9 @@ from run_records import steps_of
 
 from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, TrainingConfig
 from egmf_dist.jobs import TrainJob
+from egmf_dist.run.checkpoints import verify
 from egmf_dist.run.folder import Run, open_run
 from egmf_dist.run.records import read_records
-from egmf_dist.training.checkpoint import verify
 from egmf_shards import synthesize
 
 

@@ -11,9 +11,9 @@ from run_records import losses
 
 from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, TrainingConfig
 from egmf_dist.jobs import TrainJob
+from egmf_dist.run.checkpoints import read_record
 from egmf_dist.run.folder import Run, open_run
 from egmf_dist.run.records import read_records
-from egmf_dist.training.checkpoint import read_record
 from egmf_shards import synthesize
 
 pytestmark = pytest.mark.distributed

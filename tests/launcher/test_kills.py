@@ -17,9 +17,9 @@ import psutil
 import pytest
 import yaml
 
+from egmf_dist.run.checkpoints import read_record
 from egmf_dist.run.folder import Run
 from egmf_dist.run.records import read_records
-from egmf_dist.training.checkpoint import read_record
 from egmf_shards import synthesize
 
 pytestmark = pytest.mark.distributed
