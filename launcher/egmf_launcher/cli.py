@@ -167,6 +167,11 @@ VERBS = {
     "runs show": Verb(
         "egmf_launcher.runs:runs_show", "runs, their checkpoints, and what --resume auto would go on from", "runs/demo"
     ),
+    "doctor": Verb(
+        "egmf_launcher.doctor.table:doctor",
+        "what would stop a training on these machines: versions, GPUs, ssh, disks, data, network; exit code 1 then",
+        "--hostfile hosts --config demo",
+    ),
     "bench kernels": Verb(
         "egmf_launcher.verbs:bench_kernels",
         "measure them on a GPU; without one, the predicted report",

@@ -17,7 +17,6 @@ import json
 import logging
 import os
 import secrets
-import shlex
 import shutil
 import signal
 import subprocess
@@ -35,8 +34,9 @@ from egmf_dist.training.stopping import listening
 from egmf_launcher.errors import LaunchError, WorkerFailedError, one_line
 from egmf_launcher.hostfile import Host
 from egmf_launcher.network import LOOPBACK, address_towards, interface_of, is_this_machine
-from egmf_launcher.ray.environment import FORWARDED_PREFIXES, ray_environment
+from egmf_launcher.ray.environment import ray_environment
 from egmf_launcher.ray.guard import guarded
+from egmf_launcher.ray.ssh import remote_command
 
 SLOT = "egmf_slot"
 _MARK = "egmf_host_"
@@ -76,20 +76,10 @@ def split_hosts(hosts: Sequence[Host]) -> tuple[Host, list[Host]]:
 
 
 def ssh_command(host: Host, address: str, cpus: int, mark: str) -> list[str]:
-    """The command that makes ``host`` join. What the far shell reads is quoted; ``--`` ends ssh's options."""
-    forwarded = sorted(f"{name}={value}" for name, value in os.environ.items() if name.startswith(FORWARDED_PREFIXES))
-    remote = [
-        "env",
-        *forwarded,
-        sys.executable,
-        "-m",
-        "egmf_launcher.ray.node",
-        f"--address={address}",
-        f"--resources={json.dumps({SLOT: host.slots, mark: 1})}",
-        f"--cpus={cpus}",
-    ]
-    options = ["-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=15", "-o", "ServerAliveInterval=15"]
-    return ["ssh", *options, "--", host.name, shlex.join(remote)]
+    """The command that makes ``host`` join."""
+    resources = json.dumps({SLOT: host.slots, mark: 1})
+    words = ["-m", "egmf_launcher.ray.node", f"--address={address}", f"--resources={resources}", f"--cpus={cpus}"]
+    return remote_command(host.name, words)
 
 
 @contextlib.contextmanager
