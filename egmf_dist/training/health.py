@@ -172,8 +172,11 @@ class Watch:
 
     def _read(self) -> dict[int, Beat]:
         def read(store: Any) -> dict[int, Beat]:
-            there = [rank for rank in range(self.ranks) if store.check([_key(rank)])]
-            return {rank: Beat(*json.loads(store.get(_key(rank)))) for rank in there}
+            there = list(range(self.ranks))
+            if not store.check([_key(rank) for rank in there]):  # one has never said anything
+                there = [rank for rank in there if store.check([_key(rank)])]
+            said = store.multi_get([_key(rank) for rank in there])
+            return {rank: Beat(*json.loads(text)) for rank, text in zip(there, said, strict=True)}
 
         if self._store is None:
             return {}

@@ -187,7 +187,7 @@ def started(config: Config, run: Run, start: Start) -> Iterator[Trainer]:
     ranks, rank, device = distributed.world_size(), distributed.rank(), distributed.device()
     with distributed.failing_together():
         shards, validation = open_split(config, "train"), open_split(config, "valid")
-    check_shared(run, config, shards)
+    backbone = check_shared(run, config, shards)
 
     def look() -> dict[str, Any] | None:
         check_held(run, start.launch)  # Ray starts the workers of a launch that was given up again, too
@@ -203,8 +203,7 @@ def started(config: Config, run: Run, start: Start) -> Iterator[Trainer]:
         # Known from settings alone, before there are weights; rows are packed where scoring reads trees as well.
         cuts = micro_batches_of(stream, collator, training.micro_tokens, reads_trees(config, capabilities))
         stream = open_stream(config, shards, rank, ranks, cuts)
-    with distributed.failing_together():
-        identity = Identity(ranks, shards.index_hash, training.seed, backbone_identity(config.backbone))
+    identity = Identity(ranks, shards.index_hash, training.seed, backbone)
     settings = deepspeed_settings(config, stream.micro_batches)
     with contextlib.ExitStack() as stack:
         with partitioned_loading(config, settings):
@@ -273,8 +272,11 @@ def started(config: Config, run: Run, start: Start) -> Iterator[Trainer]:
         )
 
 
-def check_shared(run: Run, config: Config, shards: ShardSet) -> None:
+def check_shared(run: Run, config: Config, shards: ShardSet) -> dict[str, Any]:
     """Refuse hosts that see other things under the same paths; every rank must call this.
+
+    Returns:
+        What names the backbone.
 
     Raises:
         EgmfError: on every rank, names the first host with another run's folder, other data or another backbone than
@@ -298,6 +300,7 @@ def check_shared(run: Run, config: Config, shards: ShardSet) -> None:
                     f"{what} is not the same on every host: rank {number} on {host} sees other content than rank 0 on "
                     f"{first_host}; share it between the hosts, or copy it to each (the run's folder must be shared)"
                 )
+    return backbone
 
 
 def known_standardisations(run: Run, start: Start) -> dict[str, Any] | None:

@@ -113,7 +113,7 @@ def start(hosts: Sequence[Host], cpus_per_worker: int = 1, bring_back: bool = Fa
         extra |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
     nodes: dict[str, subprocess.Popen[bytes]] = {}
     commands: dict[str, list[str]] = {}
-    over = threading.Event()
+    over, asking = threading.Event(), None
     keep_logs = False
     try:
         with guarded(folder), ray_environment(extra), contextlib.ExitStack() as stack:
@@ -142,12 +142,13 @@ def start(hosts: Sequence[Host], cpus_per_worker: int = 1, bring_back: bool = Fa
                     nodes[host.name] = _start_node(commands[host.name], token)
                 _wait_for_nodes([here, *others], nodes)
                 if bring_back and others:
-                    again = threading.Thread(target=_bring_back, args=(nodes, commands, token, over), daemon=True)
-                    again.start()
-                    stack.callback(again.join)
-                    stack.callback(over.set)
+                    asking = threading.Thread(target=_bring_back, args=(nodes, commands, token, over), daemon=True)
+                    asking.start()
                 yield Cluster(tuple(hosts), folder / "r" / "session_latest" / "logs")
             finally:
+                over.set()
+                if asking is not None:
+                    asking.join()  # or it would start a node that has just been ended
                 _stop_nodes(nodes)
                 ray.shutdown()
     except WorkerFailedError:

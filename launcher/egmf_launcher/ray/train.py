@@ -76,9 +76,10 @@ def _fit(
     gpu = ray.cluster_resources().get("GPU", 0) > 0
     resources = {"CPU": float(launch.cpus_per_worker)} | slot | ({"GPU": 1.0} if gpu else {})
     fewest = min(launch.min_workers, workers) or workers
-    if fewest < workers and os.environ.get(PLACEMENT_TIMEOUT) == WORKER_ENVIRONMENT[PLACEMENT_TIMEOUT]:
-        # Ray may ask once more for a machine whose loss it has not noticed yet, and looks again only after this.
-        os.environ[PLACEMENT_TIMEOUT] = _PLACEMENT_TIMEOUT_S
+    # Ray may ask once more for a machine whose loss it has not noticed yet, and looks again only after this.
+    if os.environ.get(PLACEMENT_TIMEOUT) in (WORKER_ENVIRONMENT[PLACEMENT_TIMEOUT], _PLACEMENT_TIMEOUT_S):
+        usual = WORKER_ENVIRONMENT[PLACEMENT_TIMEOUT]
+        os.environ[PLACEMENT_TIMEOUT] = _PLACEMENT_TIMEOUT_S if fewest < workers else usual
 
     class Trainer(TorchTrainer):
         def _register_sigint_handler(self, controller: object) -> None:
