@@ -35,6 +35,10 @@ class LaunchArguments:
 
     hostfile: str | None = None
     """One machine a line, 'name slots=N'; Ray starts one worker a slot."""
+    include: str | None = None
+    """Of the hostfile these machines and slots alone, as DeepSpeed has it: worker-0@worker-1:0,2."""
+    exclude: str | None = None
+    """All of the hostfile but these."""
     workers: int | None = None
     """Local workers; null: one a GPU, or one."""
     launcher: Literal["auto", "ray", "deepspeed"] = "auto"

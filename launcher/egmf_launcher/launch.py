@@ -25,6 +25,7 @@ from egmf_launcher.errors import USER_ERRORS, LaunchError, RankError, one_line
 from egmf_launcher.hostfile import Host, parse_hostfile
 from egmf_launcher.network import LOOPBACK, is_this_machine, single_rank_environment
 from egmf_launcher.ray.environment import WORKER_ENVIRONMENT, without_launcher_variables
+from egmf_launcher.selection import select
 
 # The first rank that fails makes DeepSpeed's launcher kill the others, so rank 0 needs this long a start to say why.
 SILENT_RANK_GRACE_S = 5.0
@@ -34,7 +35,11 @@ _SHELL_SAFE = re.compile(r"[A-Za-z0-9_./:=,+@%-]*", re.ASCII)
 
 def choose(arguments: LaunchArguments) -> Decision:
     """Read the hostfile, count GPUs only where their number matters, decide, and let rank 0 print the line."""
-    hosts = parse_hostfile(arguments.hostfile) if arguments.hostfile is not None else []
+    hosts: list[Host] = []
+    if arguments.hostfile is not None:
+        hosts = select(parse_hostfile(arguments.hostfile), arguments.include, arguments.exclude)
+    elif arguments.include is not None or arguments.exclude is not None:
+        raise EgmfError("--include and --exclude choose from a hostfile; give one with --hostfile")
     plain = started_rank(os.environ) is None and arguments.hostfile is None and arguments.workers is None
     cluster = running_cluster(arguments, os.environ)
     gpus = 0
@@ -153,6 +158,8 @@ def deepspeed_command(hosts: Sequence[Host], hostfile: str | None, arguments: Se
         command += ["--num_gpus", str(hosts[0].slots)]
     else:
         command += ["--hostfile", hostfile]
+        if any(word.partition("=")[0] in ("--include", "--exclude") for word in arguments):
+            command += ["--include", include_of(hosts)]
         if len(hosts) == 1 and is_this_machine(hosts[0].name):
             command += ["--no_ssh_check", "--master_addr", LOOPBACK]
         else:
@@ -165,12 +172,25 @@ def deepspeed_command(hosts: Sequence[Host], hostfile: str | None, arguments: Se
     return [*command, "--module", "egmf_launcher.cli", *rest]
 
 
+def include_of(hosts: Sequence[Host]) -> str:
+    """Machines and slots as DeepSpeed's ``--include`` takes them."""
+    return "@".join(f"{host.name}:{','.join(map(str, host.chosen or range(host.slots)))}" for host in hosts)
+
+
 def without_launch_options(arguments: Sequence[str]) -> list[str]:
     """The command line without options of launching and ``--local_rank``, and their values."""
-    return without_options(
-        arguments,
-        ("--hostfile", "--launcher", "--workers", "--ray-address", "--ray_address", "--local_rank", "--local-rank"),
-    )
+    names = [
+        "hostfile",
+        "include",
+        "exclude",
+        "launcher",
+        "workers",
+        "ray-address",
+        "ray_address",
+        "local_rank",
+        "local-rank",
+    ]
+    return without_options(arguments, [f"--{name}" for name in names])
 
 
 def wait_for_rank_zero_to_speak() -> None:

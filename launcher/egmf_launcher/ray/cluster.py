@@ -79,7 +79,7 @@ def ssh_command(host: Host, address: str, cpus: int, mark: str) -> list[str]:
     """The command that makes ``host`` join."""
     resources = json.dumps({SLOT: host.slots, mark: 1})
     words = ["-m", "egmf_launcher.ray.node", f"--address={address}", f"--resources={resources}", f"--cpus={cpus}"]
-    return remote_command(host.name, words)
+    return remote_command(host.name, words, host.chosen)
 
 
 @contextlib.contextmanager
@@ -105,6 +105,8 @@ def start(hosts: Sequence[Host], cpus_per_worker: int = 1, bring_back: bool = Fa
     token_file.touch(mode=0o600)
     token_file.write_text(token)
     extra = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": os.fspath(token_file)}
+    if here.chosen:
+        extra["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, here.chosen))
     interface = interface_of(address)
     if interface is not None and "GLOO_SOCKET_IFNAME" not in os.environ:
         extra["GLOO_SOCKET_IFNAME"] = interface
