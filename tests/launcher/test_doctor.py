@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
 import socket
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,7 @@ from egmf_launcher.doctor.packages import our_packages
 from egmf_launcher.doctor.rows import Case, Check, Facts, Row, rows_of
 from egmf_launcher.doctor.table import CHECKS
 from egmf_launcher.hostfile import Host
+from egmf_launcher.ray.environment import without_launcher_variables
 from egmf_shards import synthesize
 
 FAKE_SSH = """#!{python}
@@ -282,6 +286,8 @@ def test_hosts_that_cannot_be_asked(ssh: Path) -> None:
     refused = facts.ask("refuses.invalid", program, 30)
     assert refused.problem == "refuses.invalid: Permission denied (publickey)."
     assert "ssh-copy-id refuses.invalid" in refused.advice
+    unreachable = facts.read_answer("h", b"", b"ssh: connect to host h port 22: No route to host", 255, (0.0, 0.0))
+    assert unreachable.advice.endswith("see its sshd, its network, its name")
     bare = facts.ask("bare.invalid", program, 30)
     assert bare.problem is not None
     assert bare.problem.startswith(f"no Python at {sys.executable} there")
@@ -358,6 +364,71 @@ def test_hosts_for_real(
     assert "MB/s" in said["all-reduce", "", "gloo, 3 ranks on 3 hosts"]
     assert {row.host for row in rows if row.check == "packages"} == {*hosts[:3]}
     assert list((shared / "runs").iterdir()) == []  # the file that was to be read is gone
+
+
+SSHD = """
+Port 22
+HostKey {0}/hostkey
+AuthorizedKeysFile {0}/key.pub
+StrictModes no
+PermitRootLogin yes
+PasswordAuthentication no
+UsePAM no
+PidFile {0}/sshd.pid
+"""
+
+
+@pytest.fixture
+def two_hosts(tmp_path: Path) -> Iterator[str]:
+    """Two network namespaces on a link, 10.78.0.1 and .2, with a real sshd in the second; gives the first's name."""
+    if os.geteuid() != 0 or not all(map(shutil.which, ("ip", "/usr/sbin/sshd", "ssh-keygen", "ssh"))):
+        pytest.skip("network namespaces need root, iproute2 and openssh-server")
+    one, two = (f"egmf{os.getpid() % 100000}{name}" for name in "ab")
+
+    def run(line: str) -> int:
+        return subprocess.run(line.split(), capture_output=True, timeout=30).returncode
+
+    ssh = tmp_path / "bin" / "ssh"
+    ssh.parent.mkdir()
+    options = f"-i {tmp_path}/key -o UserKnownHostsFile={tmp_path}/known -o StrictHostKeyChecking=accept-new"
+    ssh.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} {options} "$@"\n')
+    ssh.chmod(0o755)
+    (tmp_path / "sshd").write_text(SSHD.format(tmp_path))
+    try:
+        if run(f"ip netns add {one}") or run(f"ip netns add {two}"):
+            pytest.skip("no network namespaces can be made here")
+        for key in ("key", "hostkey"):
+            subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / key)], check=True)
+        assert run(f"ip link add veth0 netns {one} type veth peer name veth0 netns {two}") == 0
+        for number, name in enumerate((one, two), start=1):
+            assert run(f"ip -n {name} addr add 10.78.0.{number}/24 dev veth0") == 0
+            assert run(f"ip -n {name} link set veth0 up") == 0
+            assert run(f"ip -n {name} link set lo up") == 0
+        Path("/run/sshd").mkdir(exist_ok=True)
+        assert run(f"ip netns exec {two} /usr/sbin/sshd -f {tmp_path}/sshd") == 0
+        yield one
+    finally:
+        if (tmp_path / "sshd.pid").exists():
+            os.kill(int((tmp_path / "sshd.pid").read_text()), signal.SIGTERM)
+        run(f"ip netns del {one}")
+        run(f"ip netns del {two}")
+
+
+@pytest.mark.distributed
+def test_two_network_hosts_with_a_real_sshd(tmp_path: Path, two_hosts: str) -> None:
+    (tmp_path / "hosts").write_text("10.78.0.1 slots=1\n10.78.0.2 slots=1\n")
+    environ = without_launcher_variables(os.environ)
+    environ["PATH"] = f"{tmp_path}/bin{os.pathsep}{environ['PATH']}"
+    command = ["ip", "netns", "exec", two_hosts, sys.executable, "-m", "egmf_launcher.cli"]
+    command += ["doctor", "--hostfile", "hosts", "--json"]
+    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=240)
+    rows = [Row(**row) for row in json.loads(done.stdout)["rows"]]
+    ill = [row for row in rows if row.status == "bad"]
+    assert (done.returncode, ill) == (0, []), done.stderr
+    said = {(row.check, row.host): row.found for row in rows}  # of several the last
+    assert said["run folder", "10.78.0.2"] == "reads what 10.78.0.1 wrote there"
+    assert said["clock", "10.78.0.2"].startswith("within")
+    assert said["all-reduce", ""].startswith("gloo, 2 ranks on 2 hosts: 16 MiB in ")
 
 
 def test_settings_that_train_would_refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
