@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import hosts
 import psutil
 import pytest
 import yaml
@@ -24,6 +25,7 @@ from egmf_launcher.doctor.packages import our_packages
 from egmf_launcher.doctor.rows import Case, Check, Facts, Row, rows_of
 from egmf_launcher.doctor.table import CHECKS
 from egmf_launcher.hostfile import Host
+from egmf_launcher.ray.environment import without_launcher_variables
 from egmf_shards import synthesize
 
 FAKE_SSH = """#!{python}
@@ -282,6 +284,8 @@ def test_hosts_that_cannot_be_asked(ssh: Path) -> None:
     refused = facts.ask("refuses.invalid", program, 30)
     assert refused.problem == "refuses.invalid: Permission denied (publickey)."
     assert "ssh-copy-id refuses.invalid" in refused.advice
+    unreachable = facts.read_answer("h", b"", b"ssh: connect to host h port 22: No route to host", 255, (0.0, 0.0))
+    assert unreachable.advice.endswith("see its sshd, its network, its name")
     bare = facts.ask("bare.invalid", program, 30)
     assert bare.problem is not None
     assert bare.problem.startswith(f"no Python at {sys.executable} there")
@@ -358,6 +362,25 @@ def test_hosts_for_real(
     assert "MB/s" in said["all-reduce", "", "gloo, 3 ranks on 3 hosts"]
     assert {row.host for row in rows if row.check == "packages"} == {*hosts[:3]}
     assert list((shared / "runs").iterdir()) == []  # the file that was to be read is gone
+
+
+@pytest.mark.distributed
+def test_two_network_hosts_with_a_real_sshd(tmp_path: Path) -> None:
+    why_not = hosts.missing()
+    if why_not:
+        pytest.skip(f"no hosts can be made here: {why_not}")
+    environ = without_launcher_variables(os.environ)
+    with hosts.small_hosts(2, tmp_path) as (one, two):
+        (tmp_path / "hosts").write_text(f"{one.name} slots=1\n{two.name} slots=1\n")
+        command = [sys.executable, "-m", "egmf_launcher.cli", "doctor", "--hostfile", "hosts", "--json"]
+        done = one.run(command, cwd=tmp_path, env=environ, timeout=240)
+    rows = [Row(**row) for row in json.loads(done.stdout)["rows"]]
+    ill = [row for row in rows if row.status == "bad"]
+    assert (done.returncode, ill) == (0, []), done.stderr
+    said = {(row.check, row.host): row.found for row in rows}  # of several the last
+    assert said["run folder", two.name] == f"reads what {one.name} wrote there"
+    assert said["clock", two.name].startswith("within")
+    assert said["all-reduce", ""].startswith("gloo, 2 ranks on 2 hosts: 16 MiB in ")
 
 
 def test_settings_that_train_would_refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

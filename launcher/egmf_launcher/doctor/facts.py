@@ -27,6 +27,11 @@ ASK_S = 240.0
 FACT_S = 10.0
 PORTS = {6379: "Ray's head", 8265: "Ray's dashboard", 10001: "Ray's client server", 52365: "Ray's agents"}
 """What Ray listens on where it is started without numbers of one's own."""
+_SSH = {
+    "Permission denied": "an account there, a key without a question (ssh-copy-id {host})",
+    "Host key verification failed": "log in once and accept its key, or put it into known_hosts",
+}
+"""What to do by ssh's own words."""
 SOURCE = ("egmf_dist", "egmf_launcher", "egmf_shards", "egmf_kernels")
 
 
@@ -136,8 +141,8 @@ def read_answer(host: str, out: bytes, errors: bytes, code: int | None, between:
         if code == 127:
             advice = f"install the same environment at {Path(sys.executable).parent} on {host}, or share it"
             return Facts(problem=f"no Python at {sys.executable} there ({last})", advice=advice)
-        ssh = f"make `ssh -o BatchMode=yes {host} true` work: an account, a key without a question (ssh-copy-id {host})"
-        return Facts(problem=last, advice=ssh)
+        why = next((advice for words, advice in _SSH.items() if words in last), "see its sshd, its network, its name")
+        return Facts(problem=last, advice=f"make `ssh -o BatchMode=yes {host} true` work: {why.format(host=host)}")
     clock, (before, after) = said.pop("time", None), between
     ahead = None if clock is None else clock - after if clock > after else min(0.0, clock - before)
     return Facts(said, failed, clock_s=ahead)
