@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from egmf_dist.errors import EgmfError
 from egmf_dist.formats import read_stamped
-from egmf_dist.run.folder import Run
+
+if TYPE_CHECKING:  # a model that is used alone needs no reader of settings
+    from egmf_dist.run.folder import Run
 
 DESCRIPTION = "adapter.json"
 

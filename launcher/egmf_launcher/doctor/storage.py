@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from egmf_dist.errors import EgmfError
-from egmf_dist.run.folder import Run
+from egmf_dist.run.folder import Run, check_run
 from egmf_dist.run.status import bytes_of
 from egmf_launcher.doctor.rows import Case, Row, by_fact, listed
 from egmf_launcher.errors import USER_ERRORS, one_line
@@ -147,6 +147,7 @@ def settings(case: Case) -> Iterator[Row]:
     try:
         config = found_again(case.config, run)
         check_paths(config)
+        check_run(config, run, "auto")
         said = preflight(config, ranks, run, "auto")
     except USER_ERRORS as error:
         yield Row("settings", "", "bad", one_line(error), "train would say the same")
