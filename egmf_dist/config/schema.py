@@ -291,6 +291,9 @@ class TrainingConfig:
     offload: Literal["none", "optimizer", "weights"] = free("none")
     """What waits in the hosts' memory in place of the GPUs': the `optimizer` with its fp32 copies of what is trained,
     or the `weights`, too (stage 3). Slower; the step is the same."""
+    deterministic: bool = free(False)
+    """On a GPU, the same bits from the same step, so that a resumed run ends as the undisturbed one; slower. An
+    operation that cannot is named. On the CPU that is so in any case."""
     validate_every: int = free(200, at_least(1))
     """Steps between scorings of the validation split."""
     validation_samples: int = fixed(0, at_least(0, "0 (all) or more"))

@@ -31,6 +31,7 @@ from egmf_dist.run.manifest import read_standardisations, write_manifest
 from egmf_dist.run.records import Records
 from egmf_dist.run.trackers import check_trackers
 from egmf_dist.training.checkpoint import Resumed, load_checkpoint
+from egmf_dist.training.deterministic import deterministic
 from egmf_dist.training.health import watching
 from egmf_dist.training.reports import Clock, start_record, train_record
 from egmf_dist.training.saver import Saver
@@ -206,6 +207,7 @@ def started(config: Config, run: Run, start: Start) -> Iterator[Trainer]:
     identity = Identity(ranks, shards.index_hash, training.seed, backbone)
     settings = deepspeed_settings(config, stream.micro_batches)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(deterministic(training.deterministic))
         with partitioned_loading(config, settings):
             model = build_egmf(config, capabilities, data)
         kernels = model.describe_kernels(device)
