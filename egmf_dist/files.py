@@ -110,18 +110,27 @@ def unfinished(final: Path) -> Path:
     return final.with_name(f".{final.name}{_UNFINISHED}")
 
 
+def set_aside(folder: Path) -> dict[Path, Path]:
+    """Whole folders that a killed writer had moved aside, by the names that they get back."""
+    found = {}
+    for path in folder.glob(".*"):
+        final = path.with_name(path.name[1:]).with_suffix("")
+        if _LEFT.fullmatch(path.name) and path.name.endswith(_SET_ASIDE) and path.is_dir() and not final.exists():
+            found[final] = path
+    return found
+
+
 def discard_unfinished(folder: Path) -> None:
     """Clear up after writers of this module that were killed; none may be at work on what lies in ``folder``.
 
     A whole folder that was moved aside, and whose successor did not get its name any more, gets its own back.
     """
+    for final, aside in set_aside(folder).items():
+        os.rename(aside, final)
     for path in folder.glob(".*"):
-        final = path.with_name(path.name[1:]).with_suffix("")
         if not _LEFT.fullmatch(path.name) or (path.suffix == ".old" and not path.is_dir()):
             continue
-        if path.name.endswith(_SET_ASIDE) and path.is_dir() and not final.exists():
-            os.rename(path, final)
-        elif path.is_dir():
+        if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)

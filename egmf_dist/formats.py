@@ -17,6 +17,8 @@ from egmf_shards.messages import unbroken
 
 FORMAT = 3
 KEY = "format"
+TRAINED_FILE = "trained.safetensors"
+"""What holds an adapter's weights, in a run and in an export."""
 
 
 class DamagedError(EgmfError):

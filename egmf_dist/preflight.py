@@ -25,12 +25,12 @@ from egmf_dist.model.identity import backbone_identity
 from egmf_dist.model.tuning.base import TUNINGS
 from egmf_dist.objectives.base import OBJECTIVES
 from egmf_dist.objectives.numbers import check_numbers
+from egmf_dist.run.checkpoints import find_checkpoint
 from egmf_dist.run.folder import Run
 from egmf_dist.run.identity import Identity, check_identity, is_folder
 from egmf_dist.run.manifest import read_identity
 from egmf_dist.run.places import Places, locate
 from egmf_dist.run.trackers import check_trackers
-from egmf_dist.training.checkpoint import find_checkpoint
 
 
 def preflight(config: Config, ranks: int, run: Run, resume: str) -> str | None:
@@ -65,7 +65,7 @@ def preflight(config: Config, ranks: int, run: Run, resume: str) -> str | None:
     check_tuning(config.backbone)
     if not run.folder.is_dir():
         return said
-    checkpoint = find_checkpoint(run, resume, hashes=False)
+    checkpoint = find_checkpoint(run, resume, check=None)
     made_with = read_identity(run) if checkpoint is None else checkpoint.record.identity
     if made_with is not None:
         backbone, made = backbone_identity(config.backbone), run_data.specifications

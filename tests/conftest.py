@@ -137,7 +137,8 @@ def start_ranks(tmp_path_factory: pytest.TempPathFactory):
     """``with start_ranks(script, world, job) as (processes, result)``: processes of a script beside the tests.
 
     The script reads its job from the file in argv[1] and writes its result (``torch.save``) to argv[2]; ``result()``
-    gives rank 0's once all have ended well. Whatever still runs at the end is killed.
+    gives rank 0's once all have ended well, ``result.log(rank)`` what a rank has printed. Whatever still runs at the
+    end is killed.
     """
     import contextlib
     import socket
@@ -176,6 +177,7 @@ def start_ranks(tmp_path_factory: pytest.TempPathFactory):
             assert [p.poll() for p in processes] == [0] * world, logs
             return torch.load(folder / "result.pt", weights_only=False)
 
+        result.log = lambda rank: (folder / f"rank-{rank}.log").read_text()
         try:
             yield processes, result
         finally:

@@ -291,6 +291,9 @@ class TrainingConfig:
     offload: Literal["none", "optimizer", "weights"] = free("none")
     """What waits in the hosts' memory in place of the GPUs': the `optimizer` with its fp32 copies of what is trained,
     or the `weights`, too (stage 3). Slower; the step is the same."""
+    deterministic: bool = free(False)
+    """On a GPU, the same bits from the same step, so that a resumed run ends as the undisturbed one; slower. An
+    operation that cannot is named. On the CPU that is so in any case."""
     validate_every: int = free(200, at_least(1))
     """Steps between scorings of the validation split."""
     validation_samples: int = fixed(0, at_least(0, "0 (all) or more"))
@@ -308,6 +311,8 @@ class TrainingConfig:
     """Steps between two lines of metrics."""
     max_skipped_steps: int = free(10, at_least(1))
     """Stop after this many steps in a row with a non-finite loss or gradient."""
+    hang_seconds: float = free(300.0, at_least(0, "0 (never) or more"))
+    """A rank that stands still for so long is named, with its stack; 0 never."""
 
 
 @dataclass(frozen=True)
@@ -355,6 +360,9 @@ class LaunchConfig:
 
     max_failures: int = free(0, at_least(0))
     """How often Ray restarts the group of workers after one died; each restart resumes from the newest checkpoint."""
+    min_workers: int = free(0, at_least(0, "0 (all of them) or more"))
+    """With how few workers Ray goes on where a machine is gone, at the same global batch; with more as soon as there
+    are more. 0: it waits for all of them. Takes effect with `max_failures`."""
     cpus_per_worker: int = free(1, at_least(1))
     """CPU cores Ray reserves for each worker."""
 

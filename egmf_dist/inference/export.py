@@ -15,9 +15,9 @@ from egmf_dist.config import Config, config_from_saved
 from egmf_dist.data.run_data import RunData
 from egmf_dist.errors import EgmfError
 from egmf_dist.files import own_name, sync_tree, writing
+from egmf_dist.formats import TRAINED_FILE
 from egmf_dist.inference.portable import ADAPTER, BACKBONE, CARD, check_backbone, is_portable, write_portable
 from egmf_dist.model.adapter import best_adapter
-from egmf_dist.model.trained import TRAINED_FILE
 from egmf_dist.run.folder import Run
 from egmf_dist.run.identity import is_folder
 from egmf_dist.run.places import locate_backbone

@@ -107,6 +107,8 @@ def read_portable(folder: Path, backbone: str | None = None, trust_code: bool = 
         raise EgmfError(f"{folder / DESCRIPTION}: is malformed ({error!r}); export the run again") from error
     for name, right in hashes.items():
         path = folder / name
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise EgmfError(f"{folder / DESCRIPTION}: names {name!r}, which is not in the folder; export the run again")
         if not path.is_file():
             raise EgmfError(f"{path} is missing; put it back from a copy, or export the run again")
         if sha256(path) != right:
@@ -144,7 +146,10 @@ def _config(sections: Mapping[str, Any], precision: Any) -> Config:
     usual = Config()
     made: dict[str, Any] = {"training": replace(usual.training, precision=precision, zero_stage=1)}
     for name in _SECTIONS:
-        made[name] = replace(getattr(usual, name), **sections[name])
+        # What is left out of an export is left out of a foreign one, too: an implementation of attention by the name of
+        # a hub's kernel would be fetched and run.
+        said = {key: value for key, value in sections[name].items() if key not in _LEFT_OUT.get(name, ())}
+        made[name] = replace(getattr(usual, name), **said)
     return replace(usual, **made)
 
 

@@ -51,7 +51,7 @@ _NOISE = 4.0
 """In bf16 they may differ by this many times the rounding seen."""
 _PADDING = (1, 3, 8)
 """Columns of padding that scores are compared behind."""
-_IGNORES_PADDING = {torch.float32: 1e-4, torch.bfloat16: 2**-5}
+_IGNORES_PADDING = {"float32": 1e-4, "tf32": 2**-8, "bfloat16": 2**-5}
 """A score that padding moves further than this part of the largest is no rounding."""
 _CANDIDATES = 64
 """Samples whose prompts are looked at to find those that reach furthest."""
@@ -308,18 +308,18 @@ def choose_scorer(
     noise = _agreed(
         max(_distance(plain, scored(SequenceScorer(collator, capabilities, batch_size, n))) for n in _PADDING)
     )
-    dtype = next(model.parameters()).dtype
-    moved = noise > _IGNORES_PADDING.get(dtype, 1.0) * max(largest, 1.0)
-    if moved and (not trained or dtype == torch.float32):
+    arithmetic = _arithmetic(next(model.parameters()))
+    moved = noise > _IGNORES_PADDING.get(arithmetic, 1.0) * max(largest, 1.0)
+    if moved and (not trained or arithmetic == "float32"):
         raise EgmfError(
             f"backbone: a sample's score moves by {noise:.2g} with padding before it: {name} "
             "ignores its padding mask, so results would depend on the batch; take another backbone"
         )
-    rounded = f"; rounding moves a score by up to {noise:.2g}: {dtype}" if moved else ""
+    rounded = f"; rounding moves a score by up to {noise:.2g}: {arithmetic}" if moved else ""
     if config.scoring == "sequence":
         return Choice(sequence, f"scoring: every answer as a sequence (evaluation.scoring){rounded}")
     reason, gap = capabilities.sequence_only or _attention_fault(model), 0.0
-    allowed = AGREEMENT if dtype == torch.float32 else max(AGREEMENT, _NOISE * noise, 2**-8 * largest)
+    allowed = AGREEMENT if arithmetic == "float32" else max(AGREEMENT, _NOISE * noise, 2**-8 * largest)
     if not reason:
         tree = TreeScorer(collator, capabilities, batch_size)
         try:
@@ -338,6 +338,13 @@ def choose_scorer(
             f"config: evaluation.scoring is 'tree', which {name} cannot ({reason}); 'auto' takes the sequence way"
         )
     return Choice(sequence, f"scoring: every answer as a sequence ({name}: {reason}){rounded}")
+
+
+def _arithmetic(weight: torch.Tensor) -> str:
+    """What a model's products are rounded to: its weights' dtype, or TF32 where a GPU may take that for float32."""
+    named = str(weight.dtype).removeprefix("torch.")
+    coarse = weight.is_cuda and named == "float32" and torch.get_float32_matmul_precision() != "highest"
+    return "tf32" if coarse else named
 
 
 def _agreed(number: float) -> float:

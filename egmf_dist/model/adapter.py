@@ -10,25 +10,29 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
 from egmf_dist import distributed
 from egmf_dist.errors import EgmfError
 from egmf_dist.files import replace_folder, sync_tree, unfinished, write_json, writing
-from egmf_dist.formats import DamagedError, read_stamped, stamped
-from egmf_dist.model.trained import TRAINED_FILE, gather_trained
+from egmf_dist.formats import TRAINED_FILE, DamagedError, stamped
+from egmf_dist.model.trained import gather_trained
+from egmf_dist.run.adapters import DESCRIPTION, read_best
 from egmf_dist.run.folder import PINNED_PREFIX, Run, checkpoint_name
 from egmf_dist.run.lock import check_held
 from egmf_shards.checksums import sha256
+from egmf_shards.messages import unbroken
 
 T = TypeVar("T")
 
-DESCRIPTION = "adapter.json"
 _MEND = "; put it back from a copy, or go on from a checkpoint of before its step: --resume STEP"
 
 
-def save_adapter(model: nn.Module, run: Run, step: int, description: dict[str, Any], launch: str | None = None) -> None:
+def save_adapter(
+    model: nn.Module, run: Run, step: int, description: dict[str, Any], launch: str | None = None
+) -> str | None:
     """Keep the trained weights as the run's best adapter; every rank must call this.
 
     The one before it goes when no checkpoint names it any more (:func:`egmf_dist.training.checkpoint.prune`).
@@ -40,27 +44,38 @@ def save_adapter(model: nn.Module, run: Run, step: int, description: dict[str, A
         description: what loading needs (settings, tasks, identity) and what selected it.
         launch: this launch's token.
 
+    Returns:
+        Why the disk did not take it, the same on every rank; the one before it then stays the best. None: it is kept.
+
     Raises:
         EgmfError: another launch has taken the run over.
     """
     weights = gather_trained(model)
 
-    def publish() -> None:
+    def publish() -> str | None:
         check_held(run, launch)  # before anything is cleared: it may be the holder's
         final = run.adapter(step)
         temporary = unfinished(final)
-        with writing(temporary, f"adapter {final}"):
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-            save_file(weights, temporary / TRAINED_FILE)
-            hashed = {"sha256": sha256(temporary / TRAINED_FILE)}
-            write_json(temporary / DESCRIPTION, stamped(description | hashed))
-            sync_tree(temporary)
-            check_held(run, launch)
+        try:
+            with writing(temporary, f"adapter {final}", then="the next better one is kept"):
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir(parents=True)
+                save_file(weights, temporary / TRAINED_FILE)
+                hashed = {"sha256": sha256(temporary / TRAINED_FILE)}
+                write_json(temporary / DESCRIPTION, stamped(description | hashed))
+                sync_tree(temporary)
+        except (EgmfError, OSError, SafetensorError) as error:
+            return unbroken(str(error))
+        check_held(run, launch)
+        try:
             replace_folder(temporary, final)
             point_to_best(run, step)
+        except OSError as error:
+            return unbroken(str(error))
+        return None
 
-    distributed.on_rank_zero(publish)
+    refused: str | None = distributed.on_rank_zero(publish)
+    return refused
 
 
 def point_to_best(run: Run, step: int) -> None:
@@ -109,7 +124,7 @@ def pin(run: Run) -> Best:
     folder = run.adapters / f"{PINNED_PREFIX}{secrets.token_hex(4)}"
 
     def link() -> Best:
-        found, description = _describe(run)
+        found, description = read_best(run)
         weights, pinned = found / TRAINED_FILE, folder / TRAINED_FILE
         folder.mkdir(exist_ok=True)
         try:
@@ -135,7 +150,7 @@ def describe_best(run: Run) -> tuple[Path, dict[str, Any]]:
     Raises:
         EgmfError: the run has none yet, or its description cannot be read.
     """
-    return _beside_a_training(lambda: _describe(run))
+    return _beside_a_training(lambda: read_best(run))
 
 
 def _beside_a_training(action: Callable[[], T]) -> T:
@@ -147,13 +162,3 @@ def _beside_a_training(action: Callable[[], T]) -> T:
         return action()
     except DamagedError as error:
         raise EgmfError(f"{error}{_MEND}") from error
-
-
-def _describe(run: Run) -> tuple[Path, dict[str, Any]]:
-    if not run.best.is_file():
-        what = "no such run"
-        if run.folder.is_dir():
-            what = f"nothing trained in it yet ({run.best.relative_to(run.folder)} is missing)"
-        raise EgmfError(f"run {run}: {what}; train first: egmf train --config FILE.yaml --run {run}")
-    folder = run.adapters / str(read_stamped(run.best).get("adapter"))
-    return folder, read_stamped(folder / DESCRIPTION)

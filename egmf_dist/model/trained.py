@@ -13,8 +13,8 @@ from torch import nn
 
 from egmf_dist import distributed
 from egmf_dist.errors import EgmfError
+from egmf_dist.formats import TRAINED_FILE
 
-TRAINED_FILE = "trained.safetensors"
 _GATHERED = 2**26
 """The most numbers that ZeRO-3 gathers on every device at once to save or to fill them: 128 MiB in bf16."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import shlex
@@ -185,8 +186,7 @@ def check_run(config: Config, run: Run, resume: str) -> dict[str, list[Any]]:
             names none of its checkpoints.
     """
     folder = run.folder
-    if folder.name in ("", ".."):
-        raise EgmfError(f"run {run}: names no folder of its own; give one such as runs/NAME")
+    check_name(run)
     named_checkpoint(run, resume)
     if folder.exists() and not folder.is_dir():
         raise EgmfError(f"run {run}: a file of that name exists; choose another name")
@@ -224,6 +224,21 @@ def named_checkpoint(run: Run, resume: str) -> Path | None:
     there = ", ".join(f"step-{s}" for s in saved)
     right = f"it has {there}; give one of them, auto or never" if there else "it has none yet; give auto or never"
     raise EgmfError(f"--resume {resume}: not a checkpoint of run {run}; {right}")
+
+
+def check_name(run: Run) -> None:
+    """Refuse a name that a terminal, a shell, or our own clearing up would take for something else.
+
+    Raises:
+        EgmfError: says what is wrong with it.
+    """
+    name = run.folder.name
+    if name in ("", ".."):
+        raise EgmfError(f"run {run}: names no folder of its own; give one such as runs/NAME")
+    if not str(run).isprintable():
+        raise EgmfError(f"run {str(run)!r}: holds a character that cannot be printed; give a name such as runs/NAME")
+    if name.startswith((".", "-")):  # hidden files are what killed writers leave; a dash begins an option
+        raise EgmfError(f"run {run}: its name begins with {name[0]!r}; give one such as runs/NAME")
 
 
 def open_run(config: Config, run: Run, resume: str) -> bool:
@@ -318,7 +333,7 @@ def discard_leftovers(run: Run) -> None:
         (run.ray, run.ray_storage("evaluate", "*").name),
         (run.evaluations, ".*.????????.tmp"),
         (run.adapters, f"{PINNED_PREFIX}*"),
-        (beside.parent, f".{beside.name}.????????.tmp"),
+        (beside.parent, f".{glob.escape(beside.name)}.????????.tmp"),
     ):
         for left in folder.glob(pattern):
             with contextlib.suppress(OSError):

@@ -31,7 +31,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 
@@ -109,6 +109,36 @@ def check_held(run: Run, launch: str | None) -> None:
     if holder.get("launch") != launch:
         who = f"{_named(holder)} has taken it over" if holder else f"{run.lock} is gone or damaged, so it is not held"
         raise EgmfError(f"run {run}: {who}; this start ends here")
+
+
+class Seen(NamedTuple):
+    """What a look at a run's lock says."""
+
+    who: str
+    """Process, host and since when."""
+    launch: str | None
+    """Its token."""
+    alive: bool
+    why: str
+    """By what that is known."""
+
+
+def look(run: Run) -> Seen | None:
+    """Who trains a run, without asking for the lock or touching anything; None where nobody says so.
+
+    Of a holder elsewhere only the time is known at which it last touched its lock, which is compared with this
+    machine's clock: a file server's would have to be asked by writing.
+    """
+    try:
+        silent = max(0.0, time.time() - run.lock.stat().st_mtime)
+    except FileNotFoundError:
+        return None
+    holder = _holder(run)
+    who, launch = _named(holder) if holder else "an unknown process", holder.get("launch")
+    if holder and _same(holder, "processes"):
+        alive = _alive(holder)
+        return Seen(who, launch, alive, "its process is there" if alive else "its process is gone")
+    return Seen(who, launch, silent < SILENCE_S, f"it touched its lock {silent:.0f} s ago")
 
 
 class _AgainError(Exception):

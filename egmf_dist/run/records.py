@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from egmf_dist.files import write_json_lines
 from egmf_dist.run.console import Console
 from egmf_dist.run.folder import Run
 from egmf_dist.run.tracking import Trackers, numbers_of
+
+TOLD_TO_STOP = "told to stop by "
+"""How the reason in an ``end`` record begins where a signal ended the training."""
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -45,7 +49,9 @@ class Records:
         if path.exists():
             keep = [r for r in read_records(path) if r.get("step", 0) <= resumed_step and r["kind"] != "end"]
             write_json_lines(path, keep)
-        self.file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (held for the whole run, closed in close)
+        # Without a buffer: what a full disk did not take is ours to write later.
+        self.file = open(path, "ab", buffering=0)  # noqa: SIM115 (held for the whole run, closed in close)
+        self._late = b""
         self.trackers = Trackers(run, config, resumed_step)
         self.console = Console() if console else None
         if self.console is not None:
@@ -78,9 +84,20 @@ class Records:
             self.console.__exit__()
 
     def _append(self, record: dict[str, Any]) -> None:
-        self.file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+        self._write(json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n")
         if self.console is not None:
             self.console.show(record)
+
+    def _write(self, line: bytes) -> None:
+        """Append a line, behind those that the disk did not take; training does not end for want of a line."""
+        before, self._late = bool(self._late), self._late + line
+        try:
+            while self._late:
+                self._late = self._late[self.file.write(self._late) :]
+        except OSError as error:
+            if not before:
+                said = f"{self.file.name} cannot be written ({error.strerror}); its lines wait until it can"
+                print(f"warning: {said}", file=sys.stderr, flush=True)
 
     def _complain(self) -> None:
         for complaint in self.trackers.complaints():

@@ -17,6 +17,7 @@ from egmf_dist.config import Config
 from egmf_dist.data import RaggedBatch
 from egmf_dist.engine import Engine
 from egmf_dist.run.folder import Run
+from egmf_dist.run.records import TOLD_TO_STOP
 from egmf_dist.training.trainer import Start, started
 from egmf_dist.training.validation import validate
 
@@ -39,11 +40,16 @@ def train(config: Config, run: Run, start: Start) -> dict[str, Any]:
     with started(config, run, start) as trainer:
         progress = trainer.progress
         first, stopped = progress.step, None
-        while not trainer.finished:
+        if trainer.owes_validation:  # it was broken off
+            if not validate(trainer):
+                stopped = trainer.stopped_by
+            elif trainer.finished:
+                trainer.save(wait=True)
+        while stopped is None and not trainer.finished:
             factor = trainer.learning_rate
             step, facts = trainer.next_step()
             if facts.stopping:
-                stopped = trainer.stopping.by or "another rank's signal"
+                stopped = trainer.stopped_by
                 break
             sums_3 = train_step(trainer.engine, step.batches, facts.valid, trainer.device)
             trainer.count(step, facts, sums_3)
@@ -54,15 +60,16 @@ def train(config: Config, run: Run, start: Start) -> dict[str, Any]:
                 losses = trainer.supervision.read()
             if logs:
                 trainer.log(losses, facts, factor)
-            if validates:
-                validate(trainer)
+            if validates and not validate(trainer):
+                stopped = trainer.stopped_by
+                break
             if saves or trainer.finished:
                 trainer.save(wait=trainer.finished)
             if validates or saves:
                 trainer.clock.restart()  # samples/s are of training alone
         reason = "all steps done"
         if stopped is not None:
-            reason = f"told to stop by {stopped}"
+            reason = f"{TOLD_TO_STOP}{stopped}"
             if progress.step > first:  # else there is nothing that a checkpoint does not hold already
                 trainer.supervision.read()  # a checkpoint counts what was skipped
                 trainer.save(wait=True)

@@ -26,10 +26,9 @@ from egmf_dist import distributed
 from egmf_dist.engine import Engine
 from egmf_dist.formats import DamagedError
 from egmf_dist.model.trained import fill_parameters, shape_of, trained_parameters
+from egmf_dist.run.checkpoints import MOMENTS, WEIGHT, State
 from egmf_shards.messages import unbroken
 
-WEIGHT = "weight"
-MOMENTS = ("exp_avg", "exp_avg_sq")
 COUNTERS = ("global_steps", "global_samples", "skipped_steps")
 """Of DeepSpeed's engine."""
 _RANDOM = "random"
@@ -47,23 +46,6 @@ class _Held(NamedTuple):
     flat: torch.Tensor
     offset: int
     """Where it begins in ``flat``."""
-
-
-class State(NamedTuple):
-    """What all ranks' pieces have in common; JSON-able as a dictionary."""
-
-    adamw_steps: int
-    """Skipped steps do not raise it; 0: there are no moments yet."""
-    ranks: int
-    """That wrote it, a file each."""
-    shapes: dict[str, list[int]]
-    """Of the trained parameters, by name."""
-    counters: dict[str, int]
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """What there is of each parameter."""
-        return (WEIGHT, *MOMENTS) if self.adamw_steps else (WEIGHT,)
 
 
 def file_name(rank: int) -> str:

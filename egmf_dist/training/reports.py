@@ -12,7 +12,7 @@ from torch import nn
 
 from egmf_dist.config import Config
 from egmf_dist.model.trained import trained_parameters
-from egmf_dist.training.checkpoint import Progress
+from egmf_dist.run.checkpoints import Progress
 from egmf_dist.training.supervision import Facts, Losses
 
 

@@ -23,10 +23,11 @@ from egmf_dist.engine import Engine
 from egmf_dist.errors import EgmfError
 from egmf_dist.files import replace_folder, sync_file, unfinished, write_json, writing
 from egmf_dist.formats import stamped
+from egmf_dist.run.checkpoints import RECORD, Progress
 from egmf_dist.run.folder import Run
 from egmf_dist.run.identity import Identity
 from egmf_dist.run.lock import check_held
-from egmf_dist.training.checkpoint import RECORD, Progress, point_to, prune
+from egmf_dist.training.checkpoint import point_to, prune
 from egmf_dist.training.pieces import Buffers, copy_pieces, file_name, state_of
 from egmf_shards.checksums import sha256
 from egmf_shards.messages import unbroken

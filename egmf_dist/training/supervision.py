@@ -18,8 +18,8 @@ from egmf_dist import distributed
 from egmf_dist.data.bad_samples import BadSamples
 from egmf_dist.data.loader import Step
 from egmf_dist.errors import EgmfError
+from egmf_dist.run.checkpoints import Progress
 from egmf_dist.run.records import Records
-from egmf_dist.training.checkpoint import Progress
 from egmf_shards import BadSlot, ShardError
 
 MOST_NAMED = 10

@@ -23,13 +23,16 @@ from egmf_dist.inference.scorer import Scorer
 from egmf_dist.metrics.selection import check_selection, chosen_for_validation
 from egmf_dist.model.identity import backbone_identity
 from egmf_dist.objectives.numbers import reads_trees
+from egmf_dist.run.checkpoints import Progress, find_checkpoint
 from egmf_dist.run.folder import Run
 from egmf_dist.run.identity import Identity
 from egmf_dist.run.lock import check_held
 from egmf_dist.run.manifest import read_standardisations, write_manifest
 from egmf_dist.run.records import Records
 from egmf_dist.run.trackers import check_trackers
-from egmf_dist.training.checkpoint import Progress, Resumed, find_checkpoint, load_checkpoint
+from egmf_dist.training.checkpoint import Resumed, load_checkpoint
+from egmf_dist.training.deterministic import deterministic
+from egmf_dist.training.health import watching
 from egmf_dist.training.reports import Clock, start_record, train_record
 from egmf_dist.training.saver import Saver
 from egmf_dist.training.schedule import learning_rate_factor, parameter_groups
@@ -37,6 +40,7 @@ from egmf_dist.training.stopping import Stopping, listening
 from egmf_dist.training.supervision import Facts, Losses, Supervision, next_step, note_bad
 from egmf_dist.training.validation import check_scoring
 from egmf_shards import ShardSet
+from egmf_shards.checksums import sha256
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Start:
 
     resume: str = "never"
     """``auto`` (the newest sound checkpoint, or from the start where there is none), ``never``, or a checkpoint's
-    step, name or path; see :func:`egmf_dist.training.checkpoint.find_checkpoint`."""
+    step, name or path; see :func:`egmf_dist.run.checkpoints.find_checkpoint`."""
     launch: str | None = None
     """This launch's token, the same when its workers are started again; None outside of a launch."""
     changed: Mapping[str, Any] = field(default_factory=dict)
@@ -87,6 +91,17 @@ class Trainer:
         """All steps are done, or validation has not improved for too long."""
         training, progress = self.config.training, self.progress
         return progress.step >= training.steps or 0 < training.patience <= progress.without_improvement
+
+    @property
+    def owes_validation(self) -> bool:
+        """The checkpoint it goes on from was made in place of the validation that belongs to its step."""
+        step = self.progress.step
+        return step > 0 and self.due(self.config.training.validate_every) and self.progress.validated < step
+
+    @property
+    def stopped_by(self) -> str:
+        """What told it to stop, once all ranks know."""
+        return self.stopping.by or "another rank's signal"
 
     def due(self, every: int) -> bool:
         """Whether something that happens every so many steps happens now; the last step is always one of them."""
@@ -171,7 +186,9 @@ def started(config: Config, run: Run, start: Start) -> Iterator[Trainer]:
     """
     training = config.training
     ranks, rank, device = distributed.world_size(), distributed.rank(), distributed.device()
-    shards, validation = open_split(config, "train"), open_split(config, "valid")
+    with distributed.failing_together():
+        shards, validation = open_split(config, "train"), open_split(config, "valid")
+    backbone = check_shared(run, config, shards)
 
     def look() -> dict[str, Any] | None:
         check_held(run, start.launch)  # Ray starts the workers of a launch that was given up again, too
@@ -187,11 +204,10 @@ def started(config: Config, run: Run, start: Start) -> Iterator[Trainer]:
         # Known from settings alone, before there are weights; rows are packed where scoring reads trees as well.
         cuts = micro_batches_of(stream, collator, training.micro_tokens, reads_trees(config, capabilities))
         stream = open_stream(config, shards, rank, ranks, cuts)
-    identity = Identity(
-        ranks, shards.index_hash, training.seed, backbone_identity(config.backbone), data.specifications
-    )
+    identity = Identity(ranks, shards.index_hash, training.seed, backbone, data.specifications)
     settings = deepspeed_settings(config, stream.micro_batches)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(deterministic(training.deterministic))
         with partitioned_loading(config, settings):
             model = build_egmf(config, capabilities, data)
         kernels = model.describe_kernels(device)
@@ -226,6 +242,7 @@ def started(config: Config, run: Run, start: Start) -> Iterator[Trainer]:
         stack.callback(saver.close)
         stopping = Stopping(run, start.launch, looks=rank == 0)
         stack.enter_context(listening(stopping.note))
+        stack.enter_context(watching(run, training.hang_seconds, lambda: progress.step))
         by_length = training.micro_tokens > 0
         end = progress.position + (training.steps - progress.step) * training.global_batch
         yield Trainer(
@@ -257,9 +274,40 @@ def started(config: Config, run: Run, start: Start) -> Iterator[Trainer]:
         )
 
 
+def check_shared(run: Run, config: Config, shards: ShardSet) -> dict[str, Any]:
+    """Refuse hosts that see other things under the same paths; every rank must call this.
+
+    Returns:
+        What names the backbone.
+
+    Raises:
+        EgmfError: on every rank, names the first host with another run's folder, other data or another backbone than
+            rank 0's, and the path.
+    """
+    with distributed.failing_together():
+        backbone = backbone_identity(config.backbone)
+    # Written by whoever started the run: its content, so that an empty folder of that name is none.
+    settings = sha256(run.config) if run.config.is_file() else "no config.yaml is there"
+    own = {
+        f"the run's folder {run.folder.absolute()}": settings,
+        f"the data in {', '.join(config.data.shards)}": shards.index_hash,
+        f"the backbone {config.backbone.path}": str(sorted(backbone.items())),
+    }
+    everywhere = distributed.share_objects([(platform.node(), own)])
+    first_host, first = everywhere[0]
+    for number, (host, seen) in enumerate(everywhere):
+        for what, content in first.items():
+            if seen.get(what) != content:
+                raise EgmfError(
+                    f"{what} is not the same on every host: rank {number} on {host} sees other content than rank 0 on "
+                    f"{first_host}; share it between the hosts, or copy it to each (the run's folder must be shared)"
+                )
+    return backbone
+
+
 def known_standardisations(run: Run, start: Start) -> dict[str, Any] | None:
     """By what statistics the steps that a start goes on from standardised features; None where there are none."""
-    found = find_checkpoint(run, start.resume, start.launch, hashes=False)
+    found = find_checkpoint(run, start.resume, start.launch, check=None)
     if found is not None and found.record.standardisations is not None:
         return found.record.standardisations
     return read_standardisations(run)  # checkpoints of before do not say

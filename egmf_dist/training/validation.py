@@ -54,20 +54,34 @@ def check_scoring(
     return choice
 
 
-def validate(trainer: Trainer) -> None:
-    """Score the validation split, keep the adapter if it is the best so far, say if answers have collapsed."""
+class _ToldToStopError(Exception):
+    """On every rank at the same batch."""
+
+
+def validate(trainer: Trainer) -> bool:
+    """Score the validation split, keep the adapter if it is the best so far, say if answers have collapsed.
+
+    Returns:
+        False where a rank was told to stop meanwhile: then nothing has come of it, and who goes on does it again.
+    """
+
+    def look(done: int, batches: int) -> None:
+        if done < batches and any(distributed.sum_over_ranks([trainer.stopping.by is not None])):
+            raise _ToldToStopError
+
     config, progress, records = trainer.config, trainer.progress, trainer.records
     model, tasks = trainer.engine.module, trainer.data.tasks
     trainer.engine.eval()
     batch_size = config.evaluation.batch_size
-    rows = score_samples(model, trainer.validation, trainer.scorer, batch_size, trainer.chosen)
+    try:
+        rows = score_samples(model, trainer.validation, trainer.scorer, batch_size, trainer.chosen, progress=look)
+    except _ToldToStopError:
+        return False
     results: dict[str, Any] = distributed.on_rank_zero(lambda: evaluate_predictions(rows, tasks))
     score = selection_score(results, config.training.select_by)
     improved = progress.best_score is None or score > progress.best_score
-    progress.without_improvement = 0 if improved else progress.without_improvement + 1
     selected_by = f"valid {config.training.select_by or 'mean of weighted_f1 and corr over tasks'}"
     if improved:
-        progress.best_score, progress.best_step = score, progress.step
         description = {
             "step": progress.step,
             "score": score,
@@ -77,7 +91,13 @@ def validate(trainer: Trainer) -> None:
             "data": trainer.data.to_json(),
             "identity": trainer.identity.to_json(),
         }
-        save_adapter(model, trainer.run, progress.step, description, trainer.saver.launch)
+        refused = save_adapter(model, trainer.run, progress.step, description, trainer.saver.launch)
+        if refused is None:
+            progress.best_score, progress.best_step = score, progress.step
+        else:
+            message = f"training goes on without the adapter that is the best so far ({score:.4f}): {refused}"
+            records.write({"kind": "warning", "step": progress.step, "message": message})
+    progress.without_improvement = 0 if improved else progress.without_improvement + 1
     records.write(
         {
             "kind": "valid",
@@ -92,3 +112,5 @@ def validate(trainer: Trainer) -> None:
     for result in results.values():
         if result["collapsed"]:
             records.write({"kind": "warning", "step": progress.step, "message": result["collapsed"]})
+    progress.validated = progress.step
+    return True

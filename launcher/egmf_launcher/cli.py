@@ -42,6 +42,7 @@ BRANCHES = {
     "shards import": ("format", "a published data set to shards"),
     "features": ("features_verb", "clips to features"),
     "backbone": ("backbone_verb", "language models made, fetched or converted here"),
+    "runs": ("runs_verb", "what trainings left on the disk"),
     "bench": ("bench_verb", "what kernels, readers, training steps and answers cost"),
 }
 """Words that verbs begin with: how an error calls what follows, and help."""
@@ -178,6 +179,14 @@ VERBS = {
         "runs/demo --out models/demo",
     ),
     "report": Verb("egmf_launcher.verbs:report", "draw a run's pictures", "runs/demo --compare runs/other"),
+    "runs show": Verb(
+        "egmf_launcher.runs:runs_show", "runs, their checkpoints, and what --resume auto would go on from", "runs/demo"
+    ),
+    "doctor": Verb(
+        "egmf_launcher.doctor.table:doctor",
+        "what would stop a training on these machines: versions, GPUs, ssh, disks, data, network; exit code 1 then",
+        "--hostfile hosts --config demo",
+    ),
     "bench kernels": Verb(
         "egmf_launcher.verbs:bench_kernels",
         "measure them on a GPU; without one, the predicted report",

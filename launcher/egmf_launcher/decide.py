@@ -10,7 +10,9 @@ The rules, in order:
    DeepSpeed's launcher never saw that file and started local ranks only, whose number says nothing about which
    machines were meant.
 3. ``RANK`` and ``WORLD_SIZE`` set, and no ``--hostfile``: somebody started all ranks rightly; train here.
-4. Otherwise a plain start: ``--workers`` of them, else one a GPU, else one. One worker needs nobody to supervise it.
+4. ``--ray-address`` or ``RAY_ADDRESS`` (which ``ray job submit`` sets): Ray on that running cluster, ``--workers`` of
+   them, else one for each of its GPUs.
+5. Otherwise a plain start: ``--workers`` of them, else one a GPU, else one. One worker needs nobody to supervise it.
 
 In 1 and 2 only rank 0 acts; the other local ranks leave with exit code 0, which DeepSpeed's launcher accepts.
 """
@@ -33,10 +35,16 @@ class LaunchArguments:
 
     hostfile: str | None = None
     """One machine a line, 'name slots=N'; Ray starts one worker a slot."""
+    include: str | None = None
+    """Of the hostfile these machines and slots alone, as DeepSpeed has it: worker-0@worker-1:0,2."""
+    exclude: str | None = None
+    """All of the hostfile but these."""
     workers: int | None = None
     """Local workers; null: one a GPU, or one."""
     launcher: Literal["auto", "ray", "deepspeed"] = "auto"
     """auto: as the one printed line says; deepspeed: re-execute under DeepSpeed's launcher."""
+    ray_address: str | None = None
+    """A running Ray cluster to train on: HOST:PORT of its head, or auto; null: RAY_ADDRESS, where it is set."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,9 @@ class Decision:
     way: Way
     why: str
     hosts: tuple[Host, ...] = ()
-    """The machines and their slots, for ``ray`` and ``deepspeed``."""
+    """The machines and their slots, for ``ray`` and ``deepspeed``; a running cluster counts as one."""
+    cluster: str = ""
+    """Of ``ray``: the address of the cluster that is there already; empty where one is made."""
 
     def ranks(self, environ: Mapping[str, str]) -> int:
         """How many ranks will do the job."""
@@ -58,7 +68,9 @@ class Decision:
         """The one line that is printed: ``launch: Ray over 1 host, 2 workers - why``."""
         workers = sum(host.slots for host in self.hosts)
         what = {
-            "ray": f"Ray over {_count(len(self.hosts), 'host')}, {_count(workers, 'worker')}",
+            "ray": f"Ray over {_count(len(self.hosts), 'host')}, {_count(workers, 'worker')}"
+            if not self.cluster
+            else f"the Ray cluster at {self.cluster}, {_count(workers, 'worker')}",
             "deepspeed": f"DeepSpeed's launcher over {_count(len(self.hosts), 'host')}, {_count(workers, 'rank')}",
             "rank": "this process is a rank already started",
             "single": "one rank in this process",
@@ -93,6 +105,27 @@ def started_rank(environ: Mapping[str, str]) -> int | None:
     return int(rank)
 
 
+def running_cluster(arguments: LaunchArguments, environ: Mapping[str, str]) -> str:
+    """The address of the cluster that a start would use; empty where it would use none.
+
+    Raises:
+        EgmfError: an address beside options that exclude it.
+    """
+    given = arguments.ray_address
+    if given is None:
+        if arguments.hostfile or arguments.launcher == "deepspeed" or started_rank(environ) is not None:
+            return ""
+        return environ.get("RAY_ADDRESS", "")
+    if not given:
+        raise EgmfError("--ray-address is empty; give HOST:PORT of a running cluster's head, or auto")
+    if arguments.hostfile or arguments.launcher == "deepspeed":
+        other = "--hostfile" if arguments.hostfile else "--launcher deepspeed"
+        raise EgmfError(f"--ray-address and {other} exclude each other: leave one of them out")
+    if started_rank(environ) is not None:
+        raise EgmfError("--ray-address: the ranks are started already (RANK is set); leave the option out")
+    return given
+
+
 def decide(
     arguments: LaunchArguments, environ: Mapping[str, str], hosts: Sequence[Host] = (), gpus: int = 0
 ) -> Decision:
@@ -102,12 +135,12 @@ def decide(
         arguments: what the command line says.
         environ: the process's environment.
         hosts: the parsed content of ``arguments.hostfile``; empty without one.
-        gpus: how many GPUs this machine has.
+        gpus: how many GPUs this machine has, or the running cluster.
 
     Raises:
         EgmfError: arguments that exclude each other, or a half-set environment.
     """
-    rank = started_rank(environ)
+    rank, cluster = started_rank(environ), running_cluster(arguments, environ)
     if arguments.workers is not None and arguments.workers < 1:
         raise EgmfError(f"--workers is {arguments.workers}; it must be 1 or more")
     if arguments.hostfile and arguments.workers is not None:
@@ -132,6 +165,12 @@ def decide(
             given = "--launcher ray" if arguments.workers is None else "--workers"
             raise EgmfError(f"{given}: the ranks are started already (RANK is set); leave the option out")
         return Decision("rank", f"no --hostfile, and RANK {rank} of {environ['WORLD_SIZE']} is set")
+    if cluster:
+        workers = arguments.workers or gpus
+        if not workers:
+            raise EgmfError(f"the Ray cluster at {cluster} has no GPU; say with --workers how many ranks it shall give")
+        why = "--ray-address" if arguments.ray_address else "RAY_ADDRESS is set"
+        return Decision("ray", why, (Host(cluster, workers),), cluster)
     if arguments.workers is not None:
         workers, why = arguments.workers, f"--workers {arguments.workers}"
     elif gpus:

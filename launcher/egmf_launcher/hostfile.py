@@ -30,6 +30,8 @@ class Host:
     """As ssh knows it; ``localhost`` is the machine the run starts on."""
     slots: int
     """How many workers it gives, one for each GPU where there are GPUs; at least 1."""
+    chosen: tuple[int, ...] = ()
+    """Which of its GPUs, where not the first ``slots`` (:mod:`.selection`)."""
 
 
 def parse_hostfile(path: str | os.PathLike[str]) -> list[Host]:

@@ -20,11 +20,12 @@ from egmf_dist.config import LaunchConfig
 from egmf_dist.errors import EgmfError
 from egmf_dist.jobs import Job
 from egmf_launcher.arguments import without_options
-from egmf_launcher.decide import Decision, LaunchArguments, decide, started_rank
+from egmf_launcher.decide import Decision, LaunchArguments, decide, running_cluster, started_rank
 from egmf_launcher.errors import USER_ERRORS, LaunchError, RankError, one_line
 from egmf_launcher.hostfile import Host, parse_hostfile
 from egmf_launcher.network import LOOPBACK, is_this_machine, single_rank_environment
 from egmf_launcher.ray.environment import WORKER_ENVIRONMENT, without_launcher_variables
+from egmf_launcher.selection import select
 
 # The first rank that fails makes DeepSpeed's launcher kill the others, so rank 0 needs this long a start to say why.
 SILENT_RANK_GRACE_S = 5.0
@@ -34,9 +35,21 @@ _SHELL_SAFE = re.compile(r"[A-Za-z0-9_./:=,+@%-]*", re.ASCII)
 
 def choose(arguments: LaunchArguments) -> Decision:
     """Read the hostfile, count GPUs only where their number matters, decide, and let rank 0 print the line."""
-    hosts = parse_hostfile(arguments.hostfile) if arguments.hostfile is not None else []
+    hosts: list[Host] = []
+    if arguments.hostfile is not None:
+        hosts = select(parse_hostfile(arguments.hostfile), arguments.include, arguments.exclude)
+    elif arguments.include is not None or arguments.exclude is not None:
+        raise EgmfError("--include and --exclude choose from a hostfile; give one with --hostfile")
     plain = started_rank(os.environ) is None and arguments.hostfile is None and arguments.workers is None
-    decision = decide(arguments, os.environ, hosts, count_gpus() if plain else 0)
+    cluster = running_cluster(arguments, os.environ)
+    gpus = 0
+    if plain and cluster:
+        from egmf_launcher.ray.running import gpus_of
+
+        gpus = gpus_of(cluster)
+    elif plain:
+        gpus = count_gpus()
+    decision = decide(arguments, os.environ, hosts, gpus)
     if decision.way != "leave" and not is_silent_rank():
         print(decision.line(), flush=True)
     return decision
@@ -84,7 +97,7 @@ def launch_job(
         from egmf_launcher.ray.train import run_under_ray
 
         with _progress(job):
-            return run_under_ray(job, decision.hosts, launch)
+            return run_under_ray(job, decision.hosts, launch, decision.cluster)
     if decision.way == "single":
         single_rank_environment()
     for name in ("OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM"):
@@ -145,6 +158,8 @@ def deepspeed_command(hosts: Sequence[Host], hostfile: str | None, arguments: Se
         command += ["--num_gpus", str(hosts[0].slots)]
     else:
         command += ["--hostfile", hostfile]
+        if any(word.partition("=")[0] in ("--include", "--exclude") for word in arguments):
+            command += ["--include", include_of(hosts)]
         if len(hosts) == 1 and is_this_machine(hosts[0].name):
             command += ["--no_ssh_check", "--master_addr", LOOPBACK]
         else:
@@ -157,9 +172,25 @@ def deepspeed_command(hosts: Sequence[Host], hostfile: str | None, arguments: Se
     return [*command, "--module", "egmf_launcher.cli", *rest]
 
 
+def include_of(hosts: Sequence[Host]) -> str:
+    """Machines and slots as DeepSpeed's ``--include`` takes them."""
+    return "@".join(f"{host.name}:{','.join(map(str, host.chosen or range(host.slots)))}" for host in hosts)
+
+
 def without_launch_options(arguments: Sequence[str]) -> list[str]:
-    """The command line without ``--hostfile``, ``--launcher``, ``--workers`` and ``--local_rank`` and their values."""
-    return without_options(arguments, ("--hostfile", "--launcher", "--workers", "--local_rank", "--local-rank"))
+    """The command line without options of launching and ``--local_rank``, and their values."""
+    names = [
+        "hostfile",
+        "include",
+        "exclude",
+        "launcher",
+        "workers",
+        "ray-address",
+        "ray_address",
+        "local_rank",
+        "local-rank",
+    ]
+    return without_options(arguments, [f"--{name}" for name in names])
 
 
 def wait_for_rank_zero_to_speak() -> None:

@@ -63,6 +63,8 @@ class Option:
             how["choices"] = choices
         else:
             how["type"] = as_words(self.hint)
+        if self.positional and self.default is not REQUIRED and not self.is_list:
+            how["nargs"] = "?"
         if self.default is not REQUIRED:
             how["default"] = list(self.default) if self.is_list else self.default
         elif not self.positional:

@@ -11,7 +11,7 @@ import psutil
 import pytest
 from run_records import steps_of
 
-from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, TrainingConfig
+from egmf_dist.config import BackboneConfig, Config, DataConfig, EvaluationConfig, ModelConfig, TrainingConfig
 from egmf_dist.jobs import TrainJob
 from egmf_dist.run.folder import Run, open_run
 from egmf_dist.run.records import read_records
@@ -91,3 +91,43 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path) -> None:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.distributed
+def test_a_validation_is_broken_off_and_done_by_who_goes_on(random_backbone, start_ranks, run_ranks, tmp_path) -> None:
+    synthesize(tmp_path / "demo", seed=0, samples=120)
+    config = Config(
+        data=DataConfig(shards=[str(tmp_path / "demo")]),
+        backbone=BackboneConfig(path=str(random_backbone), lora_rank=4),
+        model=ModelConfig(width=32, heads=2),
+        evaluation=EvaluationConfig(batch_size=2),
+        training=TrainingConfig(
+            steps=4, global_batch=4, micro_batch=2, precision="fp32", validate_every=2,
+            checkpoint_every=100, log_every=1,
+        ),
+    )  # fmt: skip
+    run, whole = Run(tmp_path / "run"), Run(tmp_path / "whole")
+    for one in (run, whole):
+        open_run(config, one, "never")
+    with start_ranks("training_run.py", 2, TrainJob(run.folder, config)) as (ranks, result_of):
+        until = time.monotonic() + 120
+        while len(steps_of(run)) < 2:
+            assert time.monotonic() < until
+            assert ranks[0].poll() is None
+            time.sleep(0.02)
+        ranks[1].send_signal(signal.SIGTERM)
+        assert [rank.wait(60) for rank in ranks] == [0, 0]
+        assert result_of()["stopped"]
+    assert steps_of(run) == [1, 2]
+    assert steps_of(run, "valid") == []  # it was under way
+    assert [*run.saved_checkpoints()] == [2]
+
+    jobs = {"on": TrainJob(run.folder, config, "auto"), "whole": TrainJob(whole.folder, config)}
+    run_ranks("training_run.py", 2, jobs)
+    for kind in ("train", "valid"):
+        ours, theirs = ([r for r in read_records(one.metrics) if r["kind"] == kind] for one in (run, whole))
+        for record in (*ours, *theirs):
+            for name in ("samples_per_s", "tokens_per_s", "mem_mib"):
+                record.pop(name, None)
+        assert ours == theirs
+    assert steps_of(run, "valid") == [2, 4]

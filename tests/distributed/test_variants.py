@@ -10,8 +10,8 @@ import pytest
 from safetensors.torch import load_file
 
 from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, TrainingConfig, load_run_config
+from egmf_dist.formats import TRAINED_FILE
 from egmf_dist.jobs import EvaluateJob, TrainJob
-from egmf_dist.model.trained import TRAINED_FILE
 from egmf_dist.run.folder import Run, open_run
 from egmf_dist.run.records import read_records
 from egmf_shards import ShardSet, synthesize

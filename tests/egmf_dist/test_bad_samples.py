@@ -13,8 +13,8 @@ from egmf_dist.data import bad_samples
 from egmf_dist.data.bad_samples import BadSamples
 from egmf_dist.data.loader import Step
 from egmf_dist.errors import EgmfError
+from egmf_dist.run.checkpoints import Progress
 from egmf_dist.run.folder import Run
-from egmf_dist.training.checkpoint import Progress
 from egmf_shards import BadSlot, Slot
 
 BATCH = 10

@@ -18,19 +18,11 @@ from egmf_dist.files import remove_folder, replace_folder
 from egmf_dist.formats import FORMAT
 from egmf_dist.model import adapter
 from egmf_dist.model.adapter import describe_best, point_to_best
+from egmf_dist.run.checkpoints import Progress, State, find_checkpoint, read_record, verify
 from egmf_dist.run.folder import Run
 from egmf_dist.run.identity import check_identity
 from egmf_dist.training import checkpoint, saver, trainer
-from egmf_dist.training.checkpoint import (
-    Progress,
-    find_checkpoint,
-    load_checkpoint,
-    point_to,
-    prune,
-    read_record,
-    verify,
-)
-from egmf_dist.training.pieces import State
+from egmf_dist.training.checkpoint import load_checkpoint, point_to, prune
 
 
 @pytest.fixture
@@ -44,6 +36,15 @@ def test_the_newest_stay_with_the_adapters_they_name(run):
     prune(run, 400, 2)
     assert names(run.checkpoints) == ["step-0000300", "step-0000400"]
     assert names(run.adapters) == ["step-0000300"]
+
+
+def test_an_adapter_that_is_newer_than_a_checkpoint_written_beside_it_stays(run):
+    """Step 100's checkpoint goes into force after step 200 was validated and before its own checkpoint is begun."""
+    save(run, 100, 0)
+    run.adapter(200).mkdir(parents=True)
+    point_to_best(run, 200)
+    prune(run, 100, 2)
+    assert names(run.adapters) == ["step-0000200"]
 
 
 def test_a_damaged_checkpoint_costs_no_adapter(run):

@@ -11,8 +11,8 @@ import torch
 
 from egmf_dist.errors import EgmfError
 from egmf_dist.metrics.collapse import collapse
+from egmf_dist.run.checkpoints import Progress
 from egmf_dist.training import supervision
-from egmf_dist.training.checkpoint import Progress
 from egmf_shards import Task
 
 LABELS = ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger")

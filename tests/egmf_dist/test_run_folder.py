@@ -30,7 +30,8 @@ MAY_CHANGE = {
     "training.checkpoint_every", "training.keep_checkpoints", "training.log_every", "training.zero_stage",
     "training.offload",
     "training.max_skipped_steps", "evaluation.batch_size", "evaluation.scoring",
-    "logging.to", "logging.project", "launch.max_failures", "launch.cpus_per_worker",
+    "logging.to", "logging.project", "launch.max_failures", "launch.min_workers", "launch.cpus_per_worker",
+    "training.hang_seconds", "training.deterministic",
 }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from egmf_dist.build import build_egmf, read_backbone
 from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, ObjectiveConfig, TrainingConfig
 from egmf_dist.data.run_data import RunData
 from egmf_dist.model.fusion import attention
-from egmf_dist.training.checkpoint import Progress
+from egmf_dist.run.checkpoints import Progress
 from egmf_dist.training.loop import train_step
 from egmf_dist.training.supervision import Supervision
 

@@ -83,7 +83,7 @@ def test_a_trained_models_rounding_is_named_and_not_refused(load, make_samples, 
 
         monkeypatch.setattr(loud, "logits", rounded)
     choice = choose_scorer(Config().evaluation, half, capabilities, collator, samples, trained=True)
-    assert re.search(r"; rounding moves a score by up to [1-9][.\d]*: torch.bfloat16", choice.line)
+    assert re.search(r"; rounding moves a score by up to [1-9][.\d]*: bfloat16", choice.line)
     for loud, trained in ((half, False), (model, True)):
         with pytest.raises(EgmfError, match="ignores its padding mask"):
             choose_scorer(Config().evaluation, loud, capabilities, collator, samples, trained=trained)

@@ -7,14 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from egmf_dist.model.adapter import point_to_best
+from egmf_dist.run.checkpoints import Progress, State, find_checkpoint
 from egmf_dist.run.folder import Run
 from egmf_dist.run.identity import Identity
-from egmf_dist.training.checkpoint import (
-    Progress,
-    find_checkpoint,
-    point_to,
-)
-from egmf_dist.training.pieces import State, file_name
+from egmf_dist.training.checkpoint import point_to
+from egmf_dist.training.pieces import file_name
 from egmf_shards.checksums import sha256
 
 PIECES = file_name(0)

@@ -20,9 +20,9 @@ from egmf_dist.model.identity import backbone_identity
 from egmf_dist.objectives import numbers
 from egmf_dist.preflight import preflight
 from egmf_dist.recipes import demo
+from egmf_dist.run.checkpoints import State
 from egmf_dist.run.folder import Run, check_run, discard_unused, open_run
 from egmf_dist.run.identity import Identity
-from egmf_dist.training.pieces import State
 from egmf_launcher import launch
 from egmf_launcher.cli import main
 from egmf_launcher.demo import write_hosts

@@ -13,6 +13,7 @@ CLUSTER = (Host("a", 8), Host("b", 8))
 NONE: dict[str, str] = {}
 RANK0 = {"RANK": "0", "WORLD_SIZE": "2"}
 RANK1 = {"RANK": "1", "WORLD_SIZE": "2"}
+THERE = {"RAY_ADDRESS": "head:6379"}
 
 
 @pytest.mark.parametrize(
@@ -42,6 +43,14 @@ RANK1 = {"RANK": "1", "WORLD_SIZE": "2"}
         (LaunchArguments(workers=1), NONE, (), 4, "single", ()),
         (LaunchArguments(launcher="ray"), NONE, (), 0, "ray", (Host("localhost", 1),)),
         (LaunchArguments(workers=1, launcher="ray"), NONE, (), 4, "ray", (Host("localhost", 1),)),
+        # A cluster that is there already.
+        (LaunchArguments(workers=3), THERE, (), 0, "ray", (Host("head:6379", 3),)),
+        (LaunchArguments(), THERE, (), 16, "ray", (Host("head:6379", 16),)),
+        (LaunchArguments(workers=1), THERE, (), 0, "ray", (Host("head:6379", 1),)),
+        (LaunchArguments(workers=2, ray_address="auto"), THERE, (), 0, "ray", (Host("auto", 2),)),
+        (LaunchArguments(hostfile="hosts"), THERE, TWO, 0, "ray", TWO),
+        (LaunchArguments(), RANK0 | THERE, (), 0, "rank", ()),
+        (LaunchArguments(launcher="deepspeed"), THERE, (), 3, "deepspeed", (Host("localhost", 3),)),
         # Without Ray: DeepSpeed's launcher.
         (LaunchArguments(hostfile="hosts", launcher="deepspeed"), NONE, CLUSTER, 0, "deepspeed", CLUSTER),
         (LaunchArguments(hostfile="hosts", launcher="deepspeed"), RANK0, CLUSTER, 0, "deepspeed", CLUSTER),
@@ -80,6 +89,11 @@ def test_the_line_names_way_and_reason() -> None:
         (LaunchArguments(workers=2), RANK0, "started already"),
         (LaunchArguments(launcher="ray"), RANK0, "started already"),
         (LaunchArguments(launcher="deepspeed"), RANK0, "started already"),
+        (LaunchArguments(ray_address="a:1", hostfile="hosts"), NONE, "--ray-address and --hostfile exclude each other"),
+        (LaunchArguments(ray_address="a:1", launcher="deepspeed"), NONE, "--ray-address and --launcher deepspeed excl"),
+        (LaunchArguments(ray_address="a:1"), RANK0, "--ray-address: the ranks are started already"),
+        (LaunchArguments(ray_address=""), NONE, "--ray-address is empty"),
+        (LaunchArguments(), THERE, "head:6379 has no GPU; say with --workers"),
         (LaunchArguments(), {"RANK": "0"}, "WORLD_SIZE is not set"),
         (LaunchArguments(), {"WORLD_SIZE": "2"}, "RANK is not set"),
         (LaunchArguments(), {"RANK": "2", "WORLD_SIZE": "2"}, "0 <= RANK < WORLD_SIZE"),

@@ -205,3 +205,15 @@ def test_memory_sampler_counts_a_child() -> None:
         child.communicate("\n")
     assert memory.peak_bytes >= 200 * 2**20
     assert alone < memory.peak_bytes
+
+
+def test_chosen_slots_reach_deepspeeds_launcher() -> None:
+    """As one --include, whichever of the two options was given."""
+    hosts = [Host("a", 2), Host("b", 1, (3,))]
+    given = ["train", "--hostfile", "hosts", "--exclude=b:0,1,2", "--launcher", "deepspeed", "--run", "x"]
+    command = deepspeed_command(hosts, "hosts", given)
+    assert command[1:] == [
+        *("--hostfile", "hosts", "--include", "a:0,1@b:3"),
+        *("--module", "egmf_launcher.cli", "train", "--run", "x"),
+    ]
+    assert "--include" not in deepspeed_command(hosts[:1], "hosts", ["train", "--hostfile", "hosts"])

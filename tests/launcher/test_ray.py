@@ -36,6 +36,7 @@ JOB = """
 
 DIES_ONCE = """
     import os, signal
+    import psutil
     import torch, torch.distributed as dist
 
     NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM", "CROSS_SIZE")
@@ -48,7 +49,13 @@ DIES_ONCE = """
         total = torch.ones(1)
         dist.all_reduce(total)
         storage = sorted(str(p) for p in job.run.glob(".ray/*"))
-        return {"launch": job.launch, "storage": storage, "ranks": total.item(), "folder": os.getcwd(),
+        ours = [psutil.Process(int(os.environ["TEST_DRIVER"]))]
+        ours += ours[0].children(recursive=True)
+        listens = [(process.pid, connection.laddr.ip) for process in ours
+                   for connection in process.net_connections(kind="inet") if connection.status == "LISTEN"]
+        dist.all_reduce(total)  # the other rank is asked, too
+        return {"listens": listens, "pid": os.getpid(), "launch": job.launch, "storage": storage,
+                "ranks": total.item() / 2, "folder": os.getcwd(),
                 "backend": dist.get_backend(), "nice": os.nice(0),
                 "environment": {name: os.environ.get(name) for name in NAMES}, "master": os.environ["MASTER_ADDR"]}
 """
@@ -87,6 +94,7 @@ DRIVER = """
     from pathlib import Path
     from stand_in import Job
 
+    os.environ["TEST_DRIVER"] = str(os.getpid())
     folder, hosts, failures = json.loads(sys.argv[1])
     job = Job(Path(folder), "abc")
     before = dict(os.environ)
@@ -145,6 +153,10 @@ def test_killed_worker_is_started_again_and_resumes(tmp_path: Path) -> None:
         "TOKENIZERS_PARALLELISM": "false",
         "CROSS_SIZE": None,
     }
+    # On one machine nothing is open to others, but for torch's rendezvous: it knows no address to listen on.
+    outside = [pid for pid, ip in result["listens"] if not ip.endswith("127.0.0.1")]
+    assert len(result["listens"]) > 5
+    assert outside in ([], [result["pid"]])
     assert seen["environment_kept"]
     assert seen["left"] == []
     left = sorted(str(p.relative_to(tmp_path / "run")) for p in (tmp_path / "run").rglob("*"))

@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from egmf_dist.config import load_config
 from egmf_dist.run.folder import Run
 from egmf_dist.run.records import read_records
+from egmf_dist.run.status import read_status
 from egmf_launcher.cli import main
 from egmf_shards import synthesize
 
@@ -117,6 +118,16 @@ def command_of(process: psutil.Process) -> str:
     with contextlib.suppress(psutil.Error):
         return " ".join(process.cmdline())
     return ""
+
+
+def test_a_run_shows_how_it_stands(place: Path) -> None:
+    status = read_status(Run(place / "done"))
+    assert (status.state, status.step, status.steps, status.logged_step) == ("finished", 6, 6, 6)
+    kept = [(kept.step, kept.ranks, kept.sound) for kept in status.checkpoints]
+    assert kept == [(2, 1, True), (4, 1, True), (6, 1, True)]
+    assert status.best is not None
+    assert (status.best.sound, status.best.selected_by) == (True, "valid mean of weighted_f1 and corr over tasks")
+    assert (status.resume.possible, status.resume.step) == (True, 6)
 
 
 def test_a_training_is_not_disturbed_and_survives_a_worker(place: Path) -> None:

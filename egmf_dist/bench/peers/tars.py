@@ -22,6 +22,11 @@ def read_samples(folder: Path) -> Iterator[tuple[dict[str, Any], np.ndarray, np.
                 assert file is not None
                 members[member.name.partition(".")[2]] = file.read()
                 if len(members) == 3:
-                    audio, vision = (np.load(io.BytesIO(members[f"{m}.npy"])) for m in ("audio", "vision"))
+                    audio, vision = (_array(members[f"{m}.npy"]) for m in ("audio", "vision"))
                     yield json.loads(members["json"]), audio, vision
                     members = {}
+
+
+def _array(data: bytes) -> np.ndarray:
+    array: np.ndarray = np.load(io.BytesIO(data), allow_pickle=False)
+    return array

@@ -17,7 +17,6 @@ import json
 import logging
 import os
 import secrets
-import shlex
 import shutil
 import signal
 import subprocess
@@ -35,13 +34,15 @@ from egmf_dist.training.stopping import listening
 from egmf_launcher.errors import LaunchError, WorkerFailedError, one_line
 from egmf_launcher.hostfile import Host
 from egmf_launcher.network import LOOPBACK, address_towards, interface_of, is_this_machine
-from egmf_launcher.ray.environment import FORWARDED_PREFIXES, ray_environment
+from egmf_launcher.ray.environment import ray_environment
 from egmf_launcher.ray.guard import guarded
+from egmf_launcher.ray.ssh import remote_command
 
 SLOT = "egmf_slot"
 _MARK = "egmf_host_"
 _OBJECT_STORE_BYTES = 128 * 2**20  # samples never pass through Ray's object store; its default is 30 % of the memory
 _JOIN_TIMEOUT_S = 120.0
+_ASK_AGAIN_S = 15.0
 _LEAVE_TIMEOUT_S = 45.0  # a node drains for up to 30 s
 _started = threading.Event()
 
@@ -75,25 +76,20 @@ def split_hosts(hosts: Sequence[Host]) -> tuple[Host, list[Host]]:
 
 
 def ssh_command(host: Host, address: str, cpus: int, mark: str) -> list[str]:
-    """The command that makes ``host`` join. What the far shell reads is quoted; ``--`` ends ssh's options."""
-    forwarded = sorted(f"{name}={value}" for name, value in os.environ.items() if name.startswith(FORWARDED_PREFIXES))
-    remote = [
-        "env",
-        *forwarded,
-        sys.executable,
-        "-m",
-        "egmf_launcher.ray.node",
-        f"--address={address}",
-        f"--resources={json.dumps({SLOT: host.slots, mark: 1})}",
-        f"--cpus={cpus}",
-    ]
-    options = ["-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=15", "-o", "ServerAliveInterval=15"]
-    return ["ssh", *options, "--", host.name, shlex.join(remote)]
+    """The command that makes ``host`` join."""
+    resources = json.dumps({SLOT: host.slots, mark: 1})
+    words = ["-m", "egmf_launcher.ray.node", f"--address={address}", f"--resources={resources}", f"--cpus={cpus}"]
+    return remote_command(host.name, words, host.chosen)
 
 
 @contextlib.contextmanager
-def start(hosts: Sequence[Host], cpus_per_worker: int = 1) -> Iterator[Cluster]:
+def start(hosts: Sequence[Host], cpus_per_worker: int = 1, bring_back: bool = False) -> Iterator[Cluster]:
     """Start the cluster, and end it however the body ends (return, error, Ctrl-C, SIGTERM).
+
+    Args:
+        hosts: the machines; this one among them.
+        cpus_per_worker: cores of each slot.
+        bring_back: a machine whose node has ended is asked again until it is back.
 
     Raises:
         EgmfError: this machine is not in ``hosts``, or a machine has fewer GPUs than slots.
@@ -109,6 +105,8 @@ def start(hosts: Sequence[Host], cpus_per_worker: int = 1) -> Iterator[Cluster]:
     token_file.touch(mode=0o600)
     token_file.write_text(token)
     extra = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": os.fspath(token_file)}
+    if here.chosen:
+        extra["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, here.chosen))
     interface = interface_of(address)
     if interface is not None and "GLOO_SOCKET_IFNAME" not in os.environ:
         extra["GLOO_SOCKET_IFNAME"] = interface
@@ -116,6 +114,8 @@ def start(hosts: Sequence[Host], cpus_per_worker: int = 1) -> Iterator[Cluster]:
         # Ray replaces 127.0.0.1 by the machine's outer address, except where clusters are switched off with this.
         extra |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
     nodes: dict[str, subprocess.Popen[bytes]] = {}
+    commands: dict[str, list[str]] = {}
+    over, asking = threading.Event(), None
     keep_logs = False
     try:
         with guarded(folder), ray_environment(extra), contextlib.ExitStack() as stack:
@@ -139,11 +139,18 @@ def start(hosts: Sequence[Host], cpus_per_worker: int = 1) -> Iterator[Cluster]:
                 stack.enter_context(_sigterm_unwinds())  # after ray.init, which installs a handler of its own
                 head = ray.get_runtime_context().gcs_address
                 for index, host in enumerate(others, start=1):
-                    command = ssh_command(host, head, host.slots * cpus_per_worker, f"{_MARK}{index}")
-                    nodes[host.name] = _start_node(command, token)
+                    mark = f"{_MARK}{index}"
+                    commands[host.name] = ssh_command(host, head, host.slots * cpus_per_worker, mark)
+                    nodes[host.name] = _start_node(commands[host.name], token)
                 _wait_for_nodes([here, *others], nodes)
+                if bring_back and others:
+                    asking = threading.Thread(target=_bring_back, args=(nodes, commands, token, over), daemon=True)
+                    asking.start()
                 yield Cluster(tuple(hosts), folder / "r" / "session_latest" / "logs")
             finally:
+                over.set()
+                if asking is not None:
+                    asking.join()  # or it would start a node that has just been ended
                 _stop_nodes(nodes)
                 ray.shutdown()
     except WorkerFailedError:
@@ -179,6 +186,16 @@ def _start_node(command: list[str], token: str) -> subprocess.Popen[bytes]:
         node.stdin.write(f"{token}\n".encode())
         node.stdin.flush()
     return node
+
+
+def _bring_back(
+    nodes: dict[str, subprocess.Popen[bytes]], commands: dict[str, list[str]], token: str, over: threading.Event
+) -> None:
+    """Ask machines whose node has ended to join again, until all is over; Ray gives those that do their workers."""
+    while not over.wait(_ASK_AGAIN_S):
+        for name, command in commands.items():
+            if nodes[name].poll() is not None and not over.is_set():
+                nodes[name] = _start_node(command, token)
 
 
 def _wait_for_nodes(

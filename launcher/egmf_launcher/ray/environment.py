@@ -26,6 +26,8 @@ _LAUNCHER_NAMES = (
 )
 _LAUNCHER_PREFIXES = ("TORCHELASTIC_", "ROLE_", "OMPI_COMM_WORLD_", "PMI_", "SLURM_PROCID", "SLURM_LOCALID")
 
+PLACEMENT_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+"""How long Ray waits for the places of a group of workers."""
 WORKER_ENVIRONMENT: Mapping[str, str] = {
     # A second OpenMP thread beside a busy process spins: 60 times slower where there are as many ranks as cores.
     "OMP_NUM_THREADS": "1",
@@ -36,15 +38,14 @@ WORKER_ENVIRONMENT: Mapping[str, str] = {
     # Ray would otherwise print each line of a worker twice into its log.
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
-    # Importing torch, DeepSpeed and transformers at once in many workers of a slow machine takes longer than Ray's 60
-    # s.
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
+    # A cluster that grows takes longer than Ray's 60 s.
+    PLACEMENT_TIMEOUT: "300",
 }
 # A value the user set for these wins over ours.
 _USER_MAY_SET = (
     "OMP_NUM_THREADS",
     "RAY_worker_niceness",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S",
+    PLACEMENT_TIMEOUT,
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S",
 )
 # What a Ray node on another machine takes over from this one; interface names are found out on each machine itself.

@@ -25,19 +25,23 @@ from egmf_dist.training.stopping import ask, listening
 from egmf_launcher.errors import USER_ERRORS, WorkerFailedError, one_line
 from egmf_launcher.hostfile import Host
 from egmf_launcher.ray import cluster as ray_cluster
+from egmf_launcher.ray.environment import PLACEMENT_TIMEOUT, WORKER_ENVIRONMENT
+from egmf_launcher.ray.running import joined
 
+_PLACEMENT_TIMEOUT_S = "20"
 # A death makes the other ranks' collectives fail with these words; they are the echo, not the cause.
 _SECONDARY = ("connection closed by peer", "connection reset by peer", "broken pipe", "gloo", "nccl", "socket")
 
 
-def run_under_ray(job: Job, hosts: Sequence[Host], launch: LaunchConfig) -> dict[str, Any]:
+def run_under_ray(job: Job, hosts: Sequence[Host], launch: LaunchConfig, running: str = "") -> dict[str, Any]:
     """Run the job on one worker per slot.
 
     Args:
         job: its run's folder every machine must see under the same path; a second launch on the run has files of its
             own by its token.
         hosts: the machines and their slots; this machine among them.
-        launch: cores per worker and how often a died group is started again.
+        launch: cores per worker, how often a died group is started again, and with how few workers.
+        running: address of a cluster that is there already; ``hosts`` then only says how many workers it shall give.
 
     Returns:
         What rank 0's ``run`` returned.
@@ -49,24 +53,33 @@ def run_under_ray(job: Job, hosts: Sequence[Host], launch: LaunchConfig) -> dict
     """
     assert job.launch is not None
     storage = Run(job.run.absolute()).ray_storage(job.verb, job.launch)
-    with ray_cluster.start(hosts, launch.cpus_per_worker) as cluster:
-        try:
-            arguments = {"job": job, "folder": os.getcwd(), "storage": os.fspath(storage)}
-            return _fit(arguments, sum(host.slots for host in hosts), launch, cluster.logs)
-        finally:
-            discard_storage(storage)
+    workers = sum(host.slots for host in hosts)
+    arguments = {"job": job, "folder": os.getcwd(), "storage": os.fspath(storage)}
+    try:
+        if running:
+            with joined(running, workers, launch.cpus_per_worker) as logs:
+                return _fit(arguments, workers, launch, {}, logs)
+        with ray_cluster.start(hosts, launch.cpus_per_worker, launch.max_failures > 0) as cluster:
+            return _fit(arguments, workers, launch, {ray_cluster.SLOT: 1.0}, cluster.logs)
+    finally:
+        discard_storage(storage)
 
 
-def _fit(arguments: dict[str, Any], workers: int, launch: LaunchConfig, logs: Path) -> dict[str, Any]:
-    import torch
+def _fit(
+    arguments: dict[str, Any], workers: int, launch: LaunchConfig, slot: dict[str, float], logs: Path
+) -> dict[str, Any]:
+    import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    gpu = torch.cuda.is_available()
-    resources: dict[str, float] = {"CPU": launch.cpus_per_worker, ray_cluster.SLOT: 1}
-    if gpu:
-        resources["GPU"] = 1
+    gpu = ray.cluster_resources().get("GPU", 0) > 0
+    resources = {"CPU": float(launch.cpus_per_worker)} | slot | ({"GPU": 1.0} if gpu else {})
+    fewest = min(launch.min_workers, workers) or workers
+    # Ray may ask once more for a machine whose loss it has not noticed yet, and looks again only after this.
+    if os.environ.get(PLACEMENT_TIMEOUT) in (WORKER_ENVIRONMENT[PLACEMENT_TIMEOUT], _PLACEMENT_TIMEOUT_S):
+        usual = WORKER_ENVIRONMENT[PLACEMENT_TIMEOUT]
+        os.environ[PLACEMENT_TIMEOUT] = _PLACEMENT_TIMEOUT_S if fewest < workers else usual
 
     class Trainer(TorchTrainer):
         def _register_sigint_handler(self, controller: object) -> None:
@@ -75,7 +88,11 @@ def _fit(arguments: dict[str, Any], workers: int, launch: LaunchConfig, logs: Pa
     trainer = (Trainer if arguments["job"].steps is not None else TorchTrainer)(
         train_loop,  # type: ignore[arg-type]  # Ray passes rank 0's return value on, but its type says None
         train_loop_config=arguments,
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu, resources_per_worker=resources),
+        scaling_config=ScalingConfig(
+            num_workers=workers if fewest == workers else (fewest, workers),  # type: ignore[arg-type]  # documented
+            use_gpu=gpu,
+            resources_per_worker=resources,
+        ),
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         run_config=RunConfig(
             name="workers",

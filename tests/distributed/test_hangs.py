@@ -1,0 +1,92 @@
+"""A rank that gets no further without dying is named, with its stack, by whoever still can."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import psutil
+import pytest
+from run_records import steps_of
+
+from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, TrainingConfig
+from egmf_dist.jobs import TrainJob
+from egmf_dist.run.folder import Run, open_run
+from egmf_dist.run.records import read_records
+from egmf_dist.training.health import Beat, described
+from egmf_shards import synthesize
+
+
+def test_what_is_said_of_ranks_that_stand_still() -> None:
+    waits = "training/loop.py:72 train_step (in distributed/distributed_c10d.py:9 all_reduce)"
+    beats = [
+        Beat(0, 9, 17, 60.0, True, waits, "a"),
+        Beat(1, 9, 17, 60.0, False, "data/loader.py:80 load", "b"),
+        Beat(2, 4, 16, 10.0, True, waits, "c"),
+        Beat(3, 9, 17, 60.0, True, waits, "a"),
+    ]
+    assert described(beats, [2]) == (
+        "rank 2 does not answer (a stopped process, or its host is gone), last seen in step 16 on c; "
+        f"rank 1 on b (step 17) is at data/loader.py:80 load; ranks 0, 3 wait for others at {waits}"
+    )
+    assert described(beats[:1], [1]) == (
+        f"rank 1 does not answer (a stopped process, or its host is gone); rank 0 waits for others at {waits}"
+    )
+
+
+@pytest.mark.distributed
+def test_a_hung_rank_is_named(random_backbone, start_ranks, tmp_path) -> None:
+    """First rank 1's loader process stands still, so that rank 1 hangs in its own code; then all of rank 0."""
+    synthesize(tmp_path / "demo", seed=0, samples=80)
+    config = Config(
+        data=DataConfig(shards=[str(tmp_path / "demo")], workers=1),
+        backbone=BackboneConfig(path=str(random_backbone), lora_rank=4),
+        model=ModelConfig(width=32, heads=2),
+        training=TrainingConfig(
+            steps=100_000, global_batch=4, micro_batch=2, precision="fp32", validate_every=100_000,
+            checkpoint_every=100_000, log_every=1, hang_seconds=6.0,
+        ),
+    )  # fmt: skip
+    run = Run(tmp_path / "run")
+    open_run(config, run, "never")
+
+    def come(what, seconds: float = 120):
+        until = time.monotonic() + seconds
+        while not (found := what()):
+            assert time.monotonic() < until
+            assert [rank.poll() for rank in ranks] == [None, None]
+            time.sleep(0.2)
+        return found
+
+    def said() -> list[str]:
+        if not run.metrics.is_file():
+            return []
+        return [r["message"] for r in read_records(run.metrics) if r["kind"] == "warning" and "for 6 s" in r["message"]]
+
+    with start_ranks("training_run.py", 2, TrainJob(run.folder, config)) as (ranks, result_of):
+        come(lambda: len(steps_of(run)) >= 3)
+        assert said() == []
+        (loader,) = [p for p in psutil.Process(ranks[1].pid).children() if "resource_tracker" not in p.cmdline()[-1]]
+        loader.suspend()
+        (first,) = come(said)
+        loader.resume()
+        assert "; stacks: " in first
+        assert "rank 1 on " in first
+        assert "is at data/loader.py:" in first
+        assert "rank 0 waits for others at egmf_dist/distributed.py:" in first
+        for rank in (0, 1):
+            assert "in next_step" in (run.folder / "stacks" / f"rank-{rank}.txt").read_text()
+
+        before = steps_of(run)[-1]
+        come(lambda: steps_of(run)[-1] > before + 2)
+        ranks[0].send_signal(signal.SIGSTOP)
+        second = come(lambda: said()[1:])[0]
+        ranks[0].send_signal(signal.SIGCONT)
+        assert "rank 0 does not answer (a stopped process, or its host is gone)" in second
+        assert "rank 1 waits for others at" in second
+        before = steps_of(run)[-1]
+        come(lambda: steps_of(run)[-1] > before + 2)
+        ranks[1].send_signal(signal.SIGTERM)
+        assert [rank.wait(60) for rank in ranks] == [0, 0]
+        assert result_of()["stopped"]
+    assert len(said()) == 2
