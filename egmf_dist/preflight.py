@@ -68,11 +68,12 @@ def preflight(config: Config, ranks: int, run: Run, resume: str) -> str | None:
     checkpoint = find_checkpoint(run, resume, check=None)
     made_with = read_identity(run) if checkpoint is None else checkpoint.record.identity
     if made_with is not None:
-        now = Identity(ranks, shards.index_hash, config.training.seed, backbone_identity(config.backbone))
+        backbone, made = backbone_identity(config.backbone), run_data.specifications
+        now = Identity(ranks, shards.index_hash, config.training.seed, backbone, made)
         if checkpoint is not None:
             check_identity(made_with, now, f"checkpoint {checkpoint.folder}")
         else:  # nothing is trained yet that another number of ranks could not do
-            check_identity(made_with, now, f"run {run}", ("data", "backbone"))
+            check_identity(made_with, now, f"run {run}", ("features", "data", "backbone"))
     return said
 
 

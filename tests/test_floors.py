@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {
     "egmf_dist": """
         errors
-        files registry formats distributed recipe_files style
+        files registry formats distributed recipe_files style features
         config
         run
         data
@@ -45,6 +45,17 @@ FLOORS = {
         check
         synthetic
         importers
+    """,
+    "data_shards/egmf_media": """
+        errors
+        messages limits
+        specification
+        decode weights
+        extract synthetic
+        audio vision
+        encoders
+        extractors
+        batch
     """,
 }
 
@@ -197,7 +208,7 @@ def test_a_bad_package_is_found(tmp_path: Path, file: str, source: str, complain
 
 SOURCES = sorted(
     path
-    for part in ("egmf_dist", "data_shards/egmf_shards", "kernels", "launcher")
+    for part in ("egmf_dist", "data_shards/egmf_shards", "data_shards/egmf_media", "kernels", "launcher")
     for path in (ROOT / part).rglob("*.py")
 )
 

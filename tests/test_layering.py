@@ -21,17 +21,20 @@ FOLDERS = {
     "egmf_dist": "egmf_dist",
     "egmf_kernels": "kernels/egmf_kernels",
     "egmf_shards": "data_shards/egmf_shards",
+    "egmf_media": "data_shards/egmf_media",
 }
 BELOW = {
-    "egmf_launcher": {"egmf_dist", "egmf_kernels", "egmf_shards"},
-    "egmf_dist": {"egmf_kernels", "egmf_shards"},
+    "egmf_launcher": {"egmf_dist", "egmf_kernels", "egmf_shards", "egmf_media"},
+    "egmf_dist": {"egmf_kernels", "egmf_shards", "egmf_media"},
     "egmf_kernels": set[str](),
     "egmf_shards": set[str](),
+    "egmf_media": set[str](),
 }
 # The ground floor is useful alone: this is all of the outer world it may need.
 THIRD_PARTY = {
     "egmf_kernels": {"torch", "triton"},
     "egmf_shards": {"fsspec", "h5py", "isal", "numpy", "orjson", "rich", "webdataset"},
+    "egmf_media": {"av", "cv2", "huggingface_hub", "numpy", "torch", "transformers"},
 }
 # A package of one of these names on the path would hide another (transformers imports `kernels` where it finds one).
 WITHOUT_INIT = ("kernels", "data_shards", "launcher", "tests")
@@ -56,6 +59,23 @@ def imported(tree: ast.AST) -> Iterator[tuple[int, str]]:
                 yield node.lineno, first.value.partition(".")[0]
 
 
+def media_violations(root: Path) -> list[str]:
+    """Media without torch, but for the functions of its encoders: who decodes a clip waits for no torch."""
+    found = []
+    for path in sorted((root / FOLDERS["egmf_media"]).rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+        at_once = {line for node in tree.body for line, _ in imported(node) if not isinstance(node, ast.FunctionDef)}
+        at_once -= {line for node in tree.body if isinstance(node, ast.ClassDef) for line, _ in imported(node)}
+        for line, name in imported(tree):
+            if name in ("torch", "transformers", "huggingface_hub"):
+                where = f"{path.relative_to(root).as_posix()}:{line}: egmf_media imports {name}"
+                if "encoders" not in path.parts:
+                    found.append(f"{where} outside of encoders/")
+                elif line in at_once:
+                    found.append(f"{where} before it is needed")
+    return found
+
+
 def violations(root: Path) -> list[str]:
     """Every broken rule of the tree at ``root``, one line each."""
     found = [
@@ -72,6 +92,7 @@ def violations(root: Path) -> list[str]:
                         found.append(f"{where}: {package} imports {name}")
                 elif package in THIRD_PARTY and name not in sys.stdlib_module_names | THIRD_PARTY[package]:
                     found.append(f"{where}: {package} imports {name}, which its floor does without")
+    found += media_violations(root)
     for path in sorted((root / "launcher").glob("*.py")):
         for line, name in imported(ast.parse(path.read_text(encoding="utf-8"), str(path))):
             if name not in sys.stdlib_module_names | set(FOLDERS):
@@ -103,6 +124,10 @@ def test_every_package_was_looked_at() -> None:
             "try:\n    import pandas\nexcept ImportError: pass",
             "egmf_shards imports pandas",
         ),
+        ("data_shards/egmf_media/a.py", "import egmf_shards", "egmf_media imports egmf_shards"),
+        ("data_shards/egmf_media/a.py", "import scipy", "egmf_media imports scipy"),
+        ("data_shards/egmf_media/a.py", "def f():\n    import torch", "egmf_media imports torch outside of encoders/"),
+        ("data_shards/egmf_media/encoders/a.py", "import torch", "egmf_media imports torch before it is needed"),
         ("kernels/egmf_kernels/a.py", "import numpy", "egmf_kernels imports numpy"),
         (
             "egmf_dist/a.py",

@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("egmf_dist", "kernels/egmf_kernels", "data_shards/egmf_shards", "launcher/egmf_launcher")
+PACKAGES = (
+    "egmf_dist",
+    "kernels/egmf_kernels",
+    "data_shards/egmf_shards",
+    "data_shards/egmf_media",
+    "launcher/egmf_launcher",
+)
 
 
 def files(folder: Path, inside: str) -> set[str]:

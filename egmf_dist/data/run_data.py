@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from egmf_dist.data.prompt_ids import Limits
 from egmf_dist.data.standardise import Standardisation, standardisations
 from egmf_dist.data.streams import Streams, inputs_of, modalities_of
 from egmf_dist.errors import EgmfError
+from egmf_dist.features import specifications_of
 from egmf_shards import ShardSet, StorageOptions, Stream, StreamOptions, Task
 
 
@@ -27,6 +28,8 @@ class RunData:
     streams: Streams
     standardisations: Mapping[str, Standardisation]
     """By the key of a feature input; empty where features are taken as they are."""
+    specifications: Mapping[str, Any] = field(default_factory=dict)
+    """By the key of a feature input how its extractor makes features, where that is known; JSON-able."""
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -38,11 +41,13 @@ class RunData:
         """From the training split.
 
         Raises:
-            EgmfError: features are to be standardised and a folder has no statistics.
+            EgmfError: features are to be standardised and a folder has no statistics; or two folders have features of
+                one stream and width that were made otherwise.
         """
         inputs = inputs_of(shards.streams)
         known = standardisations(shards.manifests, shards.folders, inputs) if config.standardise else {}
-        return cls(dict(shards.tasks), list(shards.languages), dict(shards.streams), known)
+        made = specifications_of(shards.manifests, shards.folders)
+        return cls(dict(shards.tasks), list(shards.languages), dict(shards.streams), known, made)
 
     def keeping(self, known: Mapping[str, Any] | None) -> tuple[RunData, str | None]:
         """The same data, standardised as the run's earlier steps were, and a sentence where the folders say otherwise.
@@ -78,6 +83,7 @@ class RunData:
             "languages": list(self.languages),
             "streams": {name: list(widths) for name, widths in self.streams.items()},
             "standardisations": self.statistics(),
+            "specifications": dict(self.specifications),
         }
 
     @classmethod
@@ -86,7 +92,8 @@ class RunData:
         tasks = [Task.from_json(t, "adapter.json") for t in data["tasks"]]
         # An adapter of before has no statistics: it was trained on features as they are.
         known = {name: Standardisation.from_json(s) for name, s in data.get("standardisations", {}).items()}
-        return cls({t.name: t for t in tasks}, data["languages"], data["streams"], known)
+        made = data.get("specifications", {})
+        return cls({t.name: t for t in tasks}, data["languages"], data["streams"], known, made)
 
 
 def open_split(config: Config, split: str) -> ShardSet:

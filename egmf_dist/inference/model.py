@@ -8,6 +8,7 @@ from __future__ import annotations
 import html
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from egmf_dist import distributed
 from egmf_dist.build import build_egmf, read_backbone
 from egmf_dist.errors import EgmfError
+from egmf_dist.inference.clip import ClipReader, check_files
 from egmf_dist.inference.explain import STEPS, explain
 from egmf_dist.inference.explanation import Explanation
 from egmf_dist.inference.portable import Portable, is_portable, load_weights, read_portable
@@ -38,6 +40,7 @@ class Model:
         tasks: its questions by name (:class:`egmf_shards.Task`): legal answers, languages.
         languages: in which they can be asked.
         streams: the feature streams it can use, and how wide each may be; none of them is needed.
+        specifications: by feature input how its features were made in training, where that is known.
         device: where it computes.
         batch_size: samples at once, as it was evaluated.
         about: where it comes from: step, score, seed, the backbone's identity.
@@ -47,6 +50,8 @@ class Model:
         config = portable.config
         self.tasks, self.languages = dict(portable.data.tasks), list(portable.data.languages)
         self.streams = {name: tuple(widths) for name, widths in portable.data.streams.items()}
+        self.specifications = dict(portable.data.specifications)
+        self._clips = ClipReader(self.specifications, self.streams)
         self.device, self.about = device, dict(portable.description)
         self._modalities = portable.data.modalities
         self._evaluation = config.evaluation
@@ -61,19 +66,29 @@ class Model:
         self._scorer: Scorer | None = None
 
     def predict(
-        self, utterances: Asked | Iterable[Asked], *, tasks: Sequence[str] | None = None, batch_size: int | None = None
+        self,
+        utterances: Asked | Iterable[Asked] = (),
+        *,
+        clip: str | Path | None = None,
+        tasks: Sequence[str] | None = None,
+        batch_size: int | None = None,
     ) -> list[Answer]:
         """Answer every question about every utterance, in their order.
 
         Args:
             utterances: texts, mappings of :class:`Utterance`'s fields (``{"text": ..., "speaker": ..., "context":
-                [("Ross", "Hi!")], "features": {"audio": "a.npy"}}``), or :class:`Utterance`; one or several.
+                [("Ross", "Hi!")], "features": {"audio": "a.npy"}}``), or :class:`Utterance`; one or several. A mapping
+                may name a ``clip``.
+            clip: a recording of the one utterance, or of nothing that is said in words: features are extracted from
+                it as they were for training.
             tasks: which questions; None for all that are asked in the utterance's language.
             batch_size: samples at once; None: as the model was evaluated.
 
         Raises:
             EgmfError: an utterance cannot be used; names it.
         """
+        if clip is not None:
+            utterances = [_with_clip(utterances, clip)]
         if isinstance(utterances, str | Mapping | Utterance):
             utterances = [utterances]
         return list(self.stream(utterances, tasks=tasks, batch_size=batch_size))
@@ -111,7 +126,12 @@ class Model:
             EgmfError: it cannot be used.
         """
         chosen = {name: task for name, task in self.tasks.items() if tasks is None or name in tasks}
-        return as_samples(utterance, number, chosen, self.languages, self.streams)
+        check_files(utterance, self.specifications, f"utterance {utterance.id or number}")
+        if utterance.clip is None:
+            return as_samples(utterance, number, chosen, self.languages, self.streams)
+        found = self._clips.read(Path(utterance.clip), utterance)
+        plain = as_samples(replace(utterance, features=found.features), number, chosen, self.languages, self.streams)
+        return [found.noted(sample) for sample in plain]
 
     def answer(self, samples: Sequence[Sample], batch_size: int | None = None) -> list[Answer]:
         """The answers to samples of :meth:`samples`, in their order."""
@@ -179,6 +199,22 @@ class Model:
 
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(repr(self))}</pre>"
+
+
+def _with_clip(utterances: Asked | Iterable[Asked], clip: str | Path) -> Utterance:
+    """One utterance, or none in words, with its recording.
+
+    Raises:
+        EgmfError: there are several.
+    """
+    several = [utterances] if isinstance(utterances, str | Mapping | Utterance) else list(utterances)
+    several = [one for one in several if one != ""]
+    if len(several) > 1:
+        raise EgmfError("predict: clip is a recording of one utterance; several name theirs, as {'clip': ...}")
+    if several and not isinstance(several[0], str):
+        return replace(as_utterance(several[0], 0), clip=clip)
+    text = str(several[0]) if several else ""
+    return as_utterance(Utterance(text, clip=clip, id=Path(clip).stem), 0)
 
 
 def load(

@@ -17,6 +17,7 @@ from egmf_dist.data.collate import Collator
 from egmf_dist.data.run_data import RunData, open_split
 from egmf_dist.engine import deepspeed_settings, initialise_for_scoring, partitioned_loading
 from egmf_dist.errors import EgmfError
+from egmf_dist.features import specifications_of
 from egmf_dist.inference.predictions import Prediction
 from egmf_dist.inference.score import score_samples
 from egmf_dist.inference.scorer import Scorer, check_samples, choose_scorer
@@ -147,8 +148,10 @@ def check_trained(run: Run, config: Config, description: Mapping[str, Any]) -> N
     then = Identity.from_json(description["identity"], f"run {run}: its adapter")
     # Only the index counts here: training shards may be gone by the time the test split is scored.
     tolerant = replace(config, data=replace(config.data, bad_samples="skip"))
-    found = replace(then, data=open_split(tolerant, "train").index_hash, backbone=now)
-    return check_identity(then, found, f"run {run}", ("data", "backbone"), "")
+    shards = open_split(tolerant, "train")
+    made = specifications_of(shards.manifests, shards.folders)
+    found = replace(then, data=shards.index_hash, backbone=now, features=made)
+    return check_identity(then, found, f"run {run}", ("features", "data", "backbone"), "")
 
 
 def check_modalities(remove: Sequence[str], run_data: RunData) -> None:

@@ -250,7 +250,7 @@ def _answered(
             continue
         try:
             own = model.answer(samples) if answers is None else list(islice(answers, len(samples)))
-            rows.append(_row(item.name, own) | ({"truth": dict(item.truth)} if item.truth else {}))
+            rows.append(row_of(item.name, own) | ({"truth": dict(item.truth)} if item.truth else {}))
         except EgmfError as error:
             rows.append({"id": item.name, "error": str(error)})
             continue
@@ -271,10 +271,14 @@ def _prepared(model: Model, asked: Utterance | Sample | str, tasks: Sequence[str
         return str(error)
 
 
-def _row(name: Any, answers: Sequence[Answer]) -> dict[str, Any]:
+def row_of(name: Any, answers: Sequence[Answer]) -> dict[str, Any]:
+    """The line of an utterance: its name and the answers to all questions about it."""
     row: dict[str, Any] = {"id": name, "language": answers[0].language, "answers": {}}
     if answers[0].absent:
         row["absent"] = list(answers[0].absent)
+    for name, said in (("why_absent", answers[0].why_absent), ("made_by", answers[0].made_by)):
+        if said:
+            row[name] = dict(said)
     for answer in answers:
         one: dict[str, Any] = {"answer": answer.answer}
         if answer.value is None:

@@ -1,8 +1,9 @@
 """What ``egmf predict`` reads: a file of utterances, or a split of shards, one after another.
 
 A line of a file is an object: ``text``; optionally ``id``, ``speaker``, ``language``, ``context`` (preceding turns
-``[[speaker, text], ...]``) and, by the name of a feature stream, a ``.npy`` file beside the input; without one the
-stream is absent. Where ``dialogue`` is given and ``context`` is not, the context is what that dialogue said in the
+``[[speaker, text], ...]``), ``clip``, a recording beside the input from which features are extracted as for training,
+and, by the name of a feature stream, a ``.npy`` file beside the input; without one and without a clip the stream is
+absent. Where ``dialogue`` is given and ``context`` is not, the context is what that dialogue said in the
 lines right before; lines of one dialogue must follow each other, in their order. ``split`` tells dialogues of one name
 apart, ``turn`` is passed over. ``label`` or ``value`` is the truth of ``task``, which may be left out where one task
 alone could have it. Null is as if it were not there.
@@ -17,13 +18,14 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from egmf_dist.errors import EgmfError
+from egmf_dist.features import check_specifications, specifications_of
 from egmf_dist.inference.model import Model
 from egmf_dist.inference.utterance import Utterance, as_utterance
 from egmf_shards import CLASSIFICATION, MAX_CONTEXT_TURNS, Sample, ShardError, ShardSet, Task
 from egmf_shards.checksums import sha256
 from egmf_shards.messages import unbroken
 
-_OWN = ("id", "text", "speaker", "language", "context", "dialogue")
+_OWN = ("id", "text", "speaker", "language", "context", "dialogue", "clip")
 _TARGETS = ("task", "label", "value")
 _PASSED_OVER = ("split", "turn")
 _READ = 64
@@ -47,6 +49,14 @@ class Source(Protocol):
 
     def identity(self) -> str:
         """Another one has another."""
+        ...
+
+    def check(self, model: Model) -> None:
+        """Refuse features that were made otherwise than the model's.
+
+        Raises:
+            EgmfError: they were; names both.
+        """
         ...
 
     def items(self, model: Model, first: int) -> Iterator[Item]:
@@ -82,6 +92,11 @@ class ShardFolder:
     def identity(self) -> str:
         """See :class:`Source`."""
         return self._shards.index_hash
+
+    def check(self, model: Model) -> None:
+        """See :class:`Source`."""
+        made = specifications_of(self._shards.manifests, self._shards.folders)
+        check_specifications(model.specifications, made, "the model")
 
     def items(self, model: Model, first: int) -> Iterator[Item]:
         """See :class:`Source`."""
@@ -121,6 +136,9 @@ class Lines:
     def identity(self) -> str:
         """See :class:`Source`."""
         return sha256(self.path)
+
+    def check(self, model: Model) -> None:
+        """See :class:`Source`; of a line's own files the line says it."""
 
     def items(self, model: Model, first: int) -> Iterator[Item]:
         """See :class:`Source`; lines before ``first`` are read for their dialogues' sake."""
@@ -180,6 +198,9 @@ def _utterance(data: dict[str, Any], name: str, folder: Path, model: Model) -> U
     wrong = next((stream for stream, file in files.items() if not isinstance(file, str)), None)
     if wrong is not None:
         raise EgmfError(f"{wrong} is a {type(files[wrong]).__name__}; the name of a .npy file is needed")
+    clip = data.get("clip")
+    if not isinstance(clip, str | None):
+        raise EgmfError(f"clip is a {type(clip).__name__}; the name of a recording is needed")
     return as_utterance(
         {
             "text": data.get("text", ""),
@@ -187,6 +208,7 @@ def _utterance(data: dict[str, Any], name: str, folder: Path, model: Model) -> U
             "context": data.get("context", []),
             "features": {stream: folder / file for stream, file in files.items()},
             "language": data.get("language"),
+            "clip": clip if clip is None else folder / clip,
             "id": name,
         },
         0,

@@ -35,6 +35,8 @@ class Utterance:
     language: str | None = None
     """``en``, ``zh``, ...; None: told from the script, where the model knows more than one."""
     id: str = ""
+    clip: str | Path | None = None
+    """A recording of it: streams that ``features`` lacks are extracted as they were for training."""
     turn: int | None = None
     """Its place in its dialogue, from 0; None: ``context`` is all that was said before."""
 
@@ -62,6 +64,10 @@ class Answer:
     """Modalities of the model that the utterance does not have."""
     diagnostics: Mapping[str, Mapping[str, float]] = field(default_factory=dict, repr=False)
     """What the fusion says of itself, such as the gate's weights by expert and by modality."""
+    why_absent: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Of a clip: by stream why it could not be had."""
+    made_by: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Of a clip: by stream the specification of what extracted it, the model's own."""
     prompt_tokens_cut: int = 0
     """How many tokens of the prompt were left out to keep within the model's limit."""
 
@@ -109,6 +115,8 @@ def _fault(given: Utterance) -> str:
         return f"its features are a {type(given.features).__name__}; a mapping of streams to arrays is needed"
     if isinstance(given.context, str) or not isinstance(given.context, Sequence):
         return "its context is no list of turns; (speaker, text), or the text alone, is a turn"
+    if not isinstance(given.clip, str | Path | None):
+        return f"its clip is a {type(given.clip).__name__}; the path of a recording is needed"
     texts = [given.text, given.speaker, given.id]
     for turn in given.context:
         parts = [turn] if isinstance(turn, str) else turn
@@ -121,7 +129,7 @@ def _fault(given: Utterance) -> str:
         texts += parts
     if any(_HALF.search(text) for text in texts):
         return "holds half a character (a lone surrogate), which no text in UTF-8 can"
-    if not given.text.strip() and not given.features:
+    if not given.text.strip() and not given.features and given.clip is None:
         return "has neither text nor features: nothing to answer from"
     return ""
 
@@ -238,6 +246,8 @@ def answer_of(
         interval=(low, high) if number else None,
         calibrated=calibration is not None,
         absent=tuple(m for m in modalities if m not in sample.modalities),
+        why_absent=getattr(sample, "why_absent", {}),
+        made_by=getattr(sample, "made_by", {}),
         diagnostics=row.get("gates", {}),
         prompt_tokens_cut=row.get("prompt_tokens_cut", 0),
     )

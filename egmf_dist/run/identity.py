@@ -7,14 +7,15 @@ what lies in it and never by its path, so data and backbone may move.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from egmf_dist.errors import EgmfError
+from egmf_dist.features import check_specifications
 from egmf_dist.formats import DamagedError
 
-_SAME = ("data", "seed", "backbone")
+_SAME = ("features", "data", "seed", "backbone")
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Identity:
     """Of the order."""
     backbone: Mapping[str, Any]
     """Of :func:`backbone_identity`."""
+    features: Mapping[str, Any] = field(default_factory=dict)
+    """By feature input the specification of its extractor, where one is known."""
 
     def to_json(self) -> dict[str, Any]:
         """For the files of a run."""
@@ -45,7 +48,8 @@ class Identity:
             backbone = dict(data["backbone"])
             if "sha256" in backbone:
                 backbone.pop("path", None)
-            return cls(int(data["world_size"]), str(data["data"]), int(data["seed"]), backbone)
+            features = dict(data.get("features", {}))
+            return cls(int(data["world_size"]), str(data["data"]), int(data["seed"]), backbone, features)
         except (KeyError, TypeError, ValueError) as error:
             raise DamagedError(f"{where} is damaged (it names no identity)") from error
 
@@ -67,6 +71,9 @@ def check_identity(
     """
     for key in keys or _SAME:
         then, given = getattr(made_with, key), getattr(now, key)
+        if key == "features":
+            check_specifications(then, given, what)
+            continue
         if then == given or (key == "backbone" and _same_backbone(then, given)):
             continue
         raise EgmfError(f"{what}: {_difference(key, then, given)}{otherwise}")

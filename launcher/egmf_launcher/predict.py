@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from egmf_dist.config import LaunchConfig
+from egmf_dist.errors import EgmfError
+from egmf_dist.files import write_json_lines
 from egmf_dist.jobs import PredictJob
 from egmf_launcher.arguments import CommandLine
 from egmf_launcher.decide import LaunchArguments
@@ -24,6 +26,12 @@ class How:
     """comma-separated; null: every task that is asked in the utterance's language"""
     backbone: str | None = None
     """where the LLM lies now; null: as the folder says"""
+    run: Path | None = None
+    """folder that egmf export wrote, or a run's, where what is answered is one recording"""
+    text: str = ""
+    """what is said in the recording"""
+    transcribe: str | None = None
+    """a Whisper, by folder or name on the hub, for what is said in the recording where --text does not say it"""
     explain: Path | None = None
     """folder for a picture and a line of JSON for each utterance: gate weights, each modality taken away, attributions
     by word and frame; some seventy passes an answer, so meant for a few lines"""
@@ -32,19 +40,19 @@ class How:
 def predict(
     path: Path,
     /,
-    input: Path,
-    out: Path,
+    input: Path | None = None,
+    out: Path | None = None,
     how: How = How(),
     *,
     launch: LaunchArguments,
     words: CommandLine,
 ) -> int:
-    """Answer a file of utterances, or a split of shards, with a model.
+    """Answer a file of utterances, a split of shards, or one recording with a model.
 
     Args:
-        path: folder that egmf export wrote, or a run's
-        input: JSON lines with text, and optionally id, speaker, language, context, dialogue, label or value, and .npy
-            files by stream; or a folder of shards
+        path: folder that egmf export wrote, or a run's; with --run a recording
+        input: JSON lines with text, and optionally id, speaker, language, context, dialogue, label or value, clip, and
+            .npy files by stream; or a folder of shards
         out: JSON lines to write, one an utterance; where it was begun and not finished it is gone on with
         how: what is asked, and of which LLM.
         launch: what the command line says about launching.
@@ -56,6 +64,14 @@ def predict(
     Raises:
         EgmfError, ShardError: the model cannot be loaded, the input cannot be read, or the output is another's.
     """
+    if how.run is not None:
+        if input is not None or how.explain is not None:
+            raise EgmfError("predict: --run takes one recording, without --input and --explain; leave --run out")
+        return predict_clip(path, how, out)
+    if input is None or out is None:
+        raise EgmfError("predict: --input and --out are needed; or a recording with --run MODEL")
+    if how.text or how.transcribe is not None:
+        raise EgmfError("predict: --text and --transcribe are what is said in a recording; they need --run MODEL")
     decision = choose(launch)
     if decision.way == "leave":
         return 0
@@ -70,6 +86,57 @@ def predict(
         if how.explain is not None and how.explain.is_dir():
             print(f"explanations: {how.explain}")
     return 1 if result["failed"] else 0
+
+
+def predict_clip(clip: Path, how: How, out: Path | None) -> int:
+    """Answer one recording, in this process; its answers on standard output, with ``out`` also as a line of JSON.
+
+    Raises:
+        EgmfError: the model cannot be loaded, or the recording cannot be used.
+    """
+    from egmf_dist.inference.model import load
+    from egmf_dist.inference.predict import row_of
+
+    assert how.run is not None
+    if out is not None and out.exists():
+        raise EgmfError(f"--out {out}: it exists; name another file, or remove it first")
+    model = load(how.run, backbone=how.backbone)
+    chosen = None if how.tasks is None else [name for name in how.tasks.split(",") if name]
+    text = how.text
+    if how.transcribe is not None and not text.strip():
+        text = words_of(clip, how.transcribe)
+    answers = model.predict(text, clip=clip, tasks=chosen)
+    for stream, made in answers[0].made_by.items():
+        print(f"{stream}: {made}")
+    for stream in answers[0].absent:
+        print(f"{stream}: absent{f', {reason}' if (reason := answers[0].why_absent.get(stream)) else ''}")
+    for answer in answers:
+        number = "" if answer.value is None else f" {answer.value:.3f}"
+        others = sorted(answer.probabilities.items(), key=lambda pair: -pair[1])[:5]
+        print(f"{answer.task}:{number} {', '.join(f'{word} {p:.3f}' for word, p in others)}")
+    if out is not None:
+        write_json_lines(out, [row_of(clip.stem, answers)])
+    return 0
+
+
+def words_of(clip: Path, model: str) -> str:
+    """What is said in a recording, empty where nothing is; says by which model, or why there is nothing.
+
+    Raises:
+        MediaError: the model is none, or the recording cannot be read.
+    """
+    from egmf_media.encoders.whisper import Transcriber
+    from egmf_media.errors import AbsentError
+    from egmf_media.limits import Limits
+
+    transcriber = Transcriber(model)
+    try:
+        found = transcriber.read(clip, Limits())
+    except AbsentError as error:
+        print(f"text: absent, {error}, by {transcriber.name}")
+        return ""
+    print(f"text: {found.text!r}, {found.language or 'its one language'}, by {found.model}")
+    return found.text
 
 
 def say(result: Mapping[str, Any], out: Path) -> None:

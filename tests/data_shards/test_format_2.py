@@ -235,7 +235,7 @@ def test_ones_own_streams_and_unlabelled_lines(tmp_path):
     refuses("a feature stream is called 'speaker', as a field of a line is", lines[0], speaker=eda)
     for text, message in (
         ('{"rate": 0}', "rate is 0"),
-        ('{"hz": 4}', "rate and made_by"),
+        ('{"hz": 4}', "rate, made_by and specification"),
         ("x", "not a readable JSON"),
     ):
         (eda / "stream.json").write_text(text)

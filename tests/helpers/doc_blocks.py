@@ -29,7 +29,7 @@ from egmf_shards.messages import unbroken
 ROOT = Path(__file__).resolve().parents[2]
 SHELL = ("sh", "bash", "shell", "console")
 LANGUAGES = (*SHELL, "python", "yaml", "json", "jsonl", "text")
-OURS = ("egmf_dist", "egmf_kernels", "egmf_launcher", "egmf_shards")
+OURS = ("egmf_dist", "egmf_kernels", "egmf_launcher", "egmf_media", "egmf_shards")
 NO_COMMANDS = ("egmf index 1",)
 """What stands between backticks and looks like one: bytes that the shards' content hash begins with."""
 _FENCED = re.compile(r"^(```+)([^\n]*)\n(.*?)^\1$", re.M | re.S)

@@ -47,16 +47,19 @@ class FeatureStream:
     """Frames a second, if known."""
     made_by: str = ""
     """What extracted the features, such as ``openSMILE 2.3, eGeMAPS``."""
+    specification: Mapping[str, Any] | None = None
+    """How they were extracted, so that they can be once more: ``extractor``, ``version``, ``sha256`` of the whole, and
+    whatever the extractor adds. None: nothing says it."""
 
     def to_json(self) -> dict[str, Any]:
         """As the manifest stores it."""
-        known = {"rate": self.rate, "made_by": self.made_by or None}
+        known = {"rate": self.rate, "made_by": self.made_by or None, "specification": self.specification}
         return {"dim": self.dim} | {name: value for name, value in known.items() if value is not None}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> FeatureStream:
         """The inverse of :meth:`to_json`; other keys are not read."""
-        return cls(data["dim"], data.get("rate"), data.get("made_by", ""))
+        return cls(data["dim"], data.get("rate"), data.get("made_by", ""), data.get("specification"))
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
@@ -230,6 +233,13 @@ def stream_fault(name: str, stream: Any) -> str:
         return f"rate is {shown(rate)}; frames a second, above 0, are needed"
     if not isinstance(stream.get("made_by", ""), str):
         return f"made_by is {shown(stream['made_by'])}; a text is needed"
+    made = stream.get("specification")
+    if made is not None and not (
+        isinstance(made, dict)
+        and all(isinstance(made.get(key), str) for key in ("extractor", "sha256"))
+        and _whole(made.get("version"))
+    ):
+        return "specification is no object with extractor, version and sha256"
     return ""
 
 

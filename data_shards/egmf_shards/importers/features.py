@@ -5,7 +5,8 @@ Rules, each counted in the manifest: a clip without a file lacks the modality; a
 and the first ten are named with the reason; what else becomes of the numbers is said in ``repairs.py``. One vector
 ``[dim]`` is one frame. A folder in which not one clip is found, or not one can be read, is an error: it is the wrong
 folder, or holds something else. A ``stream.json`` in the folder, ``{"rate": 4.0, "made_by": "..."}``, says how many
-frames a second there are and what made them; both may be left out.
+frames a second there are and what made them; both may be left out. ``egmf features extract`` also writes a
+``specification``, by which they can be made again.
 """
 
 from __future__ import annotations
@@ -62,8 +63,8 @@ class FeatureFolder:
             said = parse_json(file.read_bytes())
         except (ValueError, OSError) as error:
             raise ShardError(f"{file}: not a readable JSON file ({one_line(error)})") from error
-        if not isinstance(said, dict) or not set(said) <= {"rate", "made_by"}:
-            raise ShardError(f"{file}: an object with rate and made_by is needed, and nothing else")
+        if not isinstance(said, dict) or not set(said) <= {"rate", "made_by", "specification"}:
+            raise ShardError(f"{file}: an object with rate, made_by and specification is needed, and nothing else")
         fault = stream_fault(self.modality, {"dim": 0} | said)
         if fault:
             raise ShardError(f"{file}: {fault}")

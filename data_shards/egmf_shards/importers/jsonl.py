@@ -5,7 +5,8 @@ A line holds ``id``, ``split`` (train, valid, test, unlabelled), ``text`` and ``
 ``speaker``, ``dialogue``, ``turn``, ``context`` (preceding turns ``[[speaker, text], ...]``, oldest first), and by the
 name of a feature stream (``audio``, ``vision``, or any other that is given) a file inside the stream's folder; without
 it ``{id}.npy`` is looked for. Where ``dialogue`` and ``turn`` are given and ``context`` is not, the
-context is the dialogue's preceding turns in the same split. An empty text is an absent one. An unknown key is an error:
+context is the dialogue's preceding turns in the same split. ``clip``, the recording that features are extracted from,
+is not read here. An empty text is an absent one. An unknown key is an error:
 it is a misspelt one more often than a new one.
 """
 
@@ -34,7 +35,7 @@ from egmf_shards.progress import progress
 from egmf_shards.write.writer import ShardWriter
 
 NEEDED = ("id", "split", "text")
-OPTIONAL = ("label", "value", "language", "speaker", "dialogue", "turn", "context", *STREAMS)
+OPTIONAL = ("label", "value", "language", "speaker", "dialogue", "turn", "context", "clip", *STREAMS)
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,9 @@ def import_jsonl(
     lines = list(_lines(Path(source), (*OPTIONAL, *(features or ()))))
     if not lines:
         raise ShardError(f"{source}: holds no line")
+    clip = next((line for line in lines if "clip" in line.data), None)
+    if clip is not None and not folders:
+        raise ShardError(f"{clip.where}: names a clip; give --clips, or the folders of features extracted from them")
     before = _preceding(lines)
     with ShardWriter(out, dataset, [task], streams_of(folders), provenance=about) as writer:
         for number, line in enumerate(progress(lines, f"importing {dataset}")):

@@ -50,7 +50,15 @@ _USER_MAY_SET = (
 )
 # What a Ray node on another machine takes over from this one; interface names are found out on each machine itself.
 # They stand on ssh's command line, which every user of a machine can read: nothing secret (HF_TOKEN) may be among them.
-FORWARDED_PREFIXES = ("NCCL_", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "OMP_NUM_THREADS", "PYTHONPATH")
+FORWARDED_PREFIXES = (
+    "NCCL_",
+    "HF_HOME",
+    "HF_HUB_CACHE",
+    "HF_HUB_OFFLINE",
+    "OMP_NUM_THREADS",
+    "PYTHONPATH",
+    "EGMF_MEDIA_",
+)
 
 
 def worker_environment(environ: Mapping[str, str]) -> dict[str, str]:

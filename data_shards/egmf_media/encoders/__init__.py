@@ -1,0 +1,1 @@
+"""Hugging Face's encoders; the only place with torch, imported when one is used."""
