@@ -22,7 +22,7 @@ from egmf_dist import distributed
 from egmf_dist.engine import Engine
 from egmf_dist.errors import EgmfError
 from egmf_dist.files import replace_folder, sync_file, unfinished, write_json, writing
-from egmf_dist.formats import stamped
+from egmf_dist.formats import sealed
 from egmf_dist.run.checkpoints import RECORD, Progress
 from egmf_dist.run.folder import Run
 from egmf_dist.run.identity import Identity
@@ -64,6 +64,7 @@ class Saver:
         standardisations: by what statistics features are standardised, JSON-able.
         keep: how many checkpoints stay.
         launch: this launch's token.
+        began: the step it goes on from: checkpoints of later ones are given up with the first that is published.
     """
 
     def __init__(
@@ -74,7 +75,9 @@ class Saver:
         standardisations: Mapping[str, Any],
         keep: int,
         launch: str | None = None,
+        began: int | None = None,
     ) -> None:
+        self._began, self._own = began, set[int]()
         self.engine, self.run, self.keep, self.launch = engine, run, keep, launch
         self._said = {"identity": identity.to_json(), "standardisations": dict(standardisations)}
         self._buffers: Buffers = {}
@@ -153,13 +156,17 @@ class Saver:
         hashes = {file_name(rank): part.sha256 for rank, part in enumerate(parts)}
         try:
             with writing(begun.folder, self._name(step)):
-                write_json(begun.folder / RECORD, stamped(begun.record | {"sha256": hashes}))
+                write_json(begun.folder / RECORD, sealed(begun.record | {"sha256": hashes}))
                 replace_folder(begun.folder, self.run.checkpoint(step))
                 point_to(self.run, step, self.launch)
         except (EgmfError, OSError) as error:
             return str(error)
+        self._own.add(step)
+        # Damaged ones that were passed over are among them.
+        began = step if self._began is None else self._began
+        given_up = {s for s in self.run.saved_checkpoints() if s > began} - self._own
         with contextlib.suppress(OSError):  # what cannot be removed now is next time
-            prune(self.run, step, self.keep)
+            prune(self.run, step, self.keep, given_up)
         return None
 
     def _name(self, step: int) -> str:

@@ -238,7 +238,7 @@ def started(config: Config, run: Run, start: Start) -> Iterator[Trainer]:
         said_once = [*without_effect(config), *resumed.said, *shards.faults, *filter(None, [other_statistics])]
         for message in said_once:
             records.write({"kind": "warning", "step": progress.step, "message": message})
-        saver = Saver(engine, run, identity, data.statistics(), training.keep_checkpoints, start.launch)
+        saver = Saver(engine, run, identity, data.statistics(), training.keep_checkpoints, start.launch, progress.step)
         stack.callback(saver.close)
         stopping = Stopping(run, start.launch, looks=rank == 0)
         stack.enter_context(listening(stopping.note))

@@ -14,8 +14,8 @@ import torch
 from checkpoints import IDENTITY, PIECES, found, hold, names, save
 
 from egmf_dist.errors import EgmfError
-from egmf_dist.files import remove_folder, replace_folder
-from egmf_dist.formats import FORMAT
+from egmf_dist.files import remove_folder, replace_folder, write_json
+from egmf_dist.formats import FORMAT, DamagedError, read_stamped, sealed
 from egmf_dist.model import adapter
 from egmf_dist.model.adapter import describe_best, point_to_best
 from egmf_dist.run.checkpoints import Progress, State, find_checkpoint, read_record, verify
@@ -249,7 +249,7 @@ def test_loading_an_earlier_one_takes_both_pointers_back(run):
     hold(run, "second")
     resumed = load_checkpoint(Engine(), run, str(run.checkpoint(2)), IDENTITY, launch="second")
     assert resumed.progress.step == 2
-    assert json.loads(run.latest.read_text()) == {
+    assert read_stamped(run.latest) == {
         "format": FORMAT, "checkpoint": "step-0000002", "launch": "second"
     }  # fmt: skip
     assert not run.best.exists()  # it had none yet
@@ -369,3 +369,25 @@ def test_what_is_not_published_is_given_up(run: Run) -> None:
     own.close()
     assert not own.busy
     assert list(run.checkpoints.iterdir()) == []
+
+
+def test_a_digit_of_the_record_is_protected_as_weights_are(tmp_path: Path) -> None:
+    """The step, the position, AdamW's count: each a number like another, and none is taken for sound."""
+    path = tmp_path / "record.json"
+    write_json(path, sealed({"progress": {"step": 12, "position": 48}, "state": [1, (2, 3)], "by": {1: None}}))
+    whole = {"format": FORMAT, "progress": {"step": 12, "position": 48}, "state": [1, [2, 3]], "by": {"1": None}}
+    assert read_stamped(path) == whole
+    for old, new in (("12", "92"), ("48", "58"), ("null", "0")):
+        text = path.read_text()
+        path.write_text(text.replace(old, new, 1))
+        with pytest.raises(DamagedError, match="its content is not the one that was written"):
+            read_stamped(path)
+        path.write_text(text)
+
+
+def test_going_back_gives_up_what_came_after(run: Run) -> None:
+    """2, 4 and 6 are there, 4 is damaged; from 2 on 5 is saved: 2 stays, and nothing of the other timeline."""
+    for step in (2, 4, 5, 6):
+        save(run, step, 0)
+    prune(run, 5, 2, given_up={4, 6})
+    assert [*run.saved_checkpoints()] == [2, 5]

@@ -12,6 +12,7 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
@@ -29,6 +30,7 @@ from egmf_launcher.ray.environment import PLACEMENT_TIMEOUT, WORKER_ENVIRONMENT
 from egmf_launcher.ray.running import joined
 
 _PLACEMENT_TIMEOUT_S = "20"
+_AT_ONCE_S = 5.0
 # A death makes the other ranks' collectives fail with these words; they are the echo, not the cause.
 _SECONDARY = ("connection closed by peer", "connection reset by peer", "broken pipe", "gloo", "nccl", "socket")
 
@@ -115,30 +117,39 @@ def _fit(
 
 @contextlib.contextmanager
 def told_to_stop(job: Job) -> Iterator[None]:
-    """Have a training save and end by the first SIGTERM, SIGUSR1 or Ctrl-C; a second Ctrl-C or SIGTERM ends it at once.
+    """Have a training save and end by the first SIGTERM, SIGUSR1 or Ctrl-C; a second Ctrl-C ends it at once, and so
+    does a later SIGTERM.
 
     Ray's workers get no signal of the job's: rank 0 finds a note in the run's folder where its next step begins.
     """
     if job.steps is None:
         yield
         return
-    run, told = Run(job.run), False
+    run, told = Run(job.run), 0.0
 
     def note(number: int, frame: FrameType | None) -> None:
         nonlocal told
-        if told and number != signal.SIGUSR1:
+        now = time.monotonic()
+        # A launcher and a queue may each send one of theirs at the same time.
+        if told and (number == signal.SIGINT or (number == signal.SIGTERM and now - told > _AT_ONCE_S)):
             raise SystemExit(128 + number)
         if not told:
-            told = True
+            told = now
             again = "; Ctrl-C again stops it at once" if number == signal.SIGINT else ""
             print(f"told to stop: a checkpoint is saved where the next step begins{again}", file=sys.stderr, flush=True)
-            ask(run, job.launch, number)
+            try:
+                ask(run, job.launch, number)
+            except OSError as error:
+                # Rank 0 cannot be told, and could not save either. Ray swallows what a handler raises, but for this.
+                print(f"{run.stop} cannot be written ({error.strerror}): stopped without a checkpoint", file=sys.stderr)
+                raise SystemExit(128 + number) from error
 
     try:
         with listening(note):
             yield
     finally:
-        run.stop.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            run.stop.unlink(missing_ok=True)
 
 
 def root_cause(error: Exception, logs: Path) -> Exception:
