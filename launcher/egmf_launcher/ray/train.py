@@ -71,7 +71,7 @@ def _fit(
     arguments: dict[str, Any], workers: int, launch: LaunchConfig, slot: dict[str, float], logs: Path
 ) -> dict[str, Any]:
     import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
@@ -87,6 +87,14 @@ def _fit(
         def _register_sigint_handler(self, controller: object) -> None:
             """Ray's ends the workers at once; ours stays, which has them save first."""
 
+    class EndsByUserErrors(UserCallback):
+        """A user's mistake is the same after a restart: it ends the job at once, and uses up no restart."""
+
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            for _, failure in sorted(worker_exceptions.items()):
+                if isinstance(cause := _innermost(failure), USER_ERRORS):
+                    raise cause  # an error of a callback is none that Ray tries again
+
     trainer = (Trainer if arguments["job"].steps is not None else TorchTrainer)(
         train_loop,  # type: ignore[arg-type]  # Ray passes rank 0's return value on, but its type says None
         train_loop_config=arguments,
@@ -100,6 +108,7 @@ def _fit(
             name="workers",
             storage_path=arguments["storage"],
             failure_config=FailureConfig(max_failures=launch.max_failures),
+            callbacks=[EndsByUserErrors()],  # type: ignore[list-item]  # documented
         ),
     )
     try:
@@ -155,6 +164,8 @@ def told_to_stop(job: Job) -> Iterator[None]:
 def root_cause(error: Exception, logs: Path) -> Exception:
     """The one error a user should see: a worker's own complaint, else the failure that is no echo."""
     failures: dict[int, Exception] = dict(getattr(error, "worker_failures", None) or {})
+    if isinstance(cause := _innermost(error), USER_ERRORS):
+        return cause
     for _, failure in sorted(failures.items()):
         cause = _innermost(failure)
         if isinstance(cause, USER_ERRORS):
@@ -167,7 +178,7 @@ def root_cause(error: Exception, logs: Path) -> Exception:
 
 def _innermost(failure: Exception) -> BaseException:
     """The exception that user code raised, out of Ray's wrappers."""
-    for name in ("_base_exc", "health_check_failure", "cause"):
+    for name in ("_base_exc", "health_check_failure", "cause", "controller_failure"):
         inner = getattr(failure, name, None)
         if isinstance(inner, Exception):
             return _innermost(inner)
