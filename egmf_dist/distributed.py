@@ -142,7 +142,8 @@ def broadcast_object(value: Any) -> Any:
 
 @contextlib.contextmanager
 def failing_together() -> Iterator[None]:
-    """Bad input that one rank meets in the body is raised on every rank, so that none waits for it in a collective.
+    """Bad input, or a file that cannot be read or written, that one rank meets in the body is raised on every rank, so
+    that none waits for it in a collective.
 
     Every rank must enter this together.
 
@@ -152,11 +153,22 @@ def failing_together() -> Iterator[None]:
     message = None
     try:
         yield
-    except (EgmfError, ShardError) as error:
-        message = str(error)
+    except (EgmfError, ShardError, OSError) as error:
+        message = _complaint(error)
+        if message is None:
+            raise
     (failed,) = sum_over_ranks([float(message is not None)])
     if failed:
         raise_together(message)
+
+
+def _complaint(error: Exception) -> str | None:
+    """The line for a user where an error is one of theirs: bad input, or a file that the system does not give."""
+    if isinstance(error, EgmfError | ShardError):
+        return str(error)
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return None
 
 
 def raise_together(message: str | None) -> NoReturn:
@@ -172,17 +184,16 @@ def on_rank_zero(action: Callable[[], Any]) -> Any:
     """Do ``action`` on rank 0 and give its result to every rank; what it raises is raised on every rank.
 
     Raises:
-        EgmfError: ``action`` raised it (or a ShardError).
+        EgmfError: ``action`` raised it (or a ShardError, or the system's error about a file).
         RuntimeError: on the other ranks, ``action`` raised anything else, which rank 0 raises as it is.
     """
     value, complaint, failure = None, None, None
     if rank() == 0:
         try:
             value = action()
-        except (EgmfError, ShardError) as error:
-            complaint = str(error)
         except Exception as error:  # the other ranks must hear of it before it goes its way
-            failure = error
+            complaint = _complaint(error)
+            failure = error if complaint is None else None
     value, complaint, broken = broadcast_object((value, complaint, None if failure is None else repr(failure)))
     if failure is not None:
         raise failure

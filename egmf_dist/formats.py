@@ -7,6 +7,7 @@ has checkpoints by parameter name.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from egmf_dist.errors import EgmfError
 from egmf_shards.messages import unbroken
 
 FORMAT = 3
-KEY = "format"
+KEY, SEAL = "format", "sha256_of_this"
 TRAINED_FILE = "trained.safetensors"
 """What holds an adapter's weights, in a run and in an export."""
 
@@ -28,6 +29,17 @@ class DamagedError(EgmfError):
 def stamped(data: Mapping[str, Any]) -> dict[str, Any]:
     """``data`` with this version in front."""
     return {KEY: FORMAT, **data}
+
+
+def sealed(data: Mapping[str, Any]) -> dict[str, Any]:
+    """``data`` with this version in front and a hash of all behind: a flipped bit of a number is a number, too."""
+    whole = stamped(data)
+    return whole | {SEAL: _hash(whole)}
+
+
+def _hash(data: Mapping[str, Any]) -> str:
+    plain = json.loads(json.dumps(data))  # as a reader finds it: keys are strings, tuples lists
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def check_format(found: object, path: Path | str) -> None:
@@ -64,4 +76,7 @@ def read_stamped(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise DamagedError(f"{path} is damaged (no JSON object)")
     check_format(data.get(KEY), path)
+    seal = data.pop(SEAL, None)  # files of before have none
+    if seal is not None and seal != _hash(data):
+        raise DamagedError(f"{path} is damaged (its content is not the one that was written)")
     return data

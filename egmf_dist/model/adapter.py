@@ -17,7 +17,7 @@ from torch import nn
 from egmf_dist import distributed
 from egmf_dist.errors import EgmfError
 from egmf_dist.files import replace_folder, sync_tree, unfinished, write_json, writing
-from egmf_dist.formats import TRAINED_FILE, DamagedError, stamped
+from egmf_dist.formats import TRAINED_FILE, DamagedError, sealed
 from egmf_dist.model.trained import gather_trained
 from egmf_dist.run.adapters import DESCRIPTION, read_best
 from egmf_dist.run.folder import PINNED_PREFIX, Run, checkpoint_name
@@ -62,7 +62,7 @@ def save_adapter(
                 temporary.mkdir(parents=True)
                 save_file(weights, temporary / TRAINED_FILE)
                 hashed = {"sha256": sha256(temporary / TRAINED_FILE)}
-                write_json(temporary / DESCRIPTION, stamped(description | hashed))
+                write_json(temporary / DESCRIPTION, sealed(description | hashed))
                 sync_tree(temporary)
         except (EgmfError, OSError, SafetensorError) as error:
             return unbroken(str(error))
@@ -81,7 +81,7 @@ def save_adapter(
 def point_to_best(run: Run, step: int) -> None:
     """Make the adapter of ``step`` the run's best; with 0 it has none."""
     if step:
-        write_json(run.best, stamped({"adapter": checkpoint_name(step)}))
+        write_json(run.best, sealed({"adapter": checkpoint_name(step)}))
     else:
         run.best.unlink(missing_ok=True)
 

@@ -13,7 +13,8 @@ from torch import nn
 
 from egmf_dist import distributed
 from egmf_dist.errors import EgmfError
-from egmf_dist.formats import TRAINED_FILE
+from egmf_dist.formats import TRAINED_FILE, DamagedError
+from egmf_shards.messages import unbroken
 
 _GATHERED = 2**26
 """The most numbers that ZeRO-3 gathers on every device at once to save or to fill them: 128 MiB in bf16."""
@@ -98,15 +99,23 @@ def fill_parameters(
         where: they are from, for the message.
 
     Raises:
-        EgmfError: names or shapes are not this model's.
+        EgmfError: names or shapes are not this model's, or a rank cannot read; on every rank alike.
     """
     own = trained_parameters(model)
     _check_fit(where, shapes, own)
+    failed: Exception | None = None
     for group in _groups(own):
         with _whole(group, modifier_rank=0), torch.no_grad():
             for name, parameter in group.items():
-                if not hasattr(parameter, "ds_id") or distributed.rank() == 0:
-                    parameter.copy_(read(name))
+                # One that cannot read goes on through the groups: the others wait for it in each.
+                if failed is None and (not hasattr(parameter, "ds_id") or distributed.rank() == 0):
+                    try:
+                        parameter.copy_(read(name))
+                    except (OSError, SafetensorError) as error:
+                        failed = error
+    with distributed.failing_together():
+        if failed is not None:
+            raise DamagedError(f"{where} cannot be read ({unbroken(str(failed))})") from failed
 
 
 def _check_fit(path: Path, shapes: Mapping[str, list[int]], own: Mapping[str, nn.Parameter]) -> None:

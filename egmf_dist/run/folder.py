@@ -16,7 +16,7 @@ from typing import Any
 from egmf_dist.config import Config, dump_config, load_run_config, read_directory
 from egmf_dist.config.schema import ON_RESUME
 from egmf_dist.errors import EgmfError
-from egmf_dist.files import discard_unfinished, own_name, sync_tree
+from egmf_dist.files import discard_unfinished, own_name, sync_folder, sync_tree
 
 NOW_PREFIX = ".now-"
 """Of files that are made to ask for the file system's time (:mod:`egmf_dist.run.lock`)."""
@@ -275,6 +275,8 @@ def open_run(config: Config, run: Run, resume: str) -> bool:
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    for made in [run.folder, *missing]:
+        sync_folder(made.parent)
     return True
 
 

@@ -88,7 +88,8 @@ def held(run: Run, launch: str, say: Callable[[str], None] = print) -> Iterator[
             beat.join()
         # Removed while the lock is held; whoever waits for it looks whether the name still means what it opened.
         if _holder(run).get("launch") == launch:
-            run.lock.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a disk that has turned read-only: what ended the body is to be said
+                run.lock.unlink(missing_ok=True)
         _descriptors.discard(descriptor)
         os.close(descriptor)
 

@@ -6,11 +6,13 @@ import contextlib
 import json
 import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from egmf_dist.config import Config
 from egmf_dist.files import write_json_lines
+from egmf_dist.run.checkpoints import Progress
 from egmf_dist.run.console import Console
 from egmf_dist.run.folder import Run
 from egmf_dist.run.tracking import Trackers, numbers_of
@@ -30,6 +32,12 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+def _stays(record: Mapping[str, Any], resumed: Progress) -> bool:
+    """A validation that a checkpoint does not know of is done again, too."""
+    step, kind = record.get("step", 0), record["kind"]
+    return step <= (resumed.validated if kind == "valid" and step == resumed.step else resumed.step) and kind != "end"
+
+
 class Records:
     """Rank 0's sink of records; on other ranks every method does nothing.
 
@@ -38,21 +46,20 @@ class Records:
         config: its settings, which name its trackers.
         active: this is rank 0.
         console: also show records here (False where the launcher's driver follows the file and shows them).
-        resumed_step: drop records after this step: the run repeats them.
+        resumed: where the run stands: records after it are dropped, because the run repeats them.
     """
 
-    def __init__(self, run: Run, config: Config, active: bool, console: bool, resumed_step: int) -> None:
-        self.active, self.finished, self.step = active, False, resumed_step
+    def __init__(self, run: Run, config: Config, active: bool, console: bool, resumed: Progress) -> None:
+        self.active, self.finished, self.step = active, False, resumed.step
         if not active:
             return
         path = run.metrics
         if path.exists():
-            keep = [r for r in read_records(path) if r.get("step", 0) <= resumed_step and r["kind"] != "end"]
-            write_json_lines(path, keep)
+            write_json_lines(path, [r for r in read_records(path) if _stays(r, resumed)])
         # Without a buffer: what a full disk did not take is ours to write later.
         self.file = open(path, "ab", buffering=0)  # noqa: SIM115 (held for the whole run, closed in close)
         self._late = b""
-        self.trackers = Trackers(run, config, resumed_step)
+        self.trackers = Trackers(run, config, resumed.step)
         self.console = Console() if console else None
         if self.console is not None:
             self.console.__enter__()

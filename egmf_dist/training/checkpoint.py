@@ -12,12 +12,13 @@ kept through restarts, and nothing that another launch left behind is taken for 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 from egmf_dist import distributed
 from egmf_dist.engine import Engine
 from egmf_dist.files import remove_folder, write_json
-from egmf_dist.formats import DamagedError, read_stamped, stamped
+from egmf_dist.formats import DamagedError, read_stamped, sealed
 from egmf_dist.model.adapter import point_to_best
 from egmf_dist.run.checkpoints import Found, Progress, find_checkpoint, read_record
 from egmf_dist.run.folder import Run, checkpoint_name
@@ -36,18 +37,18 @@ class Resumed(NamedTuple):
 
 def point_to(run: Run, step: int, launch: str | None) -> None:
     """Make the checkpoint of ``step`` the one to go on from."""
-    write_json(run.latest, stamped({"checkpoint": checkpoint_name(step), "launch": launch}))
+    write_json(run.latest, sealed({"checkpoint": checkpoint_name(step), "launch": launch}))
 
 
-def prune(run: Run, step: int, keep: int) -> None:
-    """Remove what a run that stands at ``step`` no longer needs.
+def prune(run: Run, step: int, keep: int, given_up: Collection[int] = ()) -> None:
+    """Remove what a run that stands at ``step`` no longer needs: among others checkpoints that are ``given_up``.
 
     Checkpoints after ``step`` are of a timeline that was given up by resuming from an earlier one; of the others the
     newest ``keep`` stay. Adapters stay that a kept checkpoint calls its best: a resume from it must find them; and so
     does the run's best, which may be newer than the checkpoint that was written beside the training.
     """
     checkpoints = run.saved_checkpoints()
-    kept = sorted(s for s in checkpoints if s <= step)[-keep:]
+    kept = sorted(s for s in checkpoints if s <= step and s not in given_up)[-keep:]
     best, known = set(), True
     for s in kept:
         try:

@@ -13,6 +13,7 @@ three of its attributes are read that it does not document: ``_hp_mapping``, ``g
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -105,9 +106,10 @@ def put_pieces(engine: Engine, state: State, folder: Path) -> None:
         if state.adamw_steps:
             step = torch.tensor(float(state.adamw_steps))
             optimizer.state[flat] = {"step": step} | {moment: torch.zeros_like(flat).detach() for moment in MOMENTS}
-    for held in _held(engine):
-        for kind in state.kinds:
-            _numbers(engine, held, kind).copy_(pieces.read(kind, held.name, held.start, held.length))
+    with distributed.failing_together(), _readable(folder):
+        for held in _held(engine):
+            for kind in state.kinds:
+                _numbers(engine, held, kind).copy_(pieces.read(kind, held.name, held.start, held.length))
     for name, value in state.counters.items():
         setattr(engine, name, value)
 
@@ -118,11 +120,24 @@ def put_random_state(folder: Path, seed: int, step: int, ranks: int) -> None:
     if ranks != distributed.world_size():
         torch.manual_seed(((seed * 1_000_003 + rank) * 1_000_003 + step) % 2**63)
         return
-    with safe_open(folder / file_name(rank), framework="pt") as file:
+    with (
+        distributed.failing_together(),
+        _readable(folder),
+        safe_open(folder / file_name(rank), framework="pt") as file,
+    ):
         names = set(file.keys())
         torch.set_rng_state(file.get_tensor(f"{_RANDOM}/cpu"))
         if f"{_RANDOM}/cuda" in names and torch.cuda.is_available():
             torch.cuda.set_rng_state(file.get_tensor(f"{_RANDOM}/cuda"))
+
+
+@contextlib.contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    """It was verified a moment ago; where this rank's machine cannot read it now, that is said."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise DamagedError(f"{folder} cannot be read ({unbroken(str(error))})") from error
 
 
 Index = Mapping[tuple[str, str], list[tuple[int, int, int]]]

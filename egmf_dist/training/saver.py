@@ -12,7 +12,7 @@ import shutil
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,8 +21,8 @@ from safetensors.torch import save_file
 from egmf_dist import distributed
 from egmf_dist.engine import Engine
 from egmf_dist.errors import EgmfError
-from egmf_dist.files import replace_folder, sync_file, unfinished, write_json, writing
-from egmf_dist.formats import stamped
+from egmf_dist.files import replace_folder, sync_file, sync_folder, unfinished, write_json, writing
+from egmf_dist.formats import sealed
 from egmf_dist.run.checkpoints import RECORD, Progress
 from egmf_dist.run.folder import Run
 from egmf_dist.run.identity import Identity
@@ -64,6 +64,7 @@ class Saver:
         standardisations: by what statistics features are standardised, JSON-able.
         keep: how many checkpoints stay.
         launch: this launch's token.
+        began: the step it goes on from: checkpoints of later ones are given up with the first that is published.
     """
 
     def __init__(
@@ -74,8 +75,11 @@ class Saver:
         standardisations: Mapping[str, Any],
         keep: int,
         launch: str | None = None,
+        began: int | None = None,
     ) -> None:
+        self._began, self._own = began, set[int]()
         self.engine, self.run, self.keep, self.launch = engine, run, keep, launch
+        self._newest: Progress | None = None
         self._said = {"identity": identity.to_json(), "standardisations": dict(standardisations)}
         self._buffers: Buffers = {}
         self._begun: _Begun | None = None
@@ -89,6 +93,10 @@ class Saver:
     def written(self) -> bool:
         """This rank has nothing more to do for it than to publish it."""
         return self._begun is not None and not self._begun.thread.is_alive()
+
+    def holds(self, progress: Progress) -> bool:
+        """The newest checkpoint is of exactly this; the same on every rank."""
+        return self._newest == progress
 
     def begin(self, progress: Progress) -> None:
         """Copy what belongs into a checkpoint, and have it written; every rank must call this.
@@ -109,6 +117,7 @@ class Saver:
                 with writing(temporary, self._name(progress.step)):
                     shutil.rmtree(temporary, ignore_errors=True)
                     temporary.mkdir(parents=True)
+                    sync_folder(self.run.folder)  # the names in it: this folder's own, and that of the records
             except (EgmfError, OSError) as error:
                 return str(error)
             return None
@@ -120,6 +129,7 @@ class Saver:
         record = self._said | {"progress": asdict(progress), "state": state._asdict()}
         self._begun = _Begun(temporary, record, self._buffers, error)
         self._begun.stall_s = time.perf_counter() - since
+        self._newest = replace(progress)
 
     def publish(self) -> Saved:
         """Wait for every rank's part and make the checkpoint the one to go on from; every rank must call this.
@@ -146,6 +156,8 @@ class Saver:
             return Saved(step, error, stall_s, write_s, sum(part.size for part in whole) / 2**20)
 
         saved: Saved = distributed.on_rank_zero(publish)
+        if saved.error is not None:
+            self._newest = None
         return saved
 
     def _publish(self, step: int, begun: _Begun, parts: list[Part]) -> str | None:
@@ -153,13 +165,17 @@ class Saver:
         hashes = {file_name(rank): part.sha256 for rank, part in enumerate(parts)}
         try:
             with writing(begun.folder, self._name(step)):
-                write_json(begun.folder / RECORD, stamped(begun.record | {"sha256": hashes}))
+                write_json(begun.folder / RECORD, sealed(begun.record | {"sha256": hashes}))
                 replace_folder(begun.folder, self.run.checkpoint(step))
                 point_to(self.run, step, self.launch)
         except (EgmfError, OSError) as error:
             return str(error)
+        self._own.add(step)
+        # Damaged ones that were passed over are among them.
+        began = step if self._began is None else self._began
+        given_up = {s for s in self.run.saved_checkpoints() if s > began} - self._own
         with contextlib.suppress(OSError):  # what cannot be removed now is next time
-            prune(self.run, step, self.keep)
+            prune(self.run, step, self.keep, given_up)
         return None
 
     def _name(self, step: int) -> str:

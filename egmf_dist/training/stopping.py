@@ -14,8 +14,9 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
+from egmf_dist.errors import EgmfError
 from egmf_dist.files import write_json
-from egmf_dist.formats import DamagedError, read_stamped, stamped
+from egmf_dist.formats import read_stamped, stamped
 from egmf_dist.run.folder import Run
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -44,11 +45,12 @@ class Stopping:
     @property
     def by(self) -> str | None:
         """What told it so; None: nothing has."""
-        if self._by is None and self._looks and self._run.stop.exists():
-            with contextlib.suppress(DamagedError):  # it is being written
-                note = read_stamped(self._run.stop)
+        if self._by is None and self._looks:
+            # None is there, it is being written, or the disk does not answer: it is looked for again.
+            with contextlib.suppress(EgmfError, OSError):
+                note = read_stamped(self._run.stop) if self._run.stop.exists() else {}
                 if note.get("launch") == self._launch:
-                    self._by = str(note.get("signal"))
+                    self._by = note.get("signal")
         return self._by
 
 

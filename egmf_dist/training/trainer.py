@@ -151,6 +151,8 @@ class Trainer:
         """
         if self.saver.busy:
             self.publish()
+        if self.saver.holds(self.progress):  # told to stop right after it was saved
+            return
         self.saver.begin(self.progress)
         if wait:
             self.publish(needed=True)
@@ -228,7 +230,8 @@ def started(config: Config, run: Run, start: Start) -> Iterator[Trainer]:
         if training.packing == "auto" and scorer.way == "tree":
             collator.packed = True
         distributed.on_rank_zero(lambda: check_held(run, start.launch))  # records and manifest may be another's by now
-        records = Records(run, config, rank == 0, start.console, progress.step)
+        with distributed.failing_together():
+            records = Records(run, config, rank == 0, start.console, progress)
         stack.callback(records.close)
         hosts = distributed.gather_objects(platform.node())
         distributed.on_rank_zero(lambda: write_manifest(run, config, identity, hosts or [], data.statistics()))
@@ -238,7 +241,7 @@ def started(config: Config, run: Run, start: Start) -> Iterator[Trainer]:
         said_once = [*without_effect(config), *resumed.said, *shards.faults, *filter(None, [other_statistics])]
         for message in said_once:
             records.write({"kind": "warning", "step": progress.step, "message": message})
-        saver = Saver(engine, run, identity, data.statistics(), training.keep_checkpoints, start.launch)
+        saver = Saver(engine, run, identity, data.statistics(), training.keep_checkpoints, start.launch, progress.step)
         stack.callback(saver.close)
         stopping = Stopping(run, start.launch, looks=rank == 0)
         stack.enter_context(listening(stopping.note))

@@ -8,13 +8,12 @@ from __future__ import annotations
 import os
 import re
 import secrets
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from egmf_dist.config import LaunchConfig
 from egmf_dist.errors import EgmfError
@@ -130,8 +129,8 @@ def _progress(job: Job) -> Any:
     return stack
 
 
-def reexecute_under_deepspeed(decision: Decision, hostfile: str | None, arguments: Sequence[str]) -> int:
-    """Run ``deepspeed [--hostfile FILE] --module egmf_launcher.cli ARGUMENTS`` and return its exit code.
+def reexecute_under_deepspeed(decision: Decision, hostfile: str | None, arguments: Sequence[str]) -> NoReturn:
+    """Become ``deepspeed [--hostfile FILE] --module egmf_launcher.cli ARGUMENTS``.
 
     Args:
         decision: way ``deepspeed``.
@@ -145,7 +144,8 @@ def reexecute_under_deepspeed(decision: Decision, hostfile: str | None, argument
     environ = without_launcher_variables(os.environ)
     environ["PATH"] = os.pathsep.join([os.fspath(Path(sys.executable).parent), environ.get("PATH", "")])
     try:
-        return subprocess.run(command, env=environ, check=False).returncode
+        sys.stdout.flush()
+        os.execvpe(command[0], command, environ)  # in this process's place: signals reach it, and its exit code counts
     except FileNotFoundError as error:
         raise LaunchError(f"{command[0]} is not there; install DeepSpeed next to {sys.executable}") from error
 

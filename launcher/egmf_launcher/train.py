@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from egmf_dist.jobs import TrainJob
 from egmf_dist.recipes import demo
 from egmf_dist.run.folder import Run, check_run, discard_leftovers, discard_unused, open_run, renew_settings
 from egmf_dist.run.lock import held
+from egmf_launcher.apart import goes_apart, run_apart
 from egmf_launcher.arguments import CommandLine
 from egmf_launcher.decide import LaunchArguments
 from egmf_launcher.errors import STOPPED_EXIT
@@ -45,6 +47,8 @@ def train(
         EgmfError, ShardError: bad input.
         LaunchError: ranks could not be started, or one died.
     """
+    if goes_apart(launch):
+        return run_apart([sys.executable, *sys.orig_argv[1:]])
     is_demo = not settings.name_data
     config = settings.over(demo.config_path()) if is_demo else settings.config()
     if run == "":

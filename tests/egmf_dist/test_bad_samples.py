@@ -71,6 +71,18 @@ def test_quarantine_writes_once_and_leaves_out_from_then_on(tmp_path):
     assert mended.batches[0].weight_B.tolist() == [1, 1, 1, 1, 0, 1, 1, 1, 1, 1]
 
 
+def test_a_disk_that_takes_no_line_ends_no_training(tmp_path, capsys):
+    """The line comes with the next one, and in between nothing half written hides what stands there."""
+    counts, config = Progress(), DataConfig(bad_samples="quarantine", max_bad_fraction=0.5)
+    account = BadSamples(config, Run(tmp_path), 30, BATCH, counts)
+    Run(tmp_path).quarantine.mkdir()  # cannot be opened
+    assert run(account, counts, 30, {4, 14, 24}, 2) == [["key-4"], ["key-14"]]
+    assert capsys.readouterr().err.count("quarantine.jsonl cannot be written (Is a directory); its lines wait") == 1
+    Run(tmp_path).quarantine.rmdir()
+    assert run(account, counts, 30, {4, 14, 24}, 1) == [["key-24"]]
+    assert [json.loads(line)["sample"] for line in Run(tmp_path).quarantine.read_text().splitlines()] == [4, 14, 24]
+
+
 def test_a_resumed_run_knows_what_was_set_aside_before_its_position(tmp_path):
     line = {"epoch": 0, "key": "k", "reason": "r"}
     Run(tmp_path).quarantine.write_text(

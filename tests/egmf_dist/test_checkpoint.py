@@ -13,9 +13,10 @@ import pytest
 import torch
 from checkpoints import IDENTITY, PIECES, found, hold, names, save
 
+from egmf_dist import distributed
 from egmf_dist.errors import EgmfError
-from egmf_dist.files import remove_folder, replace_folder
-from egmf_dist.formats import FORMAT
+from egmf_dist.files import remove_folder, replace_folder, write_json
+from egmf_dist.formats import FORMAT, DamagedError, read_stamped, sealed
 from egmf_dist.model import adapter
 from egmf_dist.model.adapter import describe_best, point_to_best
 from egmf_dist.run.checkpoints import Progress, State, find_checkpoint, read_record, verify
@@ -123,6 +124,12 @@ def lose_parts(run: Run) -> None:
     (run.checkpoint(300) / "checkpoint.json").write_text("{}")
 
 
+def flip_digit(run: Run) -> None:
+    path = run.checkpoint(300) / "checkpoint.json"
+    write_json(path, sealed(json.loads(path.read_text())))
+    path.write_text(path.read_text().replace('"adamw_steps": 300', '"adamw_steps": 900'))
+
+
 def lose_folder(run: Run) -> None:
     shutil.rmtree(run.checkpoint(300))
 
@@ -135,6 +142,7 @@ def lose_folder(run: Run) -> None:
         (spoil_record, "checkpoint.json is damaged"),
         (lose_record, "checkpoint.json is missing"),
         (lose_parts, "checkpoint.json is damaged (it lacks"),
+        (flip_digit, "checkpoint.json is damaged (its content is not the one that was written)"),
         (lose_folder, "step-0000300 is missing"),
     ],
 )
@@ -249,7 +257,7 @@ def test_loading_an_earlier_one_takes_both_pointers_back(run):
     hold(run, "second")
     resumed = load_checkpoint(Engine(), run, str(run.checkpoint(2)), IDENTITY, launch="second")
     assert resumed.progress.step == 2
-    assert json.loads(run.latest.read_text()) == {
+    assert read_stamped(run.latest) == {
         "format": FORMAT, "checkpoint": "step-0000002", "launch": "second"
     }  # fmt: skip
     assert not run.best.exists()  # it had none yet
@@ -278,6 +286,7 @@ def test_everything_is_on_the_disk_before_the_pointer_moves(run, monkeypatch):
     save_checkpoint(run, step=2)
     named = [re.sub(r"^(fsync) \.(\w+\.json)\.\w+\.tmp", r"\1 \2", what) for what in done]
     assert named == [
+        f"fsync {run.folder.name}",
         "fsync state-00000.safetensors",
         "write_json checkpoint.json", "fsync checkpoint.json", "fsync .step-0000002.tmp",
         "replace_folder step-0000002", "fsync checkpoints",
@@ -369,3 +378,80 @@ def test_what_is_not_published_is_given_up(run: Run) -> None:
     own.close()
     assert not own.busy
     assert list(run.checkpoints.iterdir()) == []
+
+
+def test_a_digit_of_the_record_is_protected_as_weights_are(tmp_path: Path) -> None:
+    """The step, the position, AdamW's count: each a number like another, and none is taken for sound."""
+    path = tmp_path / "record.json"
+    write_json(path, sealed({"progress": {"step": 12, "position": 48}, "state": [1, (2, 3)], "by": {1: None}}))
+    whole = {"format": FORMAT, "progress": {"step": 12, "position": 48}, "state": [1, [2, 3]], "by": {"1": None}}
+    assert read_stamped(path) == whole
+    for old, new in (("12", "92"), ("48", "58"), ("null", "0")):
+        text = path.read_text()
+        path.write_text(text.replace(old, new, 1))
+        with pytest.raises(DamagedError, match="its content is not the one that was written"):
+            read_stamped(path)
+        path.write_text(text)
+
+
+def test_going_back_gives_up_what_came_after(run: Run) -> None:
+    """2, 4 and 6 are there, 4 is damaged; from 2 on 5 is saved: 2 stays, and nothing of the other timeline."""
+    for step in (2, 4, 5, 6):
+        save(run, step, 0)
+    prune(run, 5, 2, given_up={4, 6})
+    assert [*run.saved_checkpoints()] == [2, 5]
+
+
+@pytest.mark.usefixtures("alone")
+def test_what_is_saved_already_is_not_written_again(run: Run) -> None:
+    """Told to stop right after a checkpoint: of the same step, but not where a validation was done meanwhile."""
+    own = saver.Saver(Engine(), run, IDENTITY, {}, keep=3)
+    progress = Progress(step=2)
+    assert not own.holds(progress)
+    own.begin(progress)
+    own.publish()
+    assert own.holds(progress)
+    progress.validated = 2
+    assert not own.holds(progress)
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_file_that_the_system_does_not_give_is_one_line_on_every_rank(tmp_path: Path) -> None:
+    """Rank 0 meets it alone; the others would wait for it, and its traceback says less."""
+    lost = tmp_path / "lost"
+    with pytest.raises(EgmfError, match=rf"^{lost}: No such file or directory$"):
+        distributed.on_rank_zero(lost.read_text)
+    with pytest.raises(EgmfError, match=rf"^{lost}: No such file or directory$"), distributed.failing_together():
+        lost.read_text()
+    with pytest.raises(ConnectionResetError), distributed.failing_together():
+        raise ConnectionResetError(104, "Connection reset by peer")  # no file's
+
+
+@pytest.mark.usefixtures("alone")
+def test_what_cannot_be_read_after_it_was_verified_is_said(tmp_path: Path) -> None:
+    from egmf_dist.model.trained import fill_parameters, shape_of, trained_parameters
+
+    model = torch.nn.Linear(2, 2)
+    shapes = {name: shape_of(parameter) for name, parameter in trained_parameters(model).items()}
+    asked: list[str] = []
+
+    def read(name: str) -> torch.Tensor:
+        asked.append(name)
+        raise OSError(5, "Input/output error")
+
+    with pytest.raises(EgmfError, match=r"c cannot be read .*Input/output error"):
+        fill_parameters(model, shapes, read, tmp_path / "c")
+    assert len(asked) == 1
+
+
+def test_a_validation_that_is_done_again_stands_once(run: Run) -> None:
+    """The checkpoint of step 4 was made in place of the rest of its validation, and the run was killed in the next."""
+    from egmf_dist.config import Config, LoggingConfig
+    from egmf_dist.run.records import Records, read_records
+
+    lines = [{"kind": kind, "step": step} for step in (2, 4) for kind in ("train", "valid")]
+    config = Config(logging=LoggingConfig(to=[]))
+    for validated, left in ((4, 4), (2, 3)):
+        run.metrics.write_text("".join(json.dumps(line) + "\n" for line in [*lines, {"kind": "train", "step": 5}]))
+        Records(run, config, True, False, Progress(step=4, validated=validated)).close()
+        assert read_records(run.metrics) == lines[:left]

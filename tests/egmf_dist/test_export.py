@@ -18,6 +18,8 @@ from transformers import AutoModelForCausalLM
 from egmf_dist import Utterance, load
 from egmf_dist.config import Config, dump_config
 from egmf_dist.errors import EgmfError
+from egmf_dist.files import write_json
+from egmf_dist.formats import read_stamped, sealed
 from egmf_dist.inference.export import export
 from egmf_dist.inference.predictions import predictions
 from egmf_dist.inference.scorer import score
@@ -207,9 +209,9 @@ def test_a_run_is_found_from_another_folder(trained, families, tmp_path, monkeyp
     moved = Run(tmp_path / "home" / "run")
     shutil.copytree(run.folder, moved.folder)
     about_file = next(moved.adapters.glob("*/adapter.json"))
-    about = json.loads(about_file.read_text())
+    about = read_stamped(about_file)
     about["config"]["backbone"]["path"] = "bb/toy"
-    about_file.write_text(json.dumps(about))
+    write_json(about_file, sealed(about))
     dump_config(Config(), moved.config, tmp_path / "home")
     (tmp_path / "away").mkdir()
     monkeypatch.chdir(tmp_path / "away")
@@ -219,7 +221,7 @@ def test_a_run_is_found_from_another_folder(trained, families, tmp_path, monkeyp
     np.testing.assert_allclose(list(found[0].probabilities.values()), *expected(model, scorer, [sample]), atol=1e-5)
     about["config"]["backbone"]["quantise"] = "4bit"
     about["config"]["training"]["zero_stage"] = 1
-    about_file.write_text(json.dumps(about))
+    write_json(about_file, sealed(about))
     with pytest.raises(EgmfError, match=r"--merge: weights of four bits cannot be merged"):
         export(moved, Path("merged"), merge=True)
     assert [path.name for path in Path().iterdir()] == ["out"]

@@ -24,6 +24,7 @@ from egmf_dist.formats import stamped
 from egmf_dist.report import write_report
 from egmf_dist.report.publish import publish
 from egmf_dist.run import tracking
+from egmf_dist.run.checkpoints import Progress
 from egmf_dist.run.folder import Run, open_run, renew_settings
 from egmf_dist.run.records import Records, read_records
 from egmf_dist.run.trackers import check_trackers, without_password
@@ -38,7 +39,7 @@ def config_for(names: list[str]) -> Config:
 
 def train(config: Config, run: Run, first: int = 1, last: int = 4) -> None:
     """What a training writes on rank 0, without one."""
-    records = Records(run, config, True, False, first - 1)
+    records = Records(run, config, True, False, Progress(step=first - 1, validated=first - 1))
     records.write({"kind": "start", "step": first - 1})
     for step in range(first, last + 1):
         records.write({"kind": "train", "step": step, "loss": LOSSES[step - 1], "grad_norm": float("nan")})
@@ -290,7 +291,7 @@ def test_a_tracker_that_fails_is_switched_off_and_the_run_is_whole(
 def test_other_ranks_open_nothing(mine: list[Any], tmp_path: Path) -> None:
     run, before = Run(tmp_path / "run"), threading.active_count()
     run.folder.mkdir()
-    records = Records(run, config_for(["mine:Keeps", "tensorboard"]), False, False, 0)
+    records = Records(run, config_for(["mine:Keeps", "tensorboard"]), False, False, Progress())
     records.write({"kind": "train", "step": 1, "loss": 1.0})
     records.close()
     assert (mine, list(run.folder.iterdir()), threading.active_count()) == ([], [], before)

@@ -53,6 +53,24 @@ FAILS_ONCE_IN_STEP_3 = """
             loop.train_step = train_step
             return super().__call__(console)
 """
+COMPLAINS_IN_STEP_2 = """
+    from egmf_dist.errors import EgmfError
+    from egmf_dist.jobs import TrainJob
+    from egmf_dist.training import loop
+
+    class FailingJob(TrainJob):
+        def __call__(self, console):
+            real, calls = loop.train_step, []
+
+            def train_step(*arguments):
+                calls.append(1)
+                if len(calls) == 2:
+                    raise EgmfError("data: the second batch is odd")
+                return real(*arguments)
+
+            loop.train_step = train_step
+            return super().__call__(console)
+"""
 WITH_THAT_JOB = """
     import sys
     from egmf_launcher import train
@@ -205,6 +223,17 @@ def test_a_restart_keeps_to_the_checkpoint_it_was_told(place: Path) -> None:
     assert latest(run) == 6
     old, new = (json.loads((place / name / "checkpoints" / "latest.json").read_text()) for name in ("done", "back"))
     assert old["launch"] != new["launch"]
+
+
+def test_a_users_error_is_not_tried_again(place: Path) -> None:
+    """Three restarts are allowed; what a worker says of the data is the same after each."""
+    (place / "complaining_job.py").write_text(textwrap.dedent(COMPLAINS_IN_STEP_2))
+    line = train("complains", "--launcher", "ray", "--launch.max_failures", "3", "--training.steps", "4")
+    code = textwrap.dedent(WITH_THAT_JOB).replace("failing_job", "complaining_job")
+    path = os.pathsep.join([str(place), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = call([sys.executable, "-c", code, *line[3:]], place, PYTHONPATH=path)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (2, "egmf: error: data: the second batch is odd")
+    assert steps_of(Run(place / "complains"), "start") == [0]
 
 
 def test_damaged_and_moved(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -12,6 +12,7 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
@@ -29,6 +30,7 @@ from egmf_launcher.ray.environment import PLACEMENT_TIMEOUT, WORKER_ENVIRONMENT
 from egmf_launcher.ray.running import joined
 
 _PLACEMENT_TIMEOUT_S = "20"
+_AT_ONCE_S = 5.0
 # A death makes the other ranks' collectives fail with these words; they are the echo, not the cause.
 _SECONDARY = ("connection closed by peer", "connection reset by peer", "broken pipe", "gloo", "nccl", "socket")
 
@@ -69,7 +71,7 @@ def _fit(
     arguments: dict[str, Any], workers: int, launch: LaunchConfig, slot: dict[str, float], logs: Path
 ) -> dict[str, Any]:
     import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
@@ -85,6 +87,14 @@ def _fit(
         def _register_sigint_handler(self, controller: object) -> None:
             """Ray's ends the workers at once; ours stays, which has them save first."""
 
+    class EndsByUserErrors(UserCallback):
+        """A user's mistake is the same after a restart: it ends the job at once, and uses up no restart."""
+
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            for _, failure in sorted(worker_exceptions.items()):
+                if isinstance(cause := _innermost(failure), USER_ERRORS):
+                    raise cause  # an error of a callback is none that Ray tries again
+
     trainer = (Trainer if arguments["job"].steps is not None else TorchTrainer)(
         train_loop,  # type: ignore[arg-type]  # Ray passes rank 0's return value on, but its type says None
         train_loop_config=arguments,
@@ -98,6 +108,7 @@ def _fit(
             name="workers",
             storage_path=arguments["storage"],
             failure_config=FailureConfig(max_failures=launch.max_failures),
+            callbacks=[EndsByUserErrors()],  # type: ignore[list-item]  # documented
         ),
     )
     try:
@@ -115,35 +126,46 @@ def _fit(
 
 @contextlib.contextmanager
 def told_to_stop(job: Job) -> Iterator[None]:
-    """Have a training save and end by the first SIGTERM, SIGUSR1 or Ctrl-C; a second Ctrl-C or SIGTERM ends it at once.
+    """Have a training save and end by the first SIGTERM, SIGUSR1 or Ctrl-C; a second Ctrl-C ends it at once, and so
+    does a later SIGTERM.
 
     Ray's workers get no signal of the job's: rank 0 finds a note in the run's folder where its next step begins.
     """
     if job.steps is None:
         yield
         return
-    run, told = Run(job.run), False
+    run, told = Run(job.run), 0.0
 
     def note(number: int, frame: FrameType | None) -> None:
         nonlocal told
-        if told and number != signal.SIGUSR1:
+        now = time.monotonic()
+        # A launcher and a queue may each send one of theirs at the same time.
+        if told and (number == signal.SIGINT or (number == signal.SIGTERM and now - told > _AT_ONCE_S)):
             raise SystemExit(128 + number)
         if not told:
-            told = True
+            told = now
             again = "; Ctrl-C again stops it at once" if number == signal.SIGINT else ""
             print(f"told to stop: a checkpoint is saved where the next step begins{again}", file=sys.stderr, flush=True)
-            ask(run, job.launch, number)
+            try:
+                ask(run, job.launch, number)
+            except OSError as error:
+                # Rank 0 cannot be told, and could not save either. Ray swallows what a handler raises, but for this.
+                print(f"{run.stop} cannot be written ({error.strerror}): stopped without a checkpoint", file=sys.stderr)
+                raise SystemExit(128 + number) from error
 
     try:
         with listening(note):
             yield
     finally:
-        run.stop.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            run.stop.unlink(missing_ok=True)
 
 
 def root_cause(error: Exception, logs: Path) -> Exception:
     """The one error a user should see: a worker's own complaint, else the failure that is no echo."""
     failures: dict[int, Exception] = dict(getattr(error, "worker_failures", None) or {})
+    if isinstance(cause := _innermost(error), USER_ERRORS):
+        return cause
     for _, failure in sorted(failures.items()):
         cause = _innermost(failure)
         if isinstance(cause, USER_ERRORS):
@@ -156,7 +178,7 @@ def root_cause(error: Exception, logs: Path) -> Exception:
 
 def _innermost(failure: Exception) -> BaseException:
     """The exception that user code raised, out of Ray's wrappers."""
-    for name in ("_base_exc", "health_check_failure", "cause"):
+    for name in ("_base_exc", "health_check_failure", "cause", "controller_failure"):
         inner = getattr(failure, name, None)
         if isinstance(inner, Exception):
             return _innermost(inner)
