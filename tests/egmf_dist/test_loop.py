@@ -18,7 +18,7 @@ class Anything:
     """Shards, stream, run data and model at once."""
 
     index_hash, faults, tasks, languages, streams, micro_batches = "d", (), {}, (), {}, 1
-    task_numbers = (0,)
+    task_numbers, specifications = (0,), {}
 
     def __len__(self) -> int:
         return 1

@@ -184,12 +184,14 @@ def test_other_ranks_leave_at_once_and_without_a_word(rank: str, code: int, tmp_
         "from egmf_launcher.cli import main\n"
         "code = main(['train', '--local_rank=1', '--hostfile', 'hosts', '--data.shards', '[nowhere]'])\n"
         "print(code, 'torch' in sys.modules)\n"
+        "sys.exit(code)\n"
     )
     done = run_program([sys.executable, "-c", script], tmp_path, RANK=rank, WORLD_SIZE="2")
     if rank == "1":
         assert (done.stdout, done.stderr) == ("0 False\n", "")
-    else:
-        assert done.stdout.splitlines()[-1] == "2 False"
+    else:  # the driver, which is not below DeepSpeed's launcher, and who is in front of it
+        assert done.stdout.splitlines()[-2:] == ["2 False", "2 False"]
+        assert done.returncode == 2
         assert "nowhere, which holds no manifest.json" in done.stderr
 
 
