@@ -9,6 +9,7 @@ import os
 import re
 import secrets
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,30 @@ def write_json(path: Path, data: Any) -> None:
 def write_json_lines(path: Path, rows: list[dict[str, Any]]) -> None:
     """One JSON object a line, as :func:`write_text` does."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+class WaitingLines:
+    """The end of a file of lines. What the disk does not take waits, and comes before what is appended next: nothing
+    ends for want of a line.
+
+    Args:
+        path: the file; made where it is missing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._late = path, b""
+
+    def append(self, lines: str) -> None:
+        """Write lines, each with its end; the first refusal in a row is a warning on stderr."""
+        before, self._late = bool(self._late), self._late + lines.encode()
+        try:
+            with open(self.path, "ab", buffering=0) as file:  # without a buffer: it is known what was taken
+                while self._late:
+                    self._late = self._late[file.write(self._late) :]
+        except OSError as error:
+            if not before:
+                said = f"{self.path} cannot be written ({error.strerror}); its lines wait until it can"
+                print(f"warning: {said}", file=sys.stderr, flush=True)
 
 
 def sync_folder(folder: Path) -> None:

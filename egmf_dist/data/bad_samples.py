@@ -12,12 +12,8 @@ together when there are too many.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import sys
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,7 +21,7 @@ from egmf_dist import distributed
 from egmf_dist.config import DataConfig
 from egmf_dist.data.loader import Step
 from egmf_dist.errors import EgmfError
-from egmf_dist.files import write_json_lines
+from egmf_dist.files import WaitingLines, write_json_lines
 from egmf_dist.run.folder import Run
 from egmf_shards import BadSlot
 
@@ -60,7 +56,7 @@ class BadSamples:
         )
         self.allowed = config.max_bad_fraction * epoch
         self.quarantined: set[int] = set()
-        self._late: list[BadSlot] = []
+        self._lines = WaitingLines(self.path)
         if config.bad_samples == "quarantine":
             self.quarantined = set(distributed.on_rank_zero(self._resume))
 
@@ -100,21 +96,10 @@ class BadSamples:
             first = {bad.slot.index: bad for bad in reversed(new)}
             new = sorted(first.values(), key=lambda bad: bad.slot.position)
             self.quarantined |= first.keys()
-            distributed.on_rank_zero(lambda: self._append(new))
+            distributed.on_rank_zero(lambda: self._lines.append("".join(map(quarantine_line, new))))
         longest, most = self._count(new)
         self._check(new, longest, max(most, len(self.quarantined)))
         return new
-
-    def _append(self, new: list[BadSlot]) -> None:
-        """Write lines, with those that the disk did not take before: training does not end for want of a line."""
-        before, self._late = bool(self._late), self._late + new
-        try:
-            append_quarantine(self.path, self._late)
-            self._late = []
-        except OSError as error:
-            if not before:
-                said = f"{self.path} cannot be written ({error.strerror}); its lines wait until it can"
-                print(f"warning: {said}", file=sys.stderr, flush=True)
 
     def _count(self, new: Iterable[BadSlot]) -> tuple[int, int]:
         """Go through the global batch's positions in order, so that every cut into ranks counts alike.
@@ -160,18 +145,7 @@ def read_quarantine(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def append_quarantine(path: Path, new: Iterable[BadSlot]) -> None:
-    """Add a line for each: ``position``, ``epoch``, ``sample`` (its number), ``key``, ``reason``."""
-    lines = []
-    for bad in new:
-        slot = asdict(bad.slot)
-        line = {"position": slot["position"], "epoch": slot["epoch"], "sample": slot["index"]}
-        lines.append(json.dumps(line | {"key": bad.key, "reason": bad.reason}, ensure_ascii=False) + "\n")
-    size = path.stat().st_size if path.exists() else 0
-    try:
-        with path.open("a", encoding="utf-8") as file:
-            file.writelines(lines)
-    except OSError:
-        with contextlib.suppress(OSError):  # half a line would hide those behind it
-            os.truncate(path, size)
-        raise
+def quarantine_line(bad: BadSlot) -> str:
+    """``position``, ``epoch``, ``sample`` (its number), ``key``, ``reason``."""
+    line = {"position": bad.slot.position, "epoch": bad.slot.epoch, "sample": bad.slot.index}
+    return json.dumps(line | {"key": bad.key, "reason": bad.reason}, ensure_ascii=False) + "\n"

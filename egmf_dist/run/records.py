@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from egmf_dist.config import Config
-from egmf_dist.files import write_json_lines
+from egmf_dist.files import WaitingLines, write_json_lines
 from egmf_dist.run.checkpoints import Progress
 from egmf_dist.run.console import Console
 from egmf_dist.run.folder import Run
@@ -56,9 +55,8 @@ class Records:
         path = run.metrics
         if path.exists():
             write_json_lines(path, [r for r in read_records(path) if _stays(r, resumed)])
-        # Without a buffer: what a full disk did not take is ours to write later.
-        self.file = open(path, "ab", buffering=0)  # noqa: SIM115 (held for the whole run, closed in close)
-        self._late = b""
+        path.open("ab").close()  # a folder that takes no file ends the start, not a step
+        self._lines = WaitingLines(path)
         self.trackers = Trackers(run, config, resumed.step)
         self.console = Console() if console else None
         if self.console is not None:
@@ -86,25 +84,13 @@ class Records:
             return
         self.trackers.close(self.finished)
         self._complain()
-        self.file.close()
         if self.console is not None:
             self.console.__exit__()
 
     def _append(self, record: dict[str, Any]) -> None:
-        self._write(json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+        self._lines.append(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
         if self.console is not None:
             self.console.show(record)
-
-    def _write(self, line: bytes) -> None:
-        """Append a line, behind those that the disk did not take; training does not end for want of a line."""
-        before, self._late = bool(self._late), self._late + line
-        try:
-            while self._late:
-                self._late = self._late[self.file.write(self._late) :]
-        except OSError as error:
-            if not before:
-                said = f"{self.file.name} cannot be written ({error.strerror}); its lines wait until it can"
-                print(f"warning: {said}", file=sys.stderr, flush=True)
 
     def _complain(self) -> None:
         for complaint in self.trackers.complaints():

@@ -1,4 +1,4 @@
-"""The card's command told to stop: DeepSpeed's launcher ends everything below it, and the checkpoint is saved."""
+"""`deepspeed launcher/train.py --hostfile hosts` told to stop: it saves, though DeepSpeed ends all that is below it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from run_records import steps_of
 
 from egmf_dist.run.folder import Run
 from egmf_dist.run.status import read_status
+from egmf_launcher.ray.environment import without_launcher_variables
 from egmf_shards import synthesize
 
 BIN = Path(sys.executable).parent
@@ -73,7 +74,7 @@ def test_the_driver_is_below_nobody_and_is_told(tmp_path: Path, killed: bool) ->
 
 
 @pytest.mark.distributed
-def test_the_cards_command_is_told_to_stop(tmp_path: Path, random_backbone: Path) -> None:
+def test_deepspeed_with_a_hostfile_of_ours_is_told_to_stop(tmp_path: Path, random_backbone: Path) -> None:
     """As a queue does it, to every process of the job: what DeepSpeed's launcher ends is not what saves."""
     synthesize(tmp_path / "data", samples=60)
     training = {"steps": 100000, "global_batch": 4, "micro_batch": 2, "warmup_steps": 1, "precision": "fp32"}
@@ -88,8 +89,7 @@ def test_the_cards_command_is_told_to_stop(tmp_path: Path, random_backbone: Path
     (tmp_path / "hosts").write_text("localhost slots=2\n")
     run = Run(tmp_path / "run")
     command = [str(BIN / "deepspeed"), str(SCRIPT), "--hostfile", "hosts", "--config", "c.yaml", "--run", "run"]
-    launched = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    environ = {name: value for name, value in os.environ.items() if name not in launched}
+    environ = without_launcher_variables(os.environ)
     environ |= {"PATH": f"{BIN}{os.pathsep}{environ['PATH']}", "OMP_NUM_THREADS": "1"}
     with open(tmp_path / "log", "wb") as log:
         job = subprocess.Popen(command, cwd=tmp_path, env=environ, stdout=log, stderr=log, start_new_session=True)

@@ -16,6 +16,7 @@ import psutil
 import pytest
 import yaml
 
+from egmf_launcher.ray.environment import without_launcher_variables
 from egmf_shards import synthesize
 
 pytestmark = pytest.mark.distributed
@@ -27,8 +28,7 @@ MARKER = "EGMF_TEST_STARTED_IN"
 
 def call(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     """Run a command as a user would, in ``folder``, with this environment's programs first."""
-    launched = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    environ = {name: value for name, value in os.environ.items() if name not in launched}
+    environ = without_launcher_variables(os.environ)
     environ["PATH"] = f"{BIN}{os.pathsep}{environ['PATH']}"
     environ["OMP_NUM_THREADS"] = "1"
     environ[MARKER] = str(folder)

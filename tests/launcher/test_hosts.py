@@ -1,4 +1,5 @@
-"""Three hosts with slots of 2, 1 and 1: the card's command, DeepSpeed's own launcher, a cluster that is there, a loss.
+"""Three hosts with slots of 2, 1 and 1: `deepspeed launcher/train.py --hostfile hosts`, `deepspeed --hostfile hosts`, a
+cluster that is there, a loss.
 
 The hosts are network namespaces of this machine (``tests/helpers/hosts.py``), so these tests need root. What takes
 minutes runs with ``EGMF_FAULTS=all`` (``make faults``).
@@ -24,6 +25,7 @@ from run_records import losses, steps_of
 
 from egmf_dist.run.folder import Run
 from egmf_dist.run.records import read_records
+from egmf_launcher.ray.environment import without_launcher_variables
 from egmf_shards import synthesize
 
 pytestmark = pytest.mark.distributed
@@ -67,8 +69,7 @@ def three(place: Path) -> Iterator[list[hosts.SmallHost]]:
 
 
 def environ(**more: str) -> dict[str, str]:
-    launched = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    kept = {name: value for name, value in os.environ.items() if name not in launched}
+    kept = without_launcher_variables(os.environ)
     return kept | {"PATH": f"{BIN}{os.pathsep}{kept['PATH']}:/usr/sbin:/sbin"} | more
 
 
@@ -83,7 +84,7 @@ def hosts_of(run: Run) -> list[str]:
     return list(json.loads((run.folder / "manifest.json").read_text())["hosts"])
 
 
-def test_the_cards_command(place: Path, three: list[hosts.SmallHost]) -> None:
+def test_deepspeed_starts_the_driver(place: Path, three: list[hosts.SmallHost]) -> None:
     said = train(three[0], place, [BIN / "deepspeed", SCRIPT, "--hostfile", "hosts", "--run", "card"])
     assert "launch: Ray over 3 hosts, 4 workers - --hostfile hosts names " in said
     run, names = Run(place / "card"), [host.name for host in three]

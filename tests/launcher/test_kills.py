@@ -16,10 +16,12 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from run_records import steps_of
 
 from egmf_dist.run.checkpoints import read_record
 from egmf_dist.run.folder import Run
 from egmf_dist.run.records import read_records
+from egmf_launcher.ray.environment import without_launcher_variables
 from egmf_shards import synthesize
 
 pytestmark = pytest.mark.distributed
@@ -51,15 +53,10 @@ def place(tmp_path_factory: pytest.TempPathFactory, random_backbone: Path) -> Pa
 
 
 def start(folder: Path, run: str, log: Any) -> subprocess.Popen[bytes]:
-    launched = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    environ = {name: value for name, value in os.environ.items() if name not in launched}
+    environ = without_launcher_variables(os.environ)
     command = [sys.executable, "-m", "egmf_launcher.cli", "train", "--config", "c.yaml", "--run", run]
     command += ["--workers", "2", "--resume", "auto"]
     return subprocess.Popen(command, cwd=folder, env=environ, stdout=log, stderr=log, start_new_session=True)
-
-
-def steps_of(run: Run) -> list[int]:
-    return [r["step"] for r in read_records(run.metrics) if r["kind"] == "train"] if run.metrics.is_file() else []
 
 
 def outcome(run: Run) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from egmf_dist.run.folder import Run
 from egmf_dist.run.records import read_records
 from egmf_dist.run.status import read_status
 from egmf_launcher.cli import main
+from egmf_launcher.ray.environment import without_launcher_variables
 from egmf_shards import synthesize
 
 pytestmark = pytest.mark.distributed
@@ -106,8 +107,7 @@ def train(run: str, *options: str) -> list[str]:
 
 
 def environ(**more: str) -> dict[str, str]:
-    launched = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    kept = {name: value for name, value in os.environ.items() if name not in launched}
+    kept = without_launcher_variables(os.environ)
     return kept | {"PATH": f"{BIN}{os.pathsep}{kept['PATH']}", "OMP_NUM_THREADS": "1"} | more
 
 

@@ -91,9 +91,8 @@ def _fit(
         """A user's mistake is the same after a restart: it ends the job at once, and uses up no restart."""
 
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-            for _, failure in sorted(worker_exceptions.items()):
-                if isinstance(cause := _innermost(failure), USER_ERRORS):
-                    raise cause  # an error of a callback is none that Ray tries again
+            if (complaint := _complaint(worker_exceptions)) is not None:
+                raise complaint  # an error of a callback is none that Ray tries again
 
     trainer = (Trainer if arguments["job"].steps is not None else TorchTrainer)(
         train_loop,  # type: ignore[arg-type]  # Ray passes rank 0's return value on, but its type says None
@@ -164,16 +163,19 @@ def told_to_stop(job: Job) -> Iterator[None]:
 def root_cause(error: Exception, logs: Path) -> Exception:
     """The one error a user should see: a worker's own complaint, else the failure that is no echo."""
     failures: dict[int, Exception] = dict(getattr(error, "worker_failures", None) or {})
-    if isinstance(cause := _innermost(error), USER_ERRORS):
-        return cause
-    for _, failure in sorted(failures.items()):
-        cause = _innermost(failure)
-        if isinstance(cause, USER_ERRORS):
-            return cause
+    complaint = _complaint({-1: error} | failures)
+    if complaint is not None:
+        return complaint
     if not failures:
         return WorkerFailedError(f"the workers could not be run: {one_line(error)}; Ray's logs: {logs}")
     rank, failure = min(failures.items(), key=_secondary_last)
     return WorkerFailedError(f"rank {rank} failed: {one_line(_innermost(failure))[:500]}; Ray's logs: {logs}")
+
+
+def _complaint(failures: dict[int, Exception]) -> Exception | None:
+    """The user's error of the lowest rank that met one."""
+    causes = (_innermost(failure) for _, failure in sorted(failures.items()))
+    return next((cause for cause in causes if isinstance(cause, USER_ERRORS)), None)
 
 
 def _innermost(failure: Exception) -> BaseException:
