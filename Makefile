@@ -33,7 +33,7 @@ kernel-tables: install   ## the shipped tile tables against the reference, inter
 
 faults: install          ## what a run survives (docs/reliability.md), in every ZeRO stage and precision
 	EGMF_FAULTS=all $(BIN)/python -m pytest -n 1 tests/distributed/test_elastic.py tests/distributed/test_stopping.py \
-	  tests/distributed/test_training.py tests/distributed/test_bad_data.py tests/egmf_dist/test_checkpoint.py \
+	  tests/distributed/test_training.py tests/distributed/test_bad_data.py tests/egmf_dist/test_checkpoint.py tests/egmf_dist/test_saver.py \
 	  tests/egmf_dist/test_lock.py tests/launcher/test_runs.py tests/launcher/test_ray.py tests/launcher/test_ray_guard.py \
 	  tests/distributed/test_hangs.py tests/distributed/test_disks.py tests/launcher/test_hosts.py tests/launcher/test_kills.py
 
