@@ -313,6 +313,9 @@ class TrainingConfig:
     """Stop after this many steps in a row with a non-finite loss or gradient."""
     hang_seconds: float = free(300.0, at_least(0, "0 (never) or more"))
     """A rank that stands still for so long is named, with its stack; 0 never."""
+    compare_modules: bool = free(False)
+    """To find a model of one's own whose ranks wait for each other for ever: every call of a module is compared over
+    the ranks before it is made, and where they part all of them end with a line. Steps become many times slower."""
 
 
 @dataclass(frozen=True)

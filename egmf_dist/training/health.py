@@ -18,22 +18,18 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from types import FrameType
 from typing import Any, NamedTuple
 
 import torch.distributed as dist
 
 from egmf_dist import distributed
 from egmf_dist.run.folder import Run
+from egmf_dist.training.stacks import stack_of, waits_for_ranks, where
 
 _MOST_INTERVAL_S = 5.0
 """Between two looks; a quarter of the limit where that is less."""
 _LOOKS = 4
 """So many looks after the limit a rank that has not been heard does not answer."""
-_WAITING = ("torch/distributed/", "deepspeed/comm/", "ray/train/collective/")
-"""Parts of files' names in which a thread waits for other ranks."""
-_OURS = Path(__file__).parents[1].name
 
 
 class Beat(NamedTuple):
@@ -68,9 +64,9 @@ def described(beats: Sequence[Beat], silent: Sequence[int]) -> str:
     for beat in heard:
         if beat.waits:
             places.setdefault(beat.where, []).append(beat.rank)
-    for where, ranks in places.items():
+    for place, ranks in places.items():
         named = f"rank {ranks[0]} waits" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))} wait"
-        said.append(f"{named} for others at {where}")
+        said.append(f"{named} for others at {place}")
     return "; ".join(said)
 
 
@@ -90,6 +86,7 @@ class Watch:
         self.interval = min(_MOST_INTERVAL_S, limit / 4)
         self._watched, self._number = threading.get_ident(), 0
         self._seen: tuple[tuple[int, int], ...] = ()
+        self._waits, self._where = False, ""
         self._since = time.monotonic()
         self._over = threading.Event()
         self._store = _own_connection() if self.ranks > 1 else None
@@ -105,13 +102,9 @@ class Watch:
     def _go_on(self) -> None:
         looks, before = 0, dict[int, Beat]()
         while not self._over.wait(self.interval):
-            frame = sys._current_frames().get(self._watched)
-            if frame is None:
-                return
-            seen = tuple((id(f.f_code), f.f_lasti) for f in _frames(frame))
-            if seen != self._seen:
-                self._seen, self._since, looks = seen, time.monotonic(), 0
-            answers = self._tell(frame)
+            if self._look():
+                looks = 0
+            answers = self._tell()
             if time.monotonic() - self._since < self.limit:
                 continue
             looks += 1
@@ -122,12 +115,21 @@ class Watch:
                 elif looks == _LOOKS:  # others look at other moments, and it takes them a while
                     self._name(self._read() if answers else {}, before)
 
-    def _tell(self, frame: FrameType) -> bool:
+    def _look(self) -> bool:
+        """Whether the training has moved since the look before; the frames are let go when this returns."""
+        frames = stack_of(self._watched)
+        seen = tuple((id(f.f_code), f.f_lasti) for f in frames)
+        moved = seen != self._seen
+        if moved:
+            self._seen, self._since = seen, time.monotonic()
+            self._waits, self._where = waits_for_ranks(frames), where(frames) if frames else "its end"
+        return moved
+
+    def _tell(self) -> bool:
         """Say what this rank is doing; false where the store is gone."""
         self._number += 1
-        where = _where(frame)
-        still = time.monotonic() - self._since
-        self._beat = Beat(self.rank, self._number, self.step(), round(still, 1), _waits(frame), where, platform.node())
+        still = round(time.monotonic() - self._since, 1)
+        self._beat = Beat(self.rank, self._number, self.step(), still, self._waits, self._where, platform.node())
         if self._store is None:
             return True
         said = json.dumps(self._beat)
@@ -205,27 +207,3 @@ def _own_connection() -> Any:
 
 def _key(rank: int) -> str:
     return f"egmf-health/{rank}"
-
-
-def _frames(frame: FrameType | None) -> Iterator[FrameType]:
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
-
-
-def _waits(frame: FrameType) -> bool:
-    return any(part in f.f_code.co_filename for f in _frames(frame) for part in _WAITING)
-
-
-def _where(frame: FrameType) -> str:
-    """The innermost place in our own code, and the innermost of all where that is another."""
-    frames = list(_frames(frame))
-    inner = frames[0]
-    ours = next((f for f in frames if f"{_OURS}/" in f.f_code.co_filename), inner)
-    said = _place(ours)
-    return said if ours is inner else f"{said} (in {_place(inner)})"
-
-
-def _place(frame: FrameType) -> str:
-    path = Path(frame.f_code.co_filename)
-    return f"{path.parent.name}/{path.name}:{frame.f_lineno} {frame.f_code.co_name}"

@@ -66,7 +66,7 @@ def train(config: Config, run: Run, start: Start) -> dict[str, Any]:
             if saves or trainer.finished:
                 trainer.save(wait=trainer.finished)
             if validates or saves:
-                trainer.clock.restart()  # samples/s are of training alone
+                trainer.restart_clocks()
         reason = "all steps done"
         if stopped is not None:
             reason = f"{TOLD_TO_STOP}{stopped}"

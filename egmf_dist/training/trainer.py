@@ -31,8 +31,10 @@ from egmf_dist.run.manifest import read_standardisations, write_manifest
 from egmf_dist.run.records import Records
 from egmf_dist.run.trackers import check_trackers
 from egmf_dist.training.checkpoint import Resumed, load_checkpoint
+from egmf_dist.training.compare import compare_modules
 from egmf_dist.training.deterministic import deterministic
 from egmf_dist.training.health import watching
+from egmf_dist.training.pace import Looking, Pace, looking, shared
 from egmf_dist.training.reports import Clock, start_record, train_record
 from egmf_dist.training.saver import Saver
 from egmf_dist.training.schedule import learning_rate_factor, parameter_groups
@@ -84,6 +86,9 @@ class Trainer:
     stopping: Stopping
     supervision: Supervision
     bad_samples: BadSamples
+    looking: Looking
+    """How this rank spends its time."""
+    pace: Pace
     clock: Clock = field(default_factory=Clock)
 
     @property
@@ -139,6 +144,13 @@ class Trainer:
         """Write the line of a step; ``factor`` was its learning rate's."""
         rate = factor * self.peaks[0]
         self.records.write(train_record(self.progress, losses, facts, rate, len(self.shards), self.config, self.clock))
+        for message in self.pace.add(shared(self.looking.read())):
+            self.records.write({"kind": "warning", "step": self.progress.step, "message": message})
+
+    def restart_clocks(self) -> None:
+        """Leave out what was no training: samples/s and the ranks' shares are of training alone."""
+        self.clock.restart()
+        self.looking.restart()
 
     def save(self, wait: bool) -> None:
         """Take a checkpoint, which is written while training goes on.
@@ -217,6 +229,8 @@ def started(config: Config, run: Run, start: Start) -> Iterator[Trainer]:
         peaks = [float(group["lr"]) for group in groups]
         engine = initialise(model, torch.optim.AdamW(groups), settings)
         stack.callback(engine.destroy)
+        if training.compare_modules:
+            compare_modules(engine.module)
         # Dropout masks differ between ranks from here on; each rank's random state is part of the checkpoint.
         torch.manual_seed(training.seed * 1_000_003 + rank)
 
@@ -233,8 +247,8 @@ def started(config: Config, run: Run, start: Start) -> Iterator[Trainer]:
         with distributed.failing_together():
             records = Records(run, config, rank == 0, start.console, progress)
         stack.callback(records.close)
-        hosts = distributed.gather_objects(platform.node())
-        distributed.on_rank_zero(lambda: write_manifest(run, config, identity, hosts or [], data.statistics()))
+        hosts = distributed.share_objects([platform.node()])
+        distributed.on_rank_zero(lambda: write_manifest(run, config, identity, hosts, data.statistics()))
         spoken = ", chat template" if collator.limits.chat else ""
         said = {"backbone": f"{capabilities.describe()}{spoken}", "scoring": scoring, "changed": dict(start.changed)}
         records.write(start_record(config, progress, ranks, model, kernels) | said)
@@ -246,6 +260,7 @@ def started(config: Config, run: Run, start: Start) -> Iterator[Trainer]:
         stopping = Stopping(run, start.launch, looks=rank == 0)
         stack.enter_context(listening(stopping.note))
         stack.enter_context(watching(run, training.hang_seconds, lambda: progress.step))
+        looks = stack.enter_context(looking())
         by_length = training.micro_tokens > 0
         end = progress.position + (training.steps - progress.step) * training.global_batch
         yield Trainer(
@@ -274,6 +289,8 @@ def started(config: Config, run: Run, start: Start) -> Iterator[Trainer]:
             stopping=stopping,
             supervision=Supervision(progress, training.max_skipped_steps, records),
             bad_samples=BadSamples(config.data, run, len(shards), training.global_batch, progress),
+            looking=looks,
+            pace=Pace(hosts),
         )
 
 

@@ -188,6 +188,26 @@ def test_streams_of_other_names_carry_cues_of_their_own(tmp_path):
             synthesize(tmp_path / "x", samples=60, streams=streams)
 
 
+def test_calm_utterances(tmp_path):
+    """Their words say so, their sentiment is 0, and the ceilings know of them; without any nothing is drawn for them."""
+    manifest = synthesize(tmp_path / "calm", seed=2, samples=1500, zeros=0.14)
+    assert manifest["ceilings"] == ce.compute_ceilings(0.03, 0.01, zeros=0.14)
+    asked = [s for split in ("train", "valid", "test") for s in ShardSet.open([tmp_path / "calm"], split)][1::2]
+    assert abs(np.mean([s.value == 0 for s in asked]) - 0.222) < 4 * np.sqrt(0.222 * 0.778 / 1500)
+    with_words = [s for s in asked if s.text]
+    calm = [any(word in s.text for word in c.CALM_WORDS[s.language]) for s in with_words]
+    assert abs(np.mean(calm) - 0.14) < 4 * np.sqrt(0.14 * 0.86 / 1500)
+    assert all(s.value == 0 for s, said in zip(with_words, calm, strict=True) if said)
+    emotion, sentiment = (ce.compute_ceilings(0.03, 0.01, zeros=0.14)[task] for task in ("emotion", "sentiment"))
+    standard = ce.compute_ceilings(0.03, 0.01)
+    assert emotion == standard["emotion"]
+    # Voice and face do not show that the words are calm; words that are there do.
+    assert sentiment["audio+vision"] < standard["sentiment"]["audio+vision"] - 0.03
+    assert sentiment["text"] > standard["sentiment"]["text"]
+    with pytest.raises(ShardError, match=r"zeros is 1.0; it must be at least 0 and below 1"):
+        synthesize(tmp_path / "x", samples=60, zeros=1.0)
+
+
 def test_the_promised_inequalities(demo):
     ceilings = json.loads((demo / "manifest.json").read_text(encoding="utf-8"))["ceilings"]
     assert ceilings == ce.compute_ceilings(0.03, 0.01)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
+import textwrap
 import time
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -86,7 +88,72 @@ def test_a_hung_rank_is_named(random_backbone, start_ranks, tmp_path) -> None:
         assert "rank 1 waits for others at" in second
         before = steps_of(run)[-1]
         come(lambda: steps_of(run)[-1] > before + 2)
+
+        # Rank 1 runs a quarter of the time now, and is slow; it does not hang.
+        def slow() -> list[str]:
+            ranks[1].send_signal(signal.SIGSTOP)
+            time.sleep(0.6)
+            ranks[1].send_signal(signal.SIGCONT)
+            return [r["message"] for r in read_records(run.metrics) if "slower than the others" in str(r)]
+
+        (third,) = come(slow)
+        assert "rank 1 on " in third
         ranks[1].send_signal(signal.SIGTERM)
         assert [rank.wait(60) for rank in ranks] == [0, 0]
         assert result_of()["stopped"]
     assert len(said()) == 2
+
+
+PARTS = """
+    import torch
+    from egmf_dist import distributed
+    from egmf_dist.model.fusion.base import Fused
+
+    class Parting(torch.nn.Module):
+        diagnostics = {}
+
+        def __init__(self, config, modalities, tasks, languages):
+            super().__init__()
+            self.own = torch.nn.Linear(config.width, config.pseudo_tokens * config.width)
+            self.seldom = torch.nn.Linear(config.width, config.width)
+            self.shape, self.calls = (config.pseudo_tokens, config.width), 0
+
+        def describe(self, device):
+            return "kernels: none"
+
+        def forward(self, x_TD, batch):
+            self.calls += self.training
+            if self.calls == 5 and distributed.rank() == 1:
+                x_TD = self.seldom(x_TD)
+            bounds = batch.cu_segments.long()[::3]
+            mean_BD = torch.segment_reduce(x_TD, "mean", offsets=bounds, axis=0, initial=0)
+            return Fused(self.own(mean_BD).view(-1, *self.shape), {})
+"""
+
+
+@pytest.mark.distributed
+def test_ranks_that_call_different_modules_are_told_where_they_part(
+    random_backbone, run_ranks, tmp_path, monkeypatch
+) -> None:
+    """Under ZeRO-3 they would wait for each other: rank 1's Linear is gathered by nobody else."""
+    (tmp_path / "parting.py").write_text(textwrap.dedent(PARTS))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
+    synthesize(tmp_path / "demo", seed=0, samples=80)
+    config = Config(
+        data=DataConfig(shards=[str(tmp_path / "demo")]),
+        backbone=BackboneConfig(path=str(random_backbone), lora_rank=4),
+        model=ModelConfig(fusion="parting:Parting", width=32, heads=2),
+        training=TrainingConfig(
+            steps=6, global_batch=4, micro_batch=2, precision="fp32", log_every=1, compare_modules=True
+        ),
+    )
+    run = Run(tmp_path / "run")
+    open_run(config, run, "never")
+    with pytest.raises(AssertionError) as failed:
+        run_ranks("training_run.py", 2, TrainJob(run.folder, config))
+    said = "training.compare_modules: ranks call different modules: rank 0 calls fusion.own; rank 1 calls fusion.seldom"
+    assert f"{said}, after " in str(failed.value)
+    assert len(steps_of(run)) == 4  # what they had in common was trained
+    alike = replace(config, training=replace(config.training, steps=4))
+    open_run(alike, Run(tmp_path / "alike"), "never")
+    assert run_ranks("training_run.py", 2, TrainJob(tmp_path / "alike", alike))["step"] == 4

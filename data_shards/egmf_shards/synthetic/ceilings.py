@@ -27,7 +27,9 @@ def subsets(cues: Cues = STANDARD) -> list[tuple[bool, ...]]:
     return [kept for kept in product((True, False), repeat=len(cues.names)) if any(kept)]
 
 
-def compute_ceilings(missing: float, noise: float, cues: Cues = STANDARD) -> dict[str, dict[str, Any]]:
+def compute_ceilings(
+    missing: float, noise: float, cues: Cues = STANDARD, zeros: float = 0.0
+) -> dict[str, dict[str, Any]]:
     """Per task its metric and the ceiling with each subset of modalities.
 
     ``{"emotion": {"metric": "weighted_f1", "text+audio+vision": x, ...}, "sentiment": {"metric": "corr", ...}}``.
@@ -36,6 +38,7 @@ def compute_ceilings(missing: float, noise: float, cues: Cues = STANDARD) -> dic
         missing: the rate at which each modality is missing in the data, on top of the modalities removed.
         noise: the rate at which a cue's bit is flipped.
         cues: what carries them.
+        zeros: the rate of calm utterances.
     """
     emotion: dict[str, Any] = {"metric": "weighted_f1"}
     values: dict[str, Any] = {"metric": "corr"}
@@ -43,7 +46,7 @@ def compute_ceilings(missing: float, noise: float, cues: Cues = STANDARD) -> dic
         name = "+".join(cue for cue, kept in zip(cues.names, subset, strict=True) if kept)
         joint = emotion_joint(missing, noise, subset, cues)
         emotion[name] = round(best_weighted_f1(joint), 4)
-        values[name] = round(sentiment_correlation(missing, noise, subset, cues), 4)
+        values[name] = round(sentiment_correlation(missing, noise, subset, cues, zeros), 4)
     return {"emotion": emotion, "sentiment": values}
 
 
@@ -125,10 +128,15 @@ def sentiment_states(noise: float, cues: Cues = STANDARD) -> tuple[np.ndarray, n
     return mood, every_bits[b], every_levels[v], 0.5 * given_mood[mood, b] / len(every_levels)
 
 
-def sentiment_correlation(missing: float, noise: float, kept: tuple[bool, ...], cues: Cues = STANDARD) -> float:
+def sentiment_correlation(
+    missing: float, noise: float, kept: tuple[bool, ...], cues: Cues = STANDARD, zeros: float = 0.0
+) -> float:
     """``sqrt(Var E[s | seen] / Var s)`` where only the ``kept`` modalities may be seen."""
-    mood, bits, levels, probability = sentiment_states(noise, cues)
-    s = sentiment(bits, levels)
+    states = sentiment_states(noise, cues)
+    mood, bits, levels, probability = (np.concatenate([values, values]) for values in states)
+    calm = np.arange(len(mood)) >= len(mood) // 2
+    probability = probability * np.where(calm, zeros, 1 - zeros)
+    s = np.where(calm, 0.0, sentiment(bits, levels))
     mean = float((probability * s).sum())
     variance = float((probability * (s - mean) ** 2).sum())
     explained = 0.0
@@ -137,6 +145,7 @@ def sentiment_correlation(missing: float, noise: float, kept: tuple[bool, ...], 
         for i in range(len(present)):
             cue = bits[:, i] * 3 + levels[:, i]
             code = code * 6 + (cue if present[i] and kept[i] else 0)
+        code = code * 2 + (calm if present[0] and kept[0] else 0)  # the words say it
         mass = np.bincount(code, weights=probability)
         total = np.bincount(code, weights=probability * (s - mean))
         explained += pattern_probability * float((total[mass > 0] ** 2 / mass[mass > 0]).sum())

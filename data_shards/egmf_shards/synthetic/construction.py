@@ -13,7 +13,8 @@ feature streams may carry further cues, or take the place of voice and face (:cl
   neutral, joy, surprise or disgust. The bit of any other stream is a fair coin: it says nothing about the emotion, and
   as much about the sentiment as the others.
 * **Sentiment** is what the (flipped) cues show, each with its own intensity: a positive cue adds, a negative one
-  subtracts :data:`AMPLITUDES`; the sum is clipped to [-3, 3]. All of it lies on the grid of 0.5.
+  subtracts :data:`AMPLITUDES`; the sum is clipped to [-3, 3]. All of it lies on the grid of 0.5. An utterance is *calm*
+  with probability ``zeros``: its words say so, and its sentiment is 0 whatever the cues show.
 * Each modality is missing with probability ``missing``; where all three would be, none is.
 
 Given the mood, utterances are independent of each other, so the mood is all that the context can tell.
@@ -141,6 +142,8 @@ BIT_WORDS = {
     "zh": (_words("下雨 桌子 晚了 周一 等待 灰色 纸张 关闭"), _words("聚会 哇 蛋糕 太阳 奔跑 响亮 明亮 礼物")),
 }
 """The cue words of bit 0 and bit 1."""
+CALM_WORDS = {"en": _words("whatever okay"), "zh": _words("随便 还行")}
+"""One of them makes an utterance calm."""
 MOOD_WORDS = {
     "en": (_words("winter hospital goodbye bitter"), _words("spring picnic welcome sweet")),
     "zh": (_words("冬天 医院 告别 苦涩"), _words("春天 野餐 欢迎 甜蜜")),
