@@ -98,6 +98,8 @@ def without_effect(config: Config) -> list[str]:
     for name, reads in (("width", "soft"), ("answer_weight", "expected")):
         if getattr(objective, name) != getattr(plain, name) and objective.number != reads:
             said.append(f"objective.{name} has no effect: objective.number is {objective.number}")
+    if objective.ordered and objective.number == "tokens":
+        said.append("objective.ordered has no effect: objective.number is tokens")
     return said
 
 

@@ -69,7 +69,7 @@ _LAYERS = Must(
     lambda layers: len(set(layers)) == len(layers) and all(n >= 0 for n in layers),
     "numbers of layers from 0, each once",
 )
-_ONCE = Must(lambda names: len(set(names)) == len(names), "names, each once, such as [tensorboard, wandb]")
+_ONCE = Must(lambda names: len(set(names)) == len(names), "a list of names, each once")
 _NAME = Must(lambda text: bool(text.strip()), "a name")
 PART = Must(lambda value: 0 <= value < 1, "in [0, 1)")
 WIDTH = Must(lambda value: 0 < value <= 1, "above 0 and at most 1, a part of the task's range")
@@ -320,13 +320,16 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """What the objective `answers` asks of a regression."""
+    """What the objective `answers` asks of a regression, and of a classification whose labels are ordered."""
 
     number: Literal["tokens", "soft", "expected"] = "tokens"
     """What a regression's answer costs: `tokens`, -log p of the legal number nearest to the truth, so that every other
     number is equally wrong; `soft`, the cross-entropy with a bell around the truth over all legal numbers (Diaz and
     Marathe 2019); `expected`, how far the distribution over the legal numbers lies from the truth (CRPS, Gneiting and
     Raftery 2007). The last two read all legal numbers behind every prompt: a step costs more."""
+    ordered: list[str] = field(default_factory=list, metadata={MUST: _ONCE})
+    """Classifications whose labels are ordered as their data set lists them, from least to most, such as
+    `[severity]`: `number` is theirs as well, with 0, 1, 2, ... in the labels' places."""
     width: float = fixed(0.05, WIDTH)
     """Of `soft`: the bell's standard deviation as a part of the task's range."""
     answer_weight: float = fixed(0.1, at_least(0))

@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from egmf_shards import Task
+from egmf_dist.config import ObjectiveConfig
+from egmf_shards import REGRESSION, Task
 
 
 class Picks(NamedTuple):
@@ -94,6 +95,12 @@ class AnswerTree:
             for parent, token in zip((0, *path), (*(self.tokens[node - 1] for node in path), -1), strict=True)
         ]
         return Picks(*np.array(rows, dtype=np.int64).T)
+
+
+def has_distances(task: Task, settings: ObjectiveConfig) -> bool:
+    """Whether ``objective.number`` asks how far an answer lies from the truth: of a regression, and of ordered labels.
+    All legal answers are read then."""
+    return settings.number != "tokens" and (task.kind == REGRESSION or task.name in settings.ordered)
 
 
 def most_answers(tasks: Iterable[Task]) -> int:

@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from egmf_dist.config import Config
-from egmf_dist.data.answers import AnswerTree, most_answers
+from egmf_dist.data.answers import AnswerTree, has_distances, most_answers
 from egmf_dist.data.batch import RaggedBatch
 from egmf_dist.data.others import OtherModalities, boundaries
 from egmf_dist.data.prompt_ids import Limits, PromptEncoder, PromptIds
@@ -58,7 +58,7 @@ class Collator:
     Attributes:
         answers: per task and language every legal answer's token ids, in order.
         alone: each of them as a tree of its own.
-        numbers: of the tasks whose legal numbers are all read in training, in each language their tree.
+        numbers: of the tasks whose legal answers are all read in training, in each language their tree.
         packed: several samples share a row of the LLM, which then takes a mask of four dimensions; right for a
             backbone that was seen to honour one. Else each has a row of its own.
 
@@ -104,7 +104,7 @@ class Collator:
                     raise EgmfError(
                         f"task {name!r} in {language!r}: {error}; this backbone's tokenizer cannot tell them apart"
                     ) from error
-                if task.kind == REGRESSION and config.objective.number != "tokens":
+                if has_distances(task, config.objective):
                     self.numbers[name, language] = tree
                     a_token = len("".join(texts).encode()) / sum(map(len, self.answers[name, language]))
                     self._tree_bytes[name, language] = a_token * len(tree.tokens)

@@ -1,7 +1,7 @@
 """What a regression's answer costs by its distance from the truth, where ``objective.number`` says so.
 
 All legal numbers v_1 < ... < v_C of the task stand behind the prompt, so the model's probability p_c of each is known.
-The truth y need not be one of them.
+The truth y need not be one of them. Ordered labels (``objective.ordered``) are the numbers 0, ..., C - 1.
 
 * ``soft``: ``-sum_c q_c log p_c`` with ``q_c`` in proportion to ``exp(-(v_c - y)^2 / (2 sigma^2))`` over the legal
   numbers: the soft labels of Diaz and Marathe (Soft Labels for Ordinal Regression, CVPR 2019) under the squared
@@ -20,11 +20,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
 from egmf_dist.config import Config, ObjectiveConfig
-from egmf_dist.data.answers import most_answers
+from egmf_dist.data.answers import has_distances, most_answers
 from egmf_dist.data.batch import RaggedBatch
 from egmf_dist.data.collate import Collator
 from egmf_dist.errors import EgmfError
@@ -36,7 +37,7 @@ LOGITS = 2**30
 
 
 class NumberLoss:
-    """Each sample's cost: of a regression its distance, of a classification -log p of the right answer.
+    """Each sample's cost: of a regression or of ordered labels the distance, of other classes -log p of the right one.
 
     Args:
         settings: the section ``objective``.
@@ -64,15 +65,17 @@ class NumberLoss:
         answer_B = -log_p_BC.gather(1, batch.answer_B[:, None])[:, 0]
         cost_B = answer_B
         for number, task in enumerate(self.tasks):
-            if task.kind != REGRESSION:
+            if not has_distances(task, self.settings):
                 continue
+            numbers = _Numbers.of(task)
             # Made on the device: copying the numbers there would make the host wait.
-            value_C = torch.linspace(task.low, task.high, len(task.values), device=device)
+            value_C = torch.linspace(numbers.low, numbers.high, numbers.count, device=device)
+            truth_B = batch.value_B if task.kind == REGRESSION else batch.answer_B.to(value_C)
             own_BC = log_p_BC[:, : len(value_C)]
             if self.settings.number == "soft":
-                own_B = soft_cross_entropy(own_BC, value_C, batch.value_B, self.settings.width)
+                own_B = soft_cross_entropy(own_BC, value_C, truth_B, self.settings.width)
             else:
-                own_B = crps(own_BC, value_C, batch.value_B) * _in_guesses(task)
+                own_B = crps(own_BC, value_C, truth_B) * numbers.in_guesses
                 own_B = own_B + self.settings.answer_weight * answer_B
             cost_B = torch.where(batch.task_B == number, own_B, cost_B)
         return cost_B, answer_B
@@ -112,13 +115,27 @@ def crps(log_p_BC: torch.Tensor, value_C: torch.Tensor, truth_B: torch.Tensor) -
     return (gap_C * score_BC).sum(1)
 
 
-def _in_guesses(task: Task) -> float:
-    """By what the score is multiplied so that a guess, averaged over every legal number as the truth, costs log C.
+class _Numbers(NamedTuple):
+    """Legal answers as numbers."""
 
-    The guess's score is half the mean distance of two numbers of the grid: ``range * (C + 1) / (6 C)``.
-    """
-    count = len(task.values)
-    return math.log(count) / ((task.high - task.low) * (count + 1) / (6 * count))
+    low: float
+    high: float
+    count: int
+
+    @classmethod
+    def of(cls, task: Task) -> _Numbers:
+        """A regression's own; the places of ordered labels."""
+        if task.kind == REGRESSION:
+            return cls(task.low, task.high, len(task.values))
+        return cls(0.0, len(task.labels) - 1.0, len(task.labels))
+
+    @property
+    def in_guesses(self) -> float:
+        """By what the score is multiplied so that a guess, averaged over every legal number as the truth, costs log C.
+
+        The guess's score is half the mean distance of two numbers of the grid: ``range * (C + 1) / (6 C)``.
+        """
+        return math.log(self.count) / ((self.high - self.low) * (self.count + 1) / (6 * self.count))
 
 
 def reads_trees(config: Config, capabilities: Capabilities) -> bool:
@@ -141,12 +158,21 @@ def check_numbers(config: Config, collator: Collator, capabilities: Capabilities
         EgmfError: says what would be right.
     """
     number, training = config.objective.number, config.training
+    for name in config.objective.ordered:
+        task = collator.tasks.get(name)
+        if task is None or task.kind == REGRESSION:
+            known = [other.name for other in collator.tasks.values() if other.kind != REGRESSION]
+            what = "no task of this run" if task is None else "a regression, whose numbers have distances of their own"
+            raise EgmfError(
+                f"config: objective.ordered names {name!r}, which is {what}; "
+                f"its classifications are: {', '.join(known) or 'none'}"
+            )
     if number == "tokens":
         return
     if not collator.numbers:
         raise EgmfError(
             f"config: objective.number is {number!r}, and no task of this run is a regression "
-            f"({', '.join(collator.tasks)}); it must be tokens"
+            f"({', '.join(collator.tasks)}); it must be tokens, or objective.ordered name one with ordered labels"
         )
     trees = reads_trees(config, capabilities)
     # Cut by tokens a micro-batch is bounded by what was asked for; one sample it holds at least.
@@ -157,7 +183,7 @@ def check_numbers(config: Config, collator: Collator, capabilities: Capabilities
         if samples > most:
             fewer = f"lower training.micro_batch to {most}, " if most else ""
             raise EgmfError(
-                f"config: objective.number is {number!r}: the {len(tree.paths)} legal numbers of task {name!r} in "
+                f"config: objective.number is {number!r}: the {len(tree.paths)} legal answers of task {name!r} in "
                 f"{language!r} take {columns} columns of {capabilities.vocabulary} logits a sample, and {samples} "
                 f"samples at once {samples * columns * capabilities.vocabulary:.1e} logits of at most {LOGITS:.1e}; "
                 f"{fewer}give the task a larger step, or take tokens"

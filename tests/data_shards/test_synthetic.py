@@ -189,7 +189,7 @@ def test_streams_of_other_names_carry_cues_of_their_own(tmp_path):
 
 
 def test_calm_utterances(tmp_path):
-    """Their words say so, their sentiment is 0, and the ceilings know of them; without any nothing is drawn for them."""
+    """Their words say so, their sentiment is 0, and the ceilings know of them."""
     manifest = synthesize(tmp_path / "calm", seed=2, samples=1500, zeros=0.14)
     assert manifest["ceilings"] == ce.compute_ceilings(0.03, 0.01, zeros=0.14)
     asked = [s for split in ("train", "valid", "test") for s in ShardSet.open([tmp_path / "calm"], split)][1::2]

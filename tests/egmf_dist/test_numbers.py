@@ -25,6 +25,7 @@ from egmf_shards import Turn
 
 SOFT = ObjectiveConfig(number="soft", width=0.2)
 EXPECTED = ObjectiveConfig(number="expected", answer_weight=0.3)
+ORDERED = [replace(settings, ordered=["emotion"]) for settings in (SOFT, EXPECTED)]
 FOREST = PromptConfig(pseudo_tokens="before_utterance", chat_template="off")
 
 
@@ -82,13 +83,15 @@ def reference(model, collator, samples, weights, settings):
     total = torch.zeros(())
     for sample, weight in zip(samples, weights, strict=True):
         task = collator.tasks[sample.task]
-        if task.labels:
+        if task.labels and task.name not in settings.ordered:
             cost = -log_p_alone(model, collator, sample, task.labels.index(sample.label))
         else:
-            values, y = task.values, sample.value
+            values, y = range(len(task.labels)), sample.label and task.labels.index(sample.label)
+            if not task.labels:
+                values, y = task.values, sample.value
             log_p = torch.stack([log_p_alone(model, collator, sample, c) for c in range(len(values))])
             if settings.number == "soft":
-                sigma = settings.width * (task.high - task.low)
+                sigma = settings.width * (values[-1] - values[0])
                 bell = [math.exp(-(((v - y) / sigma) ** 2) / 2) for v in values]
                 cost = -sum(b / sum(bell) * each for b, each in zip(bell, log_p, strict=True))
             else:
@@ -109,9 +112,16 @@ def gradients(model, total):
     return {name: p.grad.clone() for name, p in trained_parameters(model).items() if p.grad is not None}
 
 
-@pytest.mark.parametrize("settings", [SOFT, EXPECTED], ids=lambda s: s.number)
 @pytest.mark.parametrize(
-    ("family", "packed"), [("qwen2", True), ("gemma3", True), ("qwen2", False), ("bloom", False)]
+    ("family", "packed", "settings"),
+    [
+        (family, packed, settings)
+        for settings in (SOFT, EXPECTED)
+        for family, packed in (("qwen2", True), ("gemma3", True), ("qwen2", False), ("bloom", False))
+    ]
+    + [("qwen2", True, settings) for settings in ORDERED]
+    + [("bloom", False, ORDERED[1])],
+    ids=lambda x: f"{x.number}{'-ordered' * bool(x.ordered)}" if isinstance(x, ObjectiveConfig) else str(x),
 )  # bloom takes no tree
 def test_loss_and_gradients_are_those_of_every_answer_fed_alone(asking, make_samples, family, packed, settings):
     """A forest of dialogues, both tasks, a filler and other weights, in one forward of the LLM."""
@@ -163,7 +173,7 @@ def test_a_guess_costs_what_it_costs_as_an_answer(tasks, low, high, step):
     task = replace(tasks["sentiment"], low=low, high=high, step=step, convention="mosei")
     values = torch.tensor(task.values)
     each = crps(torch.zeros(len(values), len(values)), values, values)
-    assert float(each.mean()) * numbers._in_guesses(task) == pytest.approx(math.log(len(values)), rel=1e-5)
+    assert float(each.mean()) * numbers._Numbers.of(task).in_guesses == pytest.approx(math.log(len(values)), rel=1e-5)
 
 
 def test_the_bell_by_hand():
@@ -254,7 +264,7 @@ def test_settings_that_fit_nothing(asking, monkeypatch):
     check_numbers(replace(config, training=replace(config.training, micro_batch=7)), collator, capabilities, 2)
     check_numbers(replace(config, training=replace(config.training, micro_tokens=64)), collator, capabilities, 2)
     check_numbers(config, collator, capabilities, 5)  # 32 samples over 5 ranks
-    with pytest.raises(EgmfError, match=r"5 legal numbers of task 'sentiment' .* lower training.micro_batch to 7, "):
+    with pytest.raises(EgmfError, match=r"5 legal answers of task 'sentiment' .* lower training.micro_batch to 7, "):
         check_numbers(config, collator, capabilities, 2)
     seven = replace(config.training, micro_batch=7)
     for rows in (
@@ -266,5 +276,12 @@ def test_settings_that_fit_nothing(asking, monkeypatch):
             check_numbers(replace(config, **rows), collator, capabilities, 2)
     classes = {"emotion": collator.tasks["emotion"]}
     alone = Collator(collator.tokenizer, classes, ["en", "zh"], collator.streams, config, collator.limits)
-    with pytest.raises(EgmfError, match=r"no task of this run is a regression \(emotion\); it must be tokens"):
+    with pytest.raises(EgmfError, match=r"no task of this run is a regression \(emotion\); it must be tokens, or"):
         check_numbers(config, alone, capabilities, 2)
+    assert without_effect(Config(objective=ObjectiveConfig(ordered=["emotion"]))) == [
+        "objective.ordered has no effect: objective.number is tokens"
+    ]
+    for name, fault in (("moods", "no task of this run"), ("sentiment", "a regression")):
+        other = replace(config, objective=replace(config.objective, ordered=[name]))
+        with pytest.raises(EgmfError, match=rf"names '{name}', which is {fault}.*its classifications are: emotion"):
+            check_numbers(other, collator, capabilities, 2)
