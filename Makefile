@@ -8,7 +8,7 @@ export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo real real-llm test faults kernel-tables check docs wheel install clean
+.PHONY: demo real real-llm test faults soak kernel-tables check docs wheel install clean
 install: $(VENV)/installed
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -26,16 +26,19 @@ real-llm: install        ## Gemma 3 270M on the same rows, fetched first (Google
 	$(BIN)/egmf real --data "$(DATA)" --backbone backbones/gemma3-270m
 
 test: install            ## on two cores, a file's tests in one process
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=15
 
 kernel-tables: install   ## the shipped tile tables against the reference, interpreted, at every width: many minutes
 	EGMF_KERNEL_TABLES=all $(BIN)/python -m pytest tests/kernels/test_tables.py
 
 faults: install          ## what a run survives (docs/reliability.md), in every ZeRO stage and precision
-	EGMF_FAULTS=all $(BIN)/python -m pytest -n 1 tests/distributed/test_elastic.py tests/distributed/test_stopping.py \
+	EGMF_FAULTS=all $(BIN)/python -m pytest -n 2 --dist loadfile tests/distributed/test_elastic.py tests/distributed/test_stopping.py \
 	  tests/distributed/test_training.py tests/distributed/test_bad_data.py tests/egmf_dist/test_checkpoint.py tests/egmf_dist/test_saver.py \
 	  tests/egmf_dist/test_lock.py tests/launcher/test_runs.py tests/launcher/test_ray.py tests/launcher/test_ray_guard.py \
 	  tests/distributed/test_hangs.py tests/distributed/test_disks.py tests/launcher/test_hosts.py tests/launcher/test_kills.py
+
+soak: install            ## twenty kills at random moments of random processes: half an hour
+	EGMF_FAULTS=soak $(BIN)/python -m pytest tests/launcher/test_kills.py
 
 check: install
 	$(BIN)/ruff check .

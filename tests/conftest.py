@@ -28,6 +28,24 @@ import pytest
 
 from egmf_shards import Sample, Task, Turn
 
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A suite that is cut off should have said what failed until then."""
+    if not hasattr(config, "workerinput"):  # of pytest-xdist's workers nobody sees what they print
+        config.pluginmanager.register(_SayingAtOnce(config))
+
+
+class _SayingAtOnce:
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        reporter = self.config.pluginmanager.get_plugin("terminalreporter")
+        if report.failed and reporter is not None:
+            last = (report.longreprtext.strip() or "no traceback").splitlines()[-1]
+            reporter.write_line(f"\n{report.nodeid} ({report.when}, {report.duration:.0f} s): {last[:300]}")
+
+
 EMOTION = Task(
     name="emotion",
     kind="classification",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rich.progress import Progress
@@ -48,6 +48,8 @@ class Opened:
     """The adapter's."""
     console: bool
     """This rank shows progress."""
+    _scored: dict[frozenset[str], list[Prediction]] = field(default_factory=dict)
+    """The whole split without some modalities: an evaluation and its damage ask for the same."""
 
     def score(
         self,
@@ -56,7 +58,8 @@ class Opened:
         change: Callable[[int, Sample], Sample] | None = None,
         indices: Sequence[int] | None = None,
     ) -> list[Prediction]:
-        """Score the split, or some of it, with a progress bar; every rank must call this.
+        """Score the split, or some of it, with a progress bar; every rank must call this. What was scored before is
+        not scored again.
 
         Args:
             what: names it on the terminal.
@@ -67,6 +70,20 @@ class Opened:
         Returns:
             On rank 0 one prediction a sample, in their order; elsewhere an empty list.
         """
+        if change is not None or indices is not None:
+            return self._score(what, remove, change, indices)
+        key = frozenset(remove)
+        if key not in self._scored:
+            self._scored[key] = self._score(what, remove, None, None)
+        return self._scored[key]
+
+    def _score(
+        self,
+        what: str,
+        remove: Sequence[str],
+        change: Callable[[int, Sample], Sample] | None,
+        indices: Sequence[int] | None,
+    ) -> list[Prediction]:
         count = len(self.shards) if indices is None else len(indices)
         if self.console and not os.isatty(1):
             print(f"scoring {what}: {count} samples", flush=True)

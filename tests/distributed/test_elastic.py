@@ -19,8 +19,11 @@ from egmf_shards import synthesize
 pytestmark = pytest.mark.distributed
 
 EVERY = [(stage, precision) for stage in (1, 2, 3) for precision in ("fp32", "bf16")]
-SAME = EVERY if os.environ.get("EGMF_FAULTS") == "all" else [(1, "bf16"), (2, "fp32"), (3, "bf16")]
+ALL = os.environ.get("EGMF_FAULTS") == "all"
+SAME = EVERY if ALL else [(1, "bf16"), (2, "fp32"), (3, "bf16")]
 """Stage 3 in fp32 is in test_training.py; `make faults` has them all."""
+LEG = 30 if ALL else 10
+"""Steps under each number of ranks, and in each stage."""
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +36,9 @@ def config(random_backbone, tmp_path_factory):
         backbone=BackboneConfig(path=str(random_backbone), lora_rank=3, lora_dropout=0.0),
         model=ModelConfig(width=32, heads=2, dropout=0.0),
         training=TrainingConfig(
-            steps=40, global_batch=8, micro_batch=2, learning_rate=1e-3, fusion_learning_rate=5e-4, weight_decay=0.01,
-            warmup_steps=2, precision="fp32", validate_every=40, checkpoint_every=10, keep_checkpoints=4, log_every=1,
+            steps=4 * LEG, global_batch=8, micro_batch=2, learning_rate=1e-3, fusion_learning_rate=5e-4,
+            weight_decay=0.01, warmup_steps=2, precision="fp32", validate_every=4 * LEG, checkpoint_every=LEG,
+            keep_checkpoints=4, log_every=1,
         ),
     )  # fmt: skip
 
@@ -73,28 +77,34 @@ def test_the_same_ranks_and_stage_go_on_bitwise(config, run_ranks, tmp_path) -> 
 
 
 def test_another_number_of_ranks_or_stage_sees_the_same_batches(config, run_ranks, tmp_path) -> None:
-    """2 ranks, then 1, 4 and 2; and stage 3, then 1 and 2: the losses of the run that nothing interrupted."""
+    """2 ranks, then 1, 4 and 2; and stage 3, then 1, then 2 with the optimizer in the hosts' memory: the losses of the
+    run that nothing interrupted."""
     whole, ranks, stages = (tmp_path / name for name in ("whole", "ranks", "stages"))
     open_run(config, Run(whole), "never")
     run_ranks("training_run.py", 2, TrainJob(whole, config))
     for copy in (ranks, stages):
         shutil.copytree(whole, copy)
-    run_ranks("training_run.py", 1, TrainJob(ranks, config, "10"))
-    first = losses(ranks)
-    run_ranks("training_run.py", 4, TrainJob(ranks, config, "20"))
-    of_stages = {f"{s}": TrainJob(stages, changed(config, zero_stage=s), f"{at}") for s, at in ((1, 10), (2, 20))}
-    run_ranks("training_run.py", 2, {"ranks": TrainJob(ranks, config, "30"), **of_stages})
+    first, second, third = f"{LEG}", f"{2 * LEG}", f"{3 * LEG}"
+    run_ranks("training_run.py", 1, TrainJob(ranks, config, first))
+    alone = losses(ranks)
+    run_ranks("training_run.py", 4, TrainJob(ranks, config, second))
+    of_stages = {
+        "1": TrainJob(stages, changed(config, zero_stage=1), first),
+        "2": TrainJob(stages, changed(config, zero_stage=2, offload="optimizer"), second),
+        "3": TrainJob(stages, config, third),
+    }
+    run_ranks("training_run.py", 2, {"ranks": TrainJob(ranks, config, third), **of_stages})
     warnings = [r["message"] for r in read_records(ranks / "metrics.jsonl") if r["kind"] == "warning"]
     assert [message.split(":")[0] for message in warnings] == [
-        "checkpoint step-0000010 was made with 2 ranks, and 1 go on",
-        "checkpoint step-0000020 was made with 1 ranks, and 4 go on",
-        "checkpoint step-0000030 was made with 4 ranks, and 2 go on",
+        f"checkpoint step-{LEG:07d} was made with 2 ranks, and 1 go on",
+        f"checkpoint step-{2 * LEG:07d} was made with 1 ranks, and 4 go on",
+        f"checkpoint step-{3 * LEG:07d} was made with 4 ranks, and 2 go on",
     ]
     wanted = losses(whole)
-    for found in (first, losses(ranks), losses(stages)):
-        assert [step for step, *_ in found] == list(range(1, 41))
-        assert found[:10] == wanted[:10]
-        for (step, loss, norm), (_, own_loss, own_norm) in zip(wanted[10:], found[10:], strict=True):
+    for found in (alone, losses(ranks), losses(stages)):
+        assert [step for step, *_ in found] == list(range(1, 4 * LEG + 1))
+        assert found[:LEG] == wanted[:LEG]
+        for (step, loss, norm), (_, own_loss, own_norm) in zip(wanted[LEG:], found[LEG:], strict=True):
             assert own_loss == pytest.approx(loss, rel=1e-6), step
             assert own_norm == pytest.approx(norm, rel=1e-5)
 

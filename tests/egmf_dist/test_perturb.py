@@ -9,9 +9,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from egmf_dist.config import DataConfig
+from egmf_dist.config import Config, DataConfig
 from egmf_dist.data import perturb
 from egmf_dist.data.perturb import Augmentation, drawn_from
+from egmf_dist.inference import opened
 from egmf_dist.inference.robustness import area, robustness, whom
 from egmf_dist.run.folder import Run
 from egmf_shards import Sample, Turn
@@ -139,3 +140,24 @@ def test_a_task_has_no_curve_of_a_stream_that_its_samples_lack(tasks, tmp_path) 
     assert set(found["emotion"]["curves"]) == set(found["emotion"]["area"]) == {"words", "audio"}
     assert set(found["sentiment"]["curves"]) == {"words", "audio", "vision", "all frames"}
     assert [set(found[task]["removed"]) for task in tasks] == [{"text", "audio"}, {"text", "audio", "vision"}]
+
+
+def test_what_was_scored_is_not_scored_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`evaluate --remove-each --robustness` asks twice for the split as it is and without each modality."""
+    calls = []
+
+    def score(module, shards, scorer, size, indices, remove, progress, change):
+        calls.append((indices, tuple(remove), change is not None))
+        return [{"id": f"{len(calls)}"}]
+
+    monkeypatch.setattr(opened, "score_samples", score)
+    some = dict.fromkeys(("run", "split", "data", "collator", "module", "scorer", "checkpoint", "description"))
+    own = opened.Opened(config=Config(), shards=[0, 1], console=False, **some)
+    assert own.score("as it is") is own.score("once more")
+    assert own.score("without both", ["audio", "text"]) is own.score("the same", ["text", "audio"])
+    assert own.score("damaged", change=lambda _, s: s) is not own.score("damaged", change=lambda _, s: s)
+    assert own.score("some", indices=[1]) is not own.score("some", indices=[1])
+    assert calls == [
+        (None, (), False), (None, ("audio", "text"), False), (None, (), True), (None, (), True),
+        ([1], (), False), ([1], (), False),
+    ]  # fmt: skip

@@ -75,7 +75,8 @@ def environ(**more: str) -> dict[str, str]:
 
 def train(host: hosts.SmallHost, place: Path, command: list[Any], **more: str) -> str:
     """Run a training's command to its good end; what it printed."""
-    done = host.run([*map(str, command), "--config", "c.yaml"], cwd=place, env=environ(**more), timeout=400)
+    ways = [] if "--config" in command else ["--config", "c.yaml"]
+    done = host.run([*map(str, command), *ways], cwd=place, env=environ(**more), timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -180,6 +181,42 @@ def test_a_lost_host_is_gone_on_without_and_a_returned_one_is_used(
 
 
 @slow
+def test_the_host_that_drives_is_lost(place: Path, three: list[hosts.SmallHost]) -> None:
+    """With the driver and Ray's head on it: what ran on the others ends by itself, and the same command on one of them,
+    without the lost host in its hostfile, goes on with the same batches and losses."""
+    run, whole = Run(place / "driven"), Run(place / "driven-whole")
+    settings = yaml.safe_load((place / "c.yaml").read_text())
+    settings["training"] |= {"steps": 24, "checkpoint_every": 5}
+    (place / "driven.yaml").write_text(yaml.safe_dump(settings))
+    ways = ["--config", "driven.yaml"]
+    command = [BIN / "deepspeed", SCRIPT, "--hostfile", "hosts", "--run", "driven", *ways]
+    with open(place / "driven.log", "wb") as log:
+        training = three[0].popen([*map(str, command)], cwd=place, env=environ(), stdout=log, stderr=log)
+    try:
+        wait_for(lambda: len(steps_of(run)) > 8, training, 150)
+        three[0].kill()
+        training.wait(30)
+        until = time.monotonic() + 120
+        while rays := [found for host in three[1:] for found in rays_of(host)]:
+            assert time.monotonic() < until, rays
+            time.sleep(0.5)
+    finally:
+        training.kill()
+        print((place / "driven.log").read_text()[-3000:])
+        three[0].serve()
+    (place / "rest").write_text("".join(f"{host.name} slots=1\n" for host in three[1:]))
+    train(
+        three[1],
+        place,
+        [BIN / "deepspeed", SCRIPT, "--hostfile", "rest", "--run", "driven", "--resume", "auto", *ways],
+    )
+    train(three[1], place, [BIN / "egmf", "train", "--run", whole.folder, *ways])
+    assert ranks_of(run) == [4, 2]
+    assert positions_of(run) == positions_of(whole)
+    same(losses(run.folder), losses(whole.folder))
+
+
+@slow
 def test_a_link_that_is_cut_for_five_seconds(place: Path, three: list[hosts.SmallHost]) -> None:
     """Nothing is started again, and the run is what it would have been."""
     command = [BIN / "deepspeed", SCRIPT, "--hostfile", "hosts", "--config", "c.yaml", "--run", "cut"]
@@ -210,6 +247,16 @@ def same(ours: list[tuple[int, float, float]], theirs: list[tuple[int, float, fl
     for (step, loss, _), (other_step, other_loss, _) in zip(ours, theirs, strict=True):
         assert step == other_step
         assert loss == pytest.approx(other_loss, rel=1e-6), step
+
+
+def rays_of(host: hosts.SmallHost) -> list[str]:
+    """Commands of Ray's that run on a host."""
+    pids = subprocess.run(["ip", "netns", "pids", host.space], capture_output=True, text=True, check=True).stdout
+    said = []
+    for pid in pids.split():
+        with contextlib.suppress(OSError):
+            said.append(Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " "))
+    return [command for command in said if "ray" in command]
 
 
 def positions_of(run: Run) -> list[int]:

@@ -27,8 +27,9 @@ from egmf_shards import synthesize
 pytestmark = pytest.mark.distributed
 
 STEPS = 48
-SEEDS = range(20) if os.environ.get("EGMF_FAULTS") == "all" else [2]
-"""Which process dies and when follows from the seed; with 2 a worker dies while a checkpoint is written."""
+SEEDS = {"soak": range(20), "all": [0, 1, 2, 5]}.get(os.environ.get("EGMF_FAULTS", ""), [2])
+"""Which process dies and when follows from the seed; with 2 a worker dies while a checkpoint is written.
+`make faults` has one of each kind, `make soak` twenty. EGMF_KILLS=FILE notes each one's seconds until the next step."""
 VICTIMS = ("worker", "loader", "raylet", "driver")
 
 
