@@ -127,6 +127,8 @@ class PredictJob:
     launch: str | None = None
     explain: Path | None = None
     """Folder for an explanation of each answer."""
+    trust_code: bool = False
+    """Code that the model's folder names may run."""
 
     @property
     def run(self) -> Path:

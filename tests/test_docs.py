@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -181,3 +182,15 @@ def test_the_tutorial_of_a_new_fusion_trains_it(tmp_path, random_backbone):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "late fusion: weighted means, two layers" in done.stdout
     assert (tmp_path / "runs" / "late" / "best" / "best.json").is_file()
+    (tmp_path / "said.jsonl").write_text(json.dumps({"text": "we won", "language": "en"}) + "\n")
+    command = [sys.executable, "-m", "egmf_launcher.cli", "predict", "runs/late", "--input", "said.jsonl"]
+    command += ["--out", "answers.jsonl"]
+    refused, answered = (
+        subprocess.run([*command, *more], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=120)
+        for more in ([], ["--trust-code"])
+    )
+    assert refused.returncode == 2
+    assert "would run model.fusion 'late_fusion:LateFusion'; look at that code, then load" in refused.stderr
+    assert refused.stderr.rstrip().endswith("or egmf predict --trust-code")
+    assert answered.returncode == 0, answered.stderr
+    assert set(json.loads((tmp_path / "answers.jsonl").read_text())["answers"]) == {"emotion", "sentiment"}

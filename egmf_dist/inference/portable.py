@@ -137,7 +137,8 @@ def _refuse_code(config: Config, folder: Path) -> None:
         named.append("the LLM's own code")
     if named:
         raise EgmfError(
-            f"{folder}: loading it would run {' and '.join(named)}; look at that code, then load(..., trust_code=True)"
+            f"{folder}: loading it would run {' and '.join(named)}; look at that code, then load(..., trust_code=True) "
+            "or egmf predict --trust-code"
         )
 
 

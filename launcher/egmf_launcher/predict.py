@@ -32,6 +32,8 @@ class How:
     """what is said in the recording"""
     transcribe: str | None = None
     """a Whisper, by folder or name on the hub, for what is said in the recording where --text does not say it"""
+    trust_code: bool = False
+    """code that the folder names may run: a fusion or tuning of one's own, an LLM's own files; look at it before"""
     explain: Path | None = None
     """folder for a picture and a line of JSON for each utterance: gate weights, each modality taken away, attributions
     by word and frame; some seventy passes an answer, so meant for a few lines"""
@@ -78,7 +80,7 @@ def predict(
     if decision.way == "deepspeed":
         return reexecute_under_deepspeed(decision, launch.hostfile, words)
     chosen = None if how.tasks is None else [name for name in how.tasks.split(",") if name]
-    job = PredictJob(path, input, out, how.split, chosen, how.backbone, new_launch(), how.explain)
+    job = PredictJob(path, input, out, how.split, chosen, how.backbone, new_launch(), how.explain, how.trust_code)
     # Alone it joins no process group: who only answers needs no DeepSpeed.
     result = job(console=True) if decision.way == "single" else launch_job(decision, job, LaunchConfig())
     if not is_silent_rank():
@@ -100,7 +102,7 @@ def predict_clip(clip: Path, how: How, out: Path | None) -> int:
     assert how.run is not None
     if out is not None and out.exists():
         raise EgmfError(f"--out {out}: it exists; name another file, or remove it first")
-    model = load(how.run, backbone=how.backbone)
+    model = load(how.run, backbone=how.backbone, trust_code=how.trust_code)
     chosen = None if how.tasks is None else [name for name in how.tasks.split(",") if name]
     text = how.text
     if how.transcribe is not None and not text.strip():
