@@ -173,6 +173,11 @@ VERBS = {
         "answer a file of utterances",
         "models/demo --input utterances.jsonl --out answers.jsonl",
     ),
+    "serve": Verb(
+        "egmf_launcher.serve:serve",
+        "answers over HTTP, and a page to try a clip",
+        "models/demo --port 8000",
+    ),
     "export": Verb(
         "egmf_launcher.verbs:export",
         "a run's best adapter as a folder to hand on: three lines of Python load it",
