@@ -14,10 +14,11 @@ def many_frames(path: Path, count: int = 100_000, seconds: float = 10.0) -> Path
     import av
 
     with av.open(str(path), "w", format="matroska") as container:
-        stream = container.add_stream("png", rate=25)
+        stream = container.add_stream("ffv1", rate=25)
         stream.width, stream.height, stream.pix_fmt = 16, 16, "gray"
         stream.time_base = stream.codec_context.time_base = Fraction(1, 1_000_000)
-        (packet,) = stream.encode(av.VideoFrame.from_ndarray(np.zeros((16, 16), np.uint8), format="gray"))
+        frame = av.VideoFrame.from_ndarray(np.zeros((16, 16), np.uint8), format="gray")
+        (packet,) = [*stream.encode(frame), *stream.encode(None)]
         data = bytes(packet)
         for number in range(count):
             one = av.Packet(data)
@@ -28,9 +29,17 @@ def many_frames(path: Path, count: int = 100_000, seconds: float = 10.0) -> Path
     return path
 
 
-def vast_pictures(path: Path) -> Path:
-    """A picture of 60,000 by 60,000 pixels in forty bytes: 10 GB once it is decoded."""
-    head = b"GIF89a" + struct.pack("<HHBBB", 60_000, 60_000, 0x80, 0, 0) + b"\0\0\0\xff\xff\xff"
-    image = b"\x2c" + struct.pack("<HHHHB", 0, 0, 60_000, 60_000, 0) + b"\x02\x02\x4c\x01\x00"
-    path.write_bytes(head + image + b"\x3b")
+def vast_pictures(path: Path, side: int = 60_000) -> Path:
+    """An ``.avi`` of some hundred bytes that claims pictures of 60,000 by 60,000 pixels: 10 GB each once decoded."""
+    import av
+
+    with av.open(str(path), "w", format="avi") as container:
+        stream = container.add_stream("png", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 16, 16, "gray"
+        frame = av.VideoFrame.from_ndarray(np.zeros((16, 16), np.uint8), format="gray")
+        container.mux([*stream.encode(frame), *stream.encode(None)])
+    data = bytearray(path.read_bytes())
+    at = data.index(b"strf") + 12  # behind the chunk's name and length, and the header's own length
+    data[at : at + 8] = struct.pack("<ii", side, side)
+    path.write_bytes(data)
     return path
