@@ -30,7 +30,7 @@ FLOORS = {
         inference
         training
         preflight
-        report recipes bench
+        report recipes bench serve
         jobs
     """,
     "data_shards/egmf_shards": """
@@ -54,7 +54,7 @@ FLOORS = {
         extract synthetic
         audio vision
         encoders
-        extractors
+        extractors preview
         batch
     """,
 }

@@ -16,8 +16,8 @@ from egmf_dist.errors import EgmfError
 from egmf_dist.features import check_specifications, parse
 from egmf_dist.inference.utterance import Utterance
 from egmf_media.errors import MediaError
-from egmf_media.extract import FAILED, OK, Extractor, extract_one
-from egmf_media.extractors import extractor_of
+from egmf_media.extract import FAILED, OK, Extractor, Outcome, extract_one
+from egmf_media.extractors import extractor_of, settings_of
 from egmf_media.limits import Limits
 from egmf_media.specification import Specification, read_stream
 from egmf_shards import FeatureInput, Sample
@@ -95,8 +95,17 @@ class ClipReader:
         """Extract every stream that the utterance does not bring along.
 
         Raises:
-            EgmfError: the model does not know how its features were made, the clip cannot be read, or it gives nothing
-                and there are no words either.
+            EgmfError: as :meth:`wanted` and :meth:`found`.
+        """
+        wanted = self.wanted(utterance)
+        outcomes = {stream: extract_one(path, self.extractor(stream), self._limits) for stream in wanted}
+        return self.found(str(path), utterance, outcomes)
+
+    def wanted(self, utterance: Utterance) -> list[str]:
+        """Which streams of a clip are extracted: all but those that the utterance brings along.
+
+        Raises:
+            EgmfError: the model does not know how its features were made.
         """
         known = [stream for stream, made in self._made.items() if made]
         if not known:
@@ -104,22 +113,42 @@ class ClipReader:
                 "the model does not know how its features were made: it was trained on features without a "
                 "specification; extract them by `egmf features extract` and train on those, or give features"
             )
+        return [stream for stream in known if stream not in utterance.features]
+
+    def found(self, name: str, utterance: Utterance, outcomes: Mapping[str, Outcome]) -> ClipFeatures:
+        """What extraction, here or in another process, gave of a clip.
+
+        Args:
+            name: of the clip, for messages.
+            utterance: whose clip it is.
+            outcomes: by stream of :meth:`wanted`.
+
+        Raises:
+            EgmfError: the clip cannot be read, or it gives nothing and there are no words either.
+        """
         features, why, counts = dict(utterance.features), {}, {}
         made_by: dict[str, str] = {}
-        wanted = [stream for stream in known if stream not in features]
-        outcomes = {stream: extract_one(path, self.extractor(stream), self._limits) for stream in wanted}
         for stream, outcome in outcomes.items():
             counts[stream] = outcome.counts
             if outcome.status == OK:
-                features[stream], made_by[stream] = outcome.array, str(self.extractor(stream).specification)
+                features[stream], made_by[stream] = outcome.array, str(self._made[stream][0])
             else:
                 why[stream] = outcome.reason
         if outcomes and all(outcome.status == FAILED for outcome in outcomes.values()):
-            raise EgmfError(f"{path}: {next(iter(why.values()))}")
+            raise EgmfError(f"{name}: {next(iter(why.values()))}")
         if not features and not utterance.text.strip():
             said = "; ".join(f"{stream}: {reason}" for stream, reason in why.items())
-            raise EgmfError(f"{path}: nothing to answer from: {said}; and no words are given")
+            raise EgmfError(f"{name}: nothing to answer from: {said}; and no words are given")
         return ClipFeatures(features, why, made_by, counts)
+
+    def plan(self) -> dict[str, dict[str, Any]]:
+        """By stream the settings of its extractor, for another process; every one is seen to make the same features.
+
+        Raises:
+            EgmfError: as :meth:`extractor`.
+        """
+        known = {stream: made for stream, made in self._made.items() if made}
+        return {stream: settings_of(self.extractor(stream).specification) for stream in known}
 
 
 def check_files(utterance: Utterance, specifications: Mapping[str, Any], where: str) -> None:

@@ -75,7 +75,7 @@ def explain(
 
     with torch.no_grad():
         ends = [float(log_p([scale * part for part in reading.inputs])) for scale in (1.0, 0.0)]
-        gates = reading.gates()
+        gates = reading.gates_by_modality()
     parts = integrated_gradients(log_p, reading.inputs, steps)
     if not all(np.isfinite(part).all() for part in parts):
         raise EgmfError(f"utterance {sample.id}: its gradients are not finite; load the model in float32")
@@ -182,6 +182,22 @@ class Reading:
             found[level] = dict(zip(names, value.float().cpu().numpy().T, strict=True))
         return found
 
+    def bounds(self) -> dict[str, tuple[int, int]]:
+        """By modality that is there its tokens among the fusion's: from which to which (exclusive)."""
+        bounds = self.batch.cu_segments.tolist()
+        of = zip(self.names, bounds, bounds[1:], strict=False)
+        return {name: (first, last) for name, first, last in of if first != last}
+
+    def gates_by_modality(self) -> dict[str, dict[str, dict[str, np.ndarray]]]:
+        """:meth:`gates` of each modality that is there; nothing where nothing is fused."""
+        if not self.model.fused:
+            return {}
+        gates = self.gates()
+        return {
+            name: {level: {column: value[first:last] for column, value in own.items()} for level, own in gates.items()}
+            for name, (first, last) in self.bounds().items()
+        }
+
 
 def _with_words(rows: Rows, position_U: torch.Tensor, pseudo_tokens: int) -> Rows:
     """Rows in which the utterance's tokens are given as pseudo tokens are, behind those."""
@@ -243,24 +259,19 @@ def _words(text: str, reading: Reading, parts: Sequence[np.ndarray]) -> tuple[Wo
 
 
 def _modalities(
-    sample: Sample, reading: Reading, parts: Sequence[np.ndarray], gates: dict[str, dict[str, np.ndarray]]
+    sample: Sample, reading: Reading, parts: Sequence[np.ndarray], gates: dict[str, dict[str, dict[str, np.ndarray]]]
 ) -> list[Modality]:
     """What the fusion reads, modality by modality; nothing where there is none."""
     if not reading.model.fused:
         return []
-    bounds, found = reading.batch.cu_segments.tolist(), []
-    for name, first, last in zip(reading.names, bounds, bounds[1:], strict=False):
-        if first == last:
-            continue
+    found = []
+    for name, weights in gates.items():
         # A sample has a stream in one width, and the other widths of it have no frame.
         own = (
             [parts[0]]
             if name == TEXT
             else [p for p, s in zip(parts[1:], reading.streams, strict=True) if s.stream == name]
         )
-        weights = {
-            level: {column: value[first:last] for column, value in columns.items()} for level, columns in gates.items()
-        }
         labels = [sample.text[begin:end] for begin, end in reading.spoken.text_places.tolist()] if name == TEXT else []
         frames = len(labels) if name == TEXT else len(sample.features[name])
         found.append(Modality(name, np.concatenate(own), weights, frames, tuple(labels)))

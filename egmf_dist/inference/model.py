@@ -12,13 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from egmf_dist import distributed
 from egmf_dist.build import build_egmf, read_backbone
 from egmf_dist.errors import EgmfError
-from egmf_dist.inference.clip import ClipReader, check_files
-from egmf_dist.inference.explain import STEPS, explain
+from egmf_dist.inference.clip import ClipFeatures, ClipReader, check_files
+from egmf_dist.inference.explain import STEPS, Reading, explain
 from egmf_dist.inference.explanation import Explanation
 from egmf_dist.inference.portable import Portable, is_portable, load_weights, read_portable
 from egmf_dist.inference.predictions import calibrations_of, predictions
@@ -43,6 +44,7 @@ class Model:
         specifications: by feature input how its features were made in training, where that is known.
         device: where it computes.
         batch_size: samples at once, as it was evaluated.
+        clips: what makes features of recordings for it (:class:`egmf_dist.inference.clip.ClipReader`).
         about: where it comes from: step, score, seed, the backbone's identity.
     """
 
@@ -51,7 +53,7 @@ class Model:
         self.tasks, self.languages = dict(portable.data.tasks), list(portable.data.languages)
         self.streams = {name: tuple(widths) for name, widths in portable.data.streams.items()}
         self.specifications = dict(portable.data.specifications)
-        self._clips = ClipReader(self.specifications, self.streams)
+        self.clips = ClipReader(self.specifications, self.streams)
         self.device, self.about = device, dict(portable.description)
         self._modalities = portable.data.modalities
         self._evaluation = config.evaluation
@@ -119,17 +121,25 @@ class Model:
         if unknown:
             raise EgmfError(f"the model has no task {unknown[0]!r}; it has {', '.join(self.tasks)}")
 
-    def samples(self, utterance: Utterance, number: int, tasks: Sequence[str] | None = None) -> list[Sample]:
+    def samples(
+        self,
+        utterance: Utterance,
+        number: int,
+        tasks: Sequence[str] | None = None,
+        extracted: ClipFeatures | None = None,
+    ) -> list[Sample]:
         """An utterance as one sample for each question; ``number`` names it where it has no id.
+
+        ``extracted`` is what another process has made of its clip already (``clips.found``).
 
         Raises:
             EgmfError: it cannot be used.
         """
         chosen = {name: task for name, task in self.tasks.items() if tasks is None or name in tasks}
         check_files(utterance, self.specifications, f"utterance {utterance.id or number}")
-        if utterance.clip is None:
+        if utterance.clip is None and extracted is None:
             return as_samples(utterance, number, chosen, self.languages, self.streams)
-        found = self._clips.read(Path(utterance.clip), utterance)
+        found = extracted or self.clips.read(Path(utterance.clip or ""), utterance)
         plain = as_samples(replace(utterance, features=found.features), number, chosen, self.languages, self.streams)
         return [found.noted(sample) for sample in plain]
 
@@ -165,6 +175,18 @@ class Model:
         with torch.inference_mode(False):
             calibration = self._calibrations.get(sample.task, Calibration())
             return explain(self.answer, self._model, self._scorer, sample, steps, calibration.temperature)
+
+    def gates(self, sample: Sample) -> dict[str, dict[str, dict[str, np.ndarray]]]:
+        """What the fusion says of each token of a sample of :meth:`samples`: one pass, without the LLM.
+
+        Returns:
+            By modality that is there, level and column float32 ``[tokens]``, as
+            :attr:`egmf_dist.inference.explanation.Modality.gates`; empty for a model that does not fuse.
+        """
+        if self._scorer is None:
+            self._scorer = self._choose([sample])
+        with distributed.alone(), torch.no_grad():
+            return Reading(self._model, self._scorer, sample).gates_by_modality()
 
     def _answers(self, samples: Sequence[Sample]) -> list[Answer]:
         if self._scorer is None:

@@ -109,7 +109,7 @@ class _Pool:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(target=_work, args=(theirs, self.plan, self.limits), daemon=True)
-        with _one_thread():
+        with one_thread_each():
             process.start()
         theirs.close()
         return _Worker(process, ours)
@@ -130,7 +130,7 @@ class _Pool:
             kind, *said = worker.pipe.recv()
         except (EOFError, OSError):
             worker.process.join(10)
-            self._lost(worker, f"ended its process ({_ended(worker.process.exitcode)})")
+            self._lost(worker, f"ended its process ({ended(worker.process.exitcode)})")
             return
         if kind == "ready":
             worker.ready = True
@@ -175,7 +175,7 @@ class _Pool:
             worker.pipe.close()
 
 
-def _ended(code: int | None) -> str:
+def ended(code: int | None) -> str:
     if code is not None and code < 0:
         with suppress(ValueError):
             return signal.Signals(-code).name
@@ -183,7 +183,7 @@ def _ended(code: int | None) -> str:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread_each() -> Iterator[None]:
     """One thread for each library of a process that starts in here."""
     before = {name: os.environ.get(name) for name in _THREADS}
     os.environ |= dict.fromkeys(_THREADS, "1")

@@ -1,0 +1,134 @@
+"""The application under uvicorn: a port, connections that say nothing, and a stop that answers what is running."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from egmf_dist.errors import EgmfError
+from egmf_dist.serve.door import LOCAL
+from egmf_dist.serve.service import Service
+
+HEADER_SECONDS = 5.0
+"""After as long, or twice as long, a connection without a whole request's head is ended."""
+CONNECTIONS = 256
+"""At once; further ones are told 503."""
+
+
+class Protocol(H11Protocol):
+    """HTTP/1.1 whose connections do not stay open for nothing: uvicorn itself waits for a request's head for ever."""
+
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        """See asyncio."""
+        super().connection_made(transport)
+        self._watch(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See asyncio."""
+        if self._timer is not None:
+            self._timer.cancel()
+        super().connection_lost(exc)
+
+    def _watch(self, before: Any) -> None:
+        """End a connection that was between requests a while ago and still is between the same."""
+        idle = self.cycle is None or self.cycle.response_complete
+        now = (self.cycle,) if idle else None
+        if now is not None and now == before:
+            self.transport.close()
+            return
+        self._timer = self.loop.call_later(HEADER_SECONDS, self._watch, now)
+
+
+class Server(uvicorn.Server):
+    """Stops in order: it goes on listening and tells who comes now 503, answers what is running, and ends.
+
+    Args:
+        config: of uvicorn.
+        service: whose requests are counted.
+    """
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+        self._draining: asyncio.Task[None] | None = None
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """SIGTERM and Ctrl-C ask it to stop; a second one ends it at once."""
+        loop, signals = asyncio.get_running_loop(), (signal.SIGTERM, signal.SIGINT)
+        for one in signals:
+            loop.add_signal_handler(one, self.ask_to_stop)
+        try:
+            yield
+        finally:
+            for one in signals:
+                loop.remove_signal_handler(one)
+
+    def ask_to_stop(self) -> None:
+        """What a signal does."""
+        if self._draining is not None:
+            self.should_exit = self.force_exit = True
+            return
+        self._service.stopping = True
+        print(f"stopping: {self._service.running} requests are still answered", flush=True)
+        self._draining = asyncio.get_running_loop().create_task(self._drain())
+
+    async def _drain(self) -> None:
+        end = time.monotonic() + self._service.serving.stop_seconds
+        while self._service.running and time.monotonic() < end:
+            await asyncio.sleep(0.02)
+        self.should_exit = True
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that listens.
+
+    Raises:
+        EgmfError: the port is taken, or there is no such address here.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=128)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise EgmfError(f"--host {host} --port {port}: cannot listen there: {reason}; name another port") from error
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is reached from this machine alone."""
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
+def hosts_of(host: str) -> list[str] | None:
+    """By which names a server may be asked; None: by any."""
+    return [*LOCAL, *([host] if host not in LOCAL else [])] if is_loopback(host) else None
+
+
+def run(app: FastAPI, service: Service, listening: socket.socket) -> None:
+    """Serve until somebody asks it to stop; returns when everything is answered."""
+    config = uvicorn.Config(
+        app, http=Protocol, ws="none", loop="asyncio", log_level="warning", access_log=False,
+        limit_concurrency=CONNECTIONS, timeout_keep_alive=5, server_header=False, proxy_headers=False,
+        timeout_graceful_shutdown=5, h11_max_incomplete_event_size=16 << 10,
+    )  # fmt: skip
+    server = Server(config, service)
+    try:
+        server.run(sockets=[listening])
+    finally:
+        service.close()
+    print("stopped", file=sys.stdout, flush=True)

@@ -1,0 +1,93 @@
+"""How much is taken from whom: every bound of the server."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from egmf_dist.errors import EgmfError
+from egmf_media.limits import Limits
+
+TEXT_BYTES = 4 << 20
+"""Of a JSON or JSON lines body, and of all fields beside a clip."""
+CHARACTERS = 20_000
+"""Of the words and the context of one utterance."""
+LINES = 256
+"""Of one body of JSON lines."""
+FRAMES_A_SECOND = 120
+"""Of video: a clip of the longest length with more pictures is no recording."""
+UPLOADS_A_PLACE = 4
+"""Bodies that may come in at once for each place of the queue: a slow client holds one of these, and no place."""
+OVERHEAD_BYTES = 64 << 10
+"""Of multipart's own lines beside the clip."""
+
+
+@dataclass(frozen=True)
+class Serving:
+    """Bounds of a server; the text under a field is its help on the command line."""
+
+    max_queue: int = 16
+    """utterances that wait or are worked on; whoever comes then is told 429 and when to come again"""
+    max_bytes: int = 64 << 20
+    """of an upload; more is refused while it comes in"""
+    max_seconds: float = 60.0
+    """of a clip"""
+    batch: int | None = None
+    """questions that the model answers at once, of several requests together; null: as it was evaluated"""
+    decoders: int = 1
+    """processes that decode clips"""
+    max_memory: int = 1 << 30
+    """bytes that decoding one clip may need"""
+    decode_seconds: float = 60.0
+    """that decoding one clip may take"""
+    upload_seconds: float = 60.0
+    """that a body may take to come in"""
+    stop_seconds: float = 60.0
+    """that running requests may take once the server was told to stop"""
+    transcribe: str | None = None
+    """a Whisper, by folder or name on the hub, that the page may ask for words"""
+    backbone: str | None = None
+    """where the LLM lies now; null: as the folder says"""
+
+    def check(self) -> None:
+        """Refuse what cannot be meant.
+
+        Raises:
+            EgmfError: names the option.
+        """
+        for name in ("max_queue", "max_bytes", "decoders", "max_memory"):
+            if getattr(self, name) < 1:
+                raise EgmfError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be 1 or more")
+        for name in ("max_seconds", "decode_seconds", "upload_seconds", "stop_seconds"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise EgmfError(f"--{name.replace('_', '-')} is {value:g}; seconds above 0 are needed")
+        if self.batch is not None and self.batch < 1:
+            raise EgmfError(f"--batch is {self.batch}; it must be 1 or more")
+
+    @property
+    def limits(self) -> Limits:
+        """Of a clip, for who decodes it."""
+        return Limits(
+            max_bytes=self.max_bytes,
+            max_seconds=self.max_seconds,
+            max_frames=math.ceil(self.max_seconds * FRAMES_A_SECOND),
+            max_wall_seconds=self.decode_seconds,
+        )
+
+
+DEFAULT = Serving()
+
+
+class RefusedError(Exception):
+    """A request that is not answered.
+
+    Args:
+        status: of HTTP.
+        message: one line: what, and what would be right.
+        retry: seconds after which it may be tried again; None: the same would be refused again.
+    """
+
+    def __init__(self, status: int, message: str, retry: int | None = None) -> None:
+        super().__init__(message)
+        self.status, self.message, self.retry = status, message, retry
