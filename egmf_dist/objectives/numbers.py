@@ -69,7 +69,7 @@ class NumberLoss:
                 continue
             numbers = _Numbers.of(task)
             # Made on the device: copying the numbers there would make the host wait.
-            value_C = torch.linspace(numbers.low, numbers.high, numbers.count, device=device)
+            value_C = torch.linspace(numbers.low, numbers.high, numbers.answers, device=device)
             truth_B = batch.value_B if task.kind == REGRESSION else batch.answer_B.to(value_C)
             own_BC = log_p_BC[:, : len(value_C)]
             if self.settings.number == "soft":
@@ -120,7 +120,7 @@ class _Numbers(NamedTuple):
 
     low: float
     high: float
-    count: int
+    answers: int
 
     @classmethod
     def of(cls, task: Task) -> _Numbers:
@@ -135,7 +135,7 @@ class _Numbers(NamedTuple):
 
         The guess's score is half the mean distance of two numbers of the grid: ``range * (C + 1) / (6 C)``.
         """
-        return math.log(self.count) / ((self.high - self.low) * (self.count + 1) / (6 * self.count))
+        return math.log(self.answers) / ((self.high - self.low) * (self.answers + 1) / (6 * self.answers))
 
 
 def reads_trees(config: Config, capabilities: Capabilities) -> bool:
