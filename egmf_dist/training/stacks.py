@@ -6,6 +6,7 @@ them.
 
 from __future__ import annotations
 
+import linecache
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ from types import FrameType
 
 _WAITING = ("torch/distributed/", "deepspeed/comm/", "ray/train/collective/")
 """Parts of files' names in which a thread waits for other ranks."""
+_HANDLES = "deepspeed/runtime/"
+"""Where a collective is begun in one line and waited for in another, by its handle."""
 _OURS = Path(__file__).parents[1].name
 _LOADER = f"{_OURS}/data/loader.py"
 
@@ -23,8 +26,11 @@ def stack_of(thread: int) -> list[FrameType]:
 
 
 def waits_for_ranks(frames: list[FrameType]) -> bool:
-    """In a collective."""
-    return any(part in f.f_code.co_filename for f in frames for part in _WAITING)
+    """In a collective, or for one that was begun before."""
+    if any(part in f.f_code.co_filename for f in frames for part in _WAITING):
+        return True
+    inner = frames[0].f_code.co_filename if frames else ""
+    return _HANDLES in inner and ".wait(" in linecache.getline(inner, frames[0].f_lineno)
 
 
 def waits_for_loader(frames: list[FrameType]) -> bool:

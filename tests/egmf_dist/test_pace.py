@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import linecache
+import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from egmf_dist.data import loader
 from egmf_dist.training import pace
 from egmf_dist.training.pace import Pace, Spent, judged, looking
+from egmf_dist.training.stacks import stack_of, waits_for_ranks
 
 HOSTS = ["a", "a", "b", "b"]
 
@@ -47,6 +52,22 @@ def test_short_windows_are_put_together() -> None:
     of = Pace(["a", "b"])
     added = [of.add([Spent(1, 0.5, 0), Spent(1, 0, 0)]) for _ in range(15)]
     assert [len(said) for said in added] == [0] * 14 + [1]
+
+
+@pytest.mark.parametrize(("line", "waits"), [("handle.wait()", True), ("sleep(0.3)", False)])
+def test_a_collective_that_was_begun_before_is_waited_for(
+    line: str, waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in ZeRO-3's gathers: no frame of torch's collectives is on the stack then, only the handle's wait."""
+    file = "/somewhere/deepspeed/runtime/zero/parameters.py"
+    monkeypatch.setitem(linecache.cache, file, (len(line), None, [line], file))
+    handle = SimpleNamespace(wait=functools.partial(time.sleep, 0.3))
+    names = {"handle": handle, "sleep": time.sleep}
+    thread = threading.Thread(target=lambda: exec(compile(line, file, "exec"), names))
+    thread.start()
+    time.sleep(0.1)
+    assert waits_for_ranks(stack_of(thread.ident)) == waits
+    thread.join()
 
 
 def test_a_thread_is_seen_at_its_loader(monkeypatch: pytest.MonkeyPatch) -> None:
