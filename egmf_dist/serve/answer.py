@@ -36,13 +36,14 @@ def variants(sample: Sample) -> list[tuple[str, str, Sample]]:
     return found
 
 
-def explained(whole: Answer, others: Sequence[tuple[str, str, Answer]]) -> dict[str, dict[str, Any]]:
-    """Answers to :func:`variants` beside the one to the whole: by ``without`` and ``alone``, by modality.
+def explained(whole: Answer, others: Sequence[tuple[str, str, Answer]]) -> dict[str, Any]:
+    """Answers to :func:`variants` beside the one to the whole: by ``without`` and ``alone``, by modality; and whether
+    probabilities and interval are ``calibrated`` on validation data.
 
     ``change`` is of the log-probability of the whole's answer, in nats, as in ``egmf predict --explain``; None where
     it has become impossible.
     """
-    found: dict[str, dict[str, Any]] = {"without": {}, "alone": {}}
+    found: dict[str, Any] = {"without": {}, "alone": {}, "calibrated": whole.calibrated}
     for way, name, answer in others:
         p, before = (given.probabilities[whole.answer] for given in (answer, whole))
         own: dict[str, Any] = {"answer": answer.answer, "probability": round(answer.probability, DECIMALS)}

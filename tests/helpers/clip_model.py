@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+import yaml
 from clips import Clip
 from families import FAMILIES, save_model
 
@@ -50,6 +51,9 @@ def record(folder: Path, extractors: str) -> Path:
     (folder / "features.yaml").write_text(extractors, encoding="utf-8")
     for number in range(4):
         Clip(seconds=1.0, faces=number != 2).write(folder / "clips" / f"c{number}.mp4")
+    extract = ["features", "extract", "--source", str(folder / "clips"), "--out", str(folder / "features")]
+    assert main([*extract, "--config", str(folder / "features.yaml")]) == 0
+    streams = yaml.safe_load(extractors)
     targets = {"emotion": ("label", ["calm", "excited", "calm", "calm"]), "sentiment": ("value", [0.5, -1.0, 0.0, 1.0])}
     for (name, (key, values)), task in zip(targets.items(), (EMOTION, SENTIMENT), strict=True):
         rows = [
@@ -60,7 +64,7 @@ def record(folder: Path, extractors: str) -> Path:
         (folder / f"{name}.yaml").write_text(task, encoding="utf-8")
         command = ["shards", "import", "jsonl", "--source", str(folder / f"{name}.jsonl"), "--dataset", name]
         command += ["--task", str(folder / f"{name}.yaml"), "--out", str(folder / name)]
-        command += ["--clips", str(folder / "clips"), "--extractors", str(folder / "features.yaml")]
+        command += ["--features", "{" + ", ".join(f"{stream}: {folder}/features/{stream}" for stream in streams) + "}"]
         assert main(command) == 0
     return folder
 

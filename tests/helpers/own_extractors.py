@@ -13,7 +13,7 @@ from egmf_media.specification import SOUND, Specification
 
 
 class Fatal:
-    """Ends its process on ``crash*``, hangs on ``hang*``, raises on ``raise*``, and gives the file's size otherwise."""
+    """Ends its process on ``crash*``, hangs on ``hang*``, wants 2 GiB on ``vast*``, raises on ``raise*``, and gives the file's size otherwise."""
 
     missing = ""
 
@@ -25,6 +25,8 @@ class Fatal:
             os.kill(os.getpid(), signal.SIGSEGV)
         if path.stem.startswith("hang"):
             time.sleep(600)
+        if path.stem.startswith("vast"):
+            np.ones(1 << 28)  # 2 GiB
         if path.stem.startswith("raise"):
             raise RuntimeError("two\nlines")
         return np.full((1, 1), path.stat().st_size, np.float32)

@@ -1,0 +1,369 @@
+"""The application by an in-process client: what it answers, what it refuses, what it leaves behind."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from clips import Clip
+from fastapi.testclient import TestClient
+from hostile_clips import many_frames, vast_pictures
+
+from egmf_dist import Utterance
+from egmf_dist.inference.model import Model, load
+from egmf_dist.inference.predict import row_of
+from egmf_dist.serve.app import build_app
+from egmf_dist.serve.openapi import PREDICT
+from egmf_dist.serve.page import POLICY, page
+from egmf_dist.serve.server import hosts_of
+from egmf_dist.serve.service import Service
+from egmf_dist.serve.settings import Serving
+from egmf_shards import ShardSet
+
+URL = "http://127.0.0.1"
+SERVING = Serving(max_queue=2, max_bytes=8 << 20, max_seconds=20, upload_seconds=0.5, decode_seconds=30)
+
+
+@pytest.fixture(scope="module")
+def model(exported: Path) -> Model:
+    return load(exported)
+
+
+@pytest.fixture(scope="module")
+def service(model: Model) -> Iterator[Service]:
+    made = Service(model, SERVING)
+    made.warm()
+    yield made
+    made.close()
+    assert not made.folder.exists()
+
+
+@pytest.fixture(scope="module")
+def client(service: Service) -> TestClient:
+    """Not as a context: the service outlives it."""
+    return TestClient(build_app(service, hosts=hosts_of("127.0.0.1")), base_url=URL, raise_server_exceptions=False)
+
+
+def left(service: Service) -> list[str]:
+    """Files of the server, but for its example."""
+    return [path.name for path in service.folder.iterdir() if path.name != "example.mp4"]
+
+
+def upload(path: Path, name: str = "a.mp4") -> dict[str, Any]:
+    return {"clip": (name, path.read_bytes(), "video/mp4")}
+
+
+def test_features_at_serve_are_those_of_training_bit_by_bit(recorded, service, client, monkeypatch):
+    seen: list[Any] = []
+    submit = service._batcher.submit
+    monkeypatch.setattr(
+        service._batcher, "submit", lambda samples, also=None: seen.extend(samples) or submit(samples, also)
+    )
+    answer = client.post("/predict", data={"text": "word 3"}, files=upload(recorded / "clips" / "c3.mp4"))
+    assert answer.status_code == 200, answer.text
+    (trained,) = ShardSet.open([str(recorded / "emotion")], "test")
+    assert seen[0].features.keys() == trained.features.keys() >= {"audio"}
+    for stream, array in trained.features.items():
+        assert seen[0].features[stream].tobytes() == array.tobytes()
+        assert seen[0].features[stream].shape == array.shape
+
+
+def test_a_clip_is_answered_as_predict_answers_it(recorded, model, service, client):
+    clip = recorded / "clips" / "c3.mp4"
+    answer = client.post("/predict", data={"text": "word 3", "id": "mine"}, files=upload(clip))
+    right = row_of("mine", model.predict(Utterance("word 3", id="mine"), clip=clip))
+    assert answer.json() == json.loads(json.dumps(right))
+    assert answer.json()["made_by"]["audio"].startswith("prosody 1 (")
+    assert left(service) == []
+
+
+def test_an_explanation_is_each_modality_alone_and_taken_away(recorded, model, client):
+    clip = recorded / "clips" / "c3.mp4"
+    data = {"text": "word 3", "explain": "true", "task": "emotion", "context": "Ann: hello\nwell"}
+    row = client.post("/predict", data=data, files=upload(clip)).json()
+    asked = Utterance("word 3", context=[("Ann", "hello"), "well"], clip=clip)
+    (sample,) = model.samples(asked, 0, ["emotion"])
+    own = row["explained"]["emotion"]
+    assert [*own["without"]] == [*own["alone"]] == list(sample.modalities)
+    for name in sample.modalities:
+        alone = sample
+        for other in sample.modalities:
+            alone = alone if other == name else alone.without(other)
+        for way, tried in (("without", sample.without(name)), ("alone", alone)):
+            (found,) = model.answer([tried])
+            assert own[way][name]["answer"] == found.answer
+            assert own[way][name]["probability"] == pytest.approx(found.probability, abs=1e-4)
+    weights = row["gates"]["audio"]["levels"]["experts"]
+    assert row["gates"]["audio"]["seconds"] == 1.0
+    assert {len(column) for column in weights.values()} == {10}
+    assert [sum(column[k] for column in weights.values()) for k in range(10)] == pytest.approx([1] * 10, abs=1e-3)
+    assert row["clip"]["seconds"] == pytest.approx(1.0, abs=0.1)
+    assert len(row["clip"]["outline"]) == 400
+    assert [one["picture"][:23] for one in row["clip"]["moments"]] == ["data:image/jpeg;base64,"] * 2
+
+
+def test_words_alone_lines_and_the_examples_of_the_description(client):
+    content = PREDICT["openapi_extra"]["requestBody"]["content"]
+    row = client.post("/predict", json=content["application/json"]["example"]).json()
+    assert set(row["answers"]) == {"emotion", "sentiment"}
+    assert row["absent"][0] == "audio"
+    headers = {"content-type": "application/x-ndjson"}
+    lines = content["application/x-ndjson"]["example"] + '{"text": 3}\n[1]\n{"text": "x", "features": {"audio": [[1]]}}'
+    rows = [json.loads(line) for line in client.post("/predict", content=lines, headers=headers).text.splitlines()]
+    assert [row["id"] for row in rows] == ["a", "1", 2, 3, "4"]
+    assert [set(row["answers"]) for row in rows[:2]] == [{"emotion", "sentiment"}] * 2
+    assert [row["error"] for row in rows[2:]] == [
+        "line 3: utterance 2: its text is a int; a string is needed",
+        "line 4: is a list; an object with text is needed",
+        "utterance 4: audio is 1 wide; this model's is 182",
+    ]
+    described = client.get("/openapi.json").json()
+    assert described["paths"]["/predict"]["post"]["requestBody"]["content"].keys() == content.keys()
+    assert {"200", "413", "429", "503"} <= described["paths"]["/predict"]["post"]["responses"].keys()
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "says"),
+    [
+        ({"json": {"clip": "/etc/passwd"}}, 422, "the request has no use for 'clip'; it may have"),
+        ({"json": {"text": "a", "features": {"audio": "/etc/passwd"}}}, 422, "names of files are not taken"),
+        ({"json": {"text": "a", "task": "age"}}, 422, "the model has no task 'age'; it has emotion, sentiment"),
+        ({"json": {"text": "a", "language": "fr"}}, 422, "no task is asked in 'fr'"),
+        ({"json": {"text": ""}}, 422, "has neither text nor features"),
+        ({"json": {"text": "a" * 20_001}}, 422, "have 20001 characters; at most 20000"),
+        ({"json": {"text": "a", "explain": "yes"}}, 422, "explain is 'yes'; true or false is needed"),
+        ({"content": "{", "headers": {"content-type": "application/json"}}, 422, "the request is no JSON"),
+        ({"content": "[" * 9000, "headers": {"content-type": "application/json"}}, 422, "the request is no JSON"),
+        ({"content": b"a" * (4 << 20) + b"a", "headers": {"content-type": "application/json"}}, 413, "larger than"),
+        ({"content": "\n", "headers": {"content-type": "application/x-ndjson"}}, 422, "has no line"),
+        (
+            {"content": "{}\n" * 300, "headers": {"content-type": "application/x-ndjson"}},
+            413,
+            "has 300 lines; at most 256",
+        ),
+        ({"content": "a=b", "headers": {"content-type": "text/plain"}}, 415, "content-type is 'text/plain'; one of"),
+        ({"content": "x", "headers": {"content-type": "multipart/form-data"}}, 400, "Missing boundary"),
+        ({"files": {"clip": ("a.mp4", b"", "video/mp4")}}, 422, "has an empty clip (0 bytes)"),
+        ({"files": {"clip": ("a.mp4", b"no film", "video/mp4")}}, 422, "the clip: is no media file"),
+        ({"files": {"other": ("a.mp4", b"x")}}, 422, "has a file as 'other'; a recording comes as clip"),
+        ({"files": [("clip", ("a", b"x")), ("clip", ("b", b"x"))]}, 400, "Too many files"),
+        ({"data": {"clip": "x"}, "files": {"clip": ("a", b"x")}}, 422, "has no file as clip"),
+        (
+            {"files": {"clip": ("a.mp4", bytes(8 << 20) + b"x", "video/mp4")}},
+            413,
+            "the clip has 8388609 bytes; at most",
+        ),
+        ({"json": {"text": "a"}, "headers": {"host": "evil.example"}}, 403, "another name than its own (Host)"),
+        ({"json": {"text": "a"}, "headers": {"origin": "http://evil.example"}}, 403, "a page of another server asks"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused_in_one_line(client, service, request_, status, says):
+    answer = client.post("/predict", **request_)
+    assert answer.status_code == status, answer.text
+    assert says in answer.json()["error"]
+    assert "\n" not in answer.json()["error"]
+    assert str(service.folder) not in answer.text
+    assert left(service) == []
+
+
+@pytest.mark.parametrize("name", ["../../../../tmp/egmf-escaped.mp4", "/tmp/egmf-escaped.mp4", "a\\..\\b", "x" * 3000])
+def test_the_name_of_an_upload_is_no_path(recorded, service, client, name):
+    answer = client.post("/predict", data={"text": "a"}, files=upload(recorded / "clips" / "c3.mp4", name))
+    assert answer.status_code == 200, answer.text
+    assert left(service) == []
+    assert not Path("/tmp/egmf-escaped.mp4").exists()
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (many_frames, "has more than 2400 frames of video (max_frames)"),
+        (vast_pictures, "its frames are 60000 by 60000; at most"),
+        (lambda path: Clip(seconds=21, fps=1, size=(32, 32)).write(path), "s are read (max_seconds)"),
+        (lambda path: Clip(seconds=1, silent=True, faces=False, size=(32, 32)).write(path), "nothing to answer from"),
+    ],
+)
+def test_a_clip_that_is_meant_to_harm_is_refused_in_one_line(
+    tmp_path: Path, service: Service, client: TestClient, make: Callable[[Path], Path], says: str
+) -> None:
+    if "frame" in says and "vision" not in service.model.streams:
+        pytest.skip("this model reads no pictures: the face's models were not fetched")
+    answer = client.post("/predict", files=upload(make(tmp_path / "a.mkv")))
+    assert answer.status_code == 422, answer.text
+    assert says in answer.json()["error"]
+    assert "\n" not in answer.json()["error"]
+    assert left(service) == []
+
+
+def test_a_token_guards_what_was_sent_and_not_the_page(service):
+    guarded = TestClient(build_app(service, token="s3cret"), base_url=URL)
+    assert guarded.get("/health").json()["token"] is True
+    assert guarded.get("/").status_code == 200
+    for headers in (
+        {},
+        {"authorization": "Bearer wrong"},
+        {"authorization": "Basic s3cret"},
+        {"authorization": "s3cret"},
+    ):
+        for method, path in (("POST", "/predict"), ("GET", "/metrics"), ("POST", "/transcribe")):
+            answer = guarded.request(method, path, headers=headers)
+            assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
+    right = {"authorization": "Bearer s3cret"}
+    assert guarded.post("/predict", json={"text": "a"}, headers=right).status_code == 200
+
+
+def test_counters_example_and_unknown_paths(client, service):
+    assert client.get("/example").content == service.example
+    answer = client.get("/nothing")
+    assert (answer.status_code, answer.json()["error"][:9]) == (404, "Not Found")
+    assert client.get("/predict").status_code == 405
+    assert client.post("/transcribe", files={"clip": ("a", b"x")}).status_code == 404
+    text = client.get("/metrics").text
+    assert 'egmf_requests_total{path="other",status="404"} 1.0' in text
+    assert 'egmf_clip_streams_total{status="ok",stream="audio"}' in text
+    assert "egmf_requests_running 1.0" in text
+
+
+def test_the_page_may_do_nothing_but_ask_its_own_server(client):
+    answer = client.get("/")
+    assert answer.headers["content-security-policy"] == POLICY
+    assert "unsafe" not in POLICY
+    assert "default-src 'none'" in POLICY
+    assert answer.headers["cache-control"] == "no-cache"
+    assert client.get("/health").headers["x-content-type-options"] == "nosniff"
+    for word in (
+        b"innerHTML",
+        b"outerHTML",
+        b"insertAdjacentHTML",
+        b"document.write",
+        b"eval(",
+        b" style=",
+        b"http://",
+    ):
+        assert word not in page().replace(b"http://www.w3.org/2000/svg", b"")
+
+
+async def parts(data: bytes, count: int, pause: float, sent: list[int]) -> AsyncIterator[bytes]:
+    for _ in range(count):
+        sent.append(len(data))
+        yield data
+        await asyncio.sleep(pause)
+
+
+def asked(service: Service, work: Callable[[httpx.AsyncClient], Any]) -> Any:
+    """What happens in one loop, with several requests at once."""
+
+    async def run() -> Any:
+        transport = httpx.ASGITransport(build_app(service), raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url=URL) as client:
+            return await work(client)
+
+    return asyncio.run(run())
+
+
+FORM = {"content-type": "multipart/form-data; boundary=b"}
+HEAD = b'--b\r\ncontent-disposition: form-data; name="clip"; filename="a"\r\n\r\n'
+
+
+def test_a_huge_body_is_refused_while_it_comes_in_and_a_slow_one_when_its_time_is_over(service):
+    async def work(client: httpx.AsyncClient) -> list[tuple[int, str]]:
+        sent: list[int] = []
+        huge = parts(HEAD + bytes(1 << 20), 4000, 0.0, sent)
+        claimed = {"content-length": str(1 << 40)}
+        found = [
+            await client.post("/predict", content=huge, headers=FORM),
+            await client.post("/predict", content=parts(HEAD, 3, 0.4, []), headers=FORM),
+            await client.post("/predict", content=parts(HEAD, 1, 0.0, []), headers=FORM | claimed),
+        ]
+        return [(answer.status_code, answer.json()["error"]) for answer in found]
+
+    huge, slow, claimed = asked(service, work)
+    assert huge[0] == claimed[0] == 413
+    assert "larger than" in huge[1]
+    assert slow == (408, "the body took longer than 0.5 s to come in")
+    assert left(service) == []
+
+
+def test_whoever_comes_when_all_places_are_taken_is_told_when_to_come_again(service, monkeypatch):
+    held, begun = threading.Event(), threading.Event()
+    answer = service._batcher._answer
+
+    def slowly(samples: Any) -> Any:
+        begun.set()
+        assert held.wait(20)
+        return answer(samples)
+
+    monkeypatch.setattr(service._batcher, "_answer", slowly)
+
+    async def work(client: httpx.AsyncClient) -> tuple[Any, list[Any]]:
+        running = [asyncio.create_task(client.post("/predict", json={"text": f"word {n}"})) for n in range(2)]
+        await asyncio.to_thread(begun.wait, 20)
+        while service._taken < 2:
+            await asyncio.sleep(0.01)
+        late = await client.post("/predict", json={"text": "late"})
+        held.set()
+        return late, await asyncio.gather(*running)
+
+    late, running = asked(service, work)
+    assert late.status_code == 429
+    assert 1 <= int(late.headers["retry-after"]) <= 60
+    assert late.json()["error"].startswith("2 utterances wait already; come again in ")
+    assert [one.status_code for one in running] == [200, 200]
+    assert service._taken == 0
+
+
+def test_a_client_that_goes_away_leaves_nothing_behind(recorded, service):
+    """Where it goes: while its clip is decoded."""
+    body = HEAD + (recorded / "clips" / "c3.mp4").read_bytes() + b"\r\n--b--\r\n"
+    scope = {
+        "type": "http", "method": "POST", "path": "/predict", "raw_path": b"/predict", "query_string": b"",
+        "headers": [(b"content-type", FORM["content-type"].encode()), (b"host", b"127.0.0.1")],
+        "http_version": "1.1", "scheme": "http", "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 80),
+        "root_path": "",
+    }  # fmt: skip
+    seen: list[list[str]] = []
+
+    async def run() -> None:
+        messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive() -> dict[str, Any]:
+            if messages:
+                return messages.pop()
+            while not left(service):
+                await asyncio.sleep(0.001)
+            seen.append(left(service))
+            return {"type": "http.disconnect"}
+
+        async def send(message: dict[str, Any]) -> None:
+            pass
+
+        await build_app(service)(scope, receive, send)
+
+    asyncio.run(run())
+    assert len(seen[0]) == 1
+    assert left(service) == []
+    assert service._taken == service.running == 0
+
+
+def test_a_server_that_stops_refuses_and_says_so(service, client, monkeypatch):
+    monkeypatch.setattr(service, "stopping", True)
+    for answer in (client.post("/predict", json={"text": "a"}), client.get("/health")):
+        assert (answer.status_code, answer.headers["connection"]) == (503, "close")
+        assert answer.json() == {"error": "the server stops; another one may answer"}
+
+
+def test_a_fault_of_ours_is_one_line_and_the_next_is_answered(service, client, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(service._batcher, "_answer", lambda samples: 1 / 0)
+        answer = client.post("/predict", json={"text": "a"})
+        assert (answer.status_code, answer.json()["error"]) == (
+            500,
+            "the server failed at this request; its log says why",
+        )
+    assert client.post("/predict", json={"text": "a"}).status_code == 200

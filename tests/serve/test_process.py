@@ -1,0 +1,107 @@
+"""``egmf serve`` as a process: under load, told to stop, refused before it begins."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import socket
+import tempfile
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from egmf_dist.bench.serving import Client, answered_at_stop, ask_for, form, started
+from egmf_launcher.cli import main
+
+SECONDS, CLIENTS = 8.0, 6
+
+
+def get(url: str, path: str) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
+
+
+def test_load_of_every_kind_harms_no_good_request_and_a_stop_answers_what_is_running(exported, tmp_path):
+    environ = os.environ | {"TMPDIR": str(tmp_path)}
+    with started(exported, ["--max-bytes", str(2 << 20), "--max-queue", "32"], environ) as server:
+        status, clip = get(server.url, "/example")
+        assert status == 200
+        client = Client(server.url, clip, 2 << 20)
+        (folder,) = tmp_path.glob("egmf-serve-*")
+        found = ask_for(client, SECONDS, CLIENTS)
+        assert found.wrong() == []
+        assert {kind for kind, counts in found.statuses.items() if counts} == {"good", "huge", "broken", "slow", "gone"}
+        assert found.statuses["good"][200] >= CLIENTS
+        assert found.statuses["huge"][413] >= 1
+        assert found.statuses["broken"][422] >= 1
+        assert json.loads(get(server.url, "/health")[1])["status"] == "ok"
+        before = server.memory()
+        ask_for(client, SECONDS / 2, CLIENTS)
+        assert server.memory() < before + (96 << 20)
+        assert [path.name for path in folder.iterdir()] == ["example.mp4"]
+        statuses, code = answered_at_stop(server, client)
+        assert (statuses, code) == ([200] * 4, 0), server.log.read_text()
+        assert not folder.exists()
+        assert "Traceback" not in server.log.read_text()
+
+
+def test_connections_that_say_nothing_are_ended_and_keep_nobody_out(exported):
+    with started(exported) as server:
+        where = urlsplit(server.url)
+        silent = [socket.create_connection((where.hostname, where.port), timeout=60) for _ in range(40)]
+        try:
+            for one in silent[:20]:
+                one.sendall(b"POST /predict HTTP/1.1\r\nhost: 127.0.0.1\r\n")
+            assert get(server.url, "/health")[0] == 200
+            assert silent[0].recv(100) == b""
+            assert silent[-1].recv(100) == b""
+        finally:
+            for one in silent:
+                one.close()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--port", "TAKEN"], "cannot listen there: Address already in use; name another port"),
+        (["--port", "99999"], "cannot listen there"),
+        (["--host", "192.0.2.1", "--port", "0"], "cannot listen there"),
+        (["--max-queue", "0"], "--max-queue is 0; it must be 1 or more"),
+        (["--max-seconds", "nan"], "--max-seconds is nan; seconds above 0 are needed"),
+        (["--batch", "0"], "--batch is 0"),
+        (["--replicas", "2"], "--replicas: needs --ray"),
+        (["--port", "0"], "no egmf.json in it; give a folder that egmf export wrote, or a run's"),
+    ],
+)
+def test_a_server_that_cannot_be_says_why_in_one_line_and_leaves_nothing(words, says, capsys, tmp_path):
+    before = {path.name for path in Path(tempfile.gettempdir()).glob("egmf-serve-*")}
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        words = [str(taken.getsockname()[1]) if word == "TAKEN" else word for word in words]
+        assert main(["serve", str(tmp_path / "nowhere"), *words]) == 2
+    said = capsys.readouterr().err.strip()
+    assert says in said
+    assert said.count("\n") == 0
+    assert {path.name for path in Path(tempfile.gettempdir()).glob("egmf-serve-*")} == before
+
+
+def test_the_load_knows_what_is_wrong():
+    """Or it would find nothing whatever a server does."""
+    from egmf_dist.bench.serving import Requests
+
+    found = Requests()
+    found.add("good", 200, 0.5)
+    found.add("broken", 422, 0.1)
+    assert found.wrong() == []
+    found.add("good", 500, 0.1)
+    found.add("broken", 200, 0.1)
+    found.errors.append("good: ConnectionResetError: x")
+    assert found.wrong() == ["good: 1 answered 500", "broken: 1 answered 200", "good: ConnectionResetError: x"]
+    assert found.quantile(0.99) == 0.5
+    assert form({"a": "b"}, b"c").count(b"egmf-load") == 3
