@@ -153,17 +153,17 @@ class Client:
         if kind in (SLOW, GONE):
             return self._slowly(gone=kind == GONE)
         if kind == HUGE:
-            return self._post(itertools.repeat(bytes(1 << 16), self.max_bytes // (1 << 16) + 256))
+            more = itertools.repeat(bytes(1 << 16), self.max_bytes // (1 << 16) + 256)
+            return self._post(itertools.chain([self.good[:-2000]], more))
         return self._post(self.good if kind == GOOD else self.broken)
 
     def _post(self, body: Any) -> int:
         connection = http.client.HTTPConnection(self.host, self.port, timeout=_TIMEOUT)
         try:
             headers = {"content-type": f"multipart/form-data; boundary={_BOUNDARY}"}
-            try:
+            # Refused while it is sent, the connection may break; the answer is there all the same.
+            with suppress(BrokenPipeError, ConnectionResetError):
                 connection.request("POST", "/predict", body, headers, encode_chunked=not isinstance(body, bytes))
-            except (BrokenPipeError, ConnectionResetError):
-                pass  # refused while it was sent; the answer is there all the same
             answer = connection.getresponse()
             answer.read()
             return answer.status

@@ -76,6 +76,10 @@ VERBS = {
         "the same steps on MELD's and CH-SIMS v2's text, with a stand-in or with any LLM",
         "--data DIR --backbone backbones/gemma3-270m",
     ),
+    "clips": Verb(
+        "egmf_launcher.clips_recipe:run_clips",
+        "recordings made here, features, training, answers, the server and its page",
+    ),
     "shards synth": Verb(
         "egmf_shards.synthetic.generate:synthesize",
         "generate bilingual clips",
@@ -209,6 +213,11 @@ VERBS = {
     ),
     "bench media": Verb(
         "egmf_launcher.features:bench", "how much faster than realtime features are extracted", "--out runs/media"
+    ),
+    "bench serve": Verb(
+        "egmf_launcher.bench_serve:bench_serve",
+        "a server under good, huge, broken and slow requests at once",
+        "models/demo --out runs/serve",
     ),
     "bench step": Verb(
         "egmf_launcher.bench_step:bench_step",

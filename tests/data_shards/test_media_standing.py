@@ -93,5 +93,5 @@ def test_several_threads_wait_for_their_turn(tmp_path, standing):
 
 
 def test_processes_that_cannot_begin_say_why():
-    with pytest.raises(MediaError, match="cannot begin: .*extractor is 'nothing'"):
+    with pytest.raises(MediaError, match=r"cannot begin: .*extractor is 'nothing'"):
         Standing(Recipe({"a": {"extractor": "nothing"}}, Limits(), 1 << 30))

@@ -1,4 +1,4 @@
-"""A tiny model of two questions that takes clips: recordings, shards of them, and a run whose best adapter is random."""
+"""A tiny model of two questions that takes clips: recordings, shards, and a run whose best adapter is random."""
 
 from __future__ import annotations
 

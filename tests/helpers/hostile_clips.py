@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from fractions import Fraction
 from pathlib import Path
 
@@ -29,8 +30,9 @@ def many_frames(path: Path, count: int = 100_000, seconds: float = 10.0) -> Path
     return path
 
 
-def vast_pictures(path: Path, side: int = 60_000) -> Path:
-    """An ``.avi`` of some hundred bytes that claims pictures of 60,000 by 60,000 pixels: 10 GB each once decoded."""
+def vast_pictures(path: Path, side: int = 16_000) -> Path:
+    """An ``.avi`` of some kilobytes that claims pictures of 16,000 by 16,000 pixels, 256 MB each once decoded: about
+    the largest that FFmpeg itself would begin with."""
     import av
 
     with av.open(str(path), "w", format="avi") as container:
@@ -41,5 +43,8 @@ def vast_pictures(path: Path, side: int = 60_000) -> Path:
     data = bytearray(path.read_bytes())
     at = data.index(b"strf") + 12  # behind the chunk's name and length, and the header's own length
     data[at : at + 8] = struct.pack("<ii", side, side)
+    at = data.index(b"IHDR")
+    data[at + 4 : at + 12] = struct.pack(">II", side, side)
+    data[at + 17 : at + 21] = struct.pack(">I", zlib.crc32(data[at : at + 17]))
     path.write_bytes(data)
     return path

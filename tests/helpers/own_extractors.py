@@ -13,7 +13,8 @@ from egmf_media.specification import SOUND, Specification
 
 
 class Fatal:
-    """Ends its process on ``crash*``, hangs on ``hang*``, wants 2 GiB on ``vast*``, raises on ``raise*``, and gives the file's size otherwise."""
+    """Ends its process on ``crash*``, hangs on ``hang*``, wants 2 GiB on ``vast*``, raises on ``raise*``,
+    and gives the file's size otherwise."""
 
     missing = ""
 

@@ -184,7 +184,7 @@ def test_the_name_of_an_upload_is_no_path(recorded, service, client, name):
     ("make", "says"),
     [
         (many_frames, "has more than 2400 frames of video (max_frames)"),
-        (vast_pictures, "its frames are 60000 by 60000; at most"),
+        (vast_pictures, "its frames are 16000 by 16000; at most"),
         (lambda path: Clip(seconds=21, fps=1, size=(32, 32)).write(path), "s are read (max_seconds)"),
         (lambda path: Clip(seconds=1, silent=True, faces=False, size=(32, 32)).write(path), "nothing to answer from"),
     ],
