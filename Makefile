@@ -8,7 +8,7 @@ export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo real real-llm test faults kernel-tables check docs wheel install clean
+.PHONY: demo real real-llm clips load test faults kernel-tables check docs wheel install clean
 install: $(VENV)/installed
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -24,6 +24,13 @@ real: install            ## the same steps on MELD's and SIMS-V2's real text: ma
 real-llm: install        ## Gemma 3 270M on the same rows, fetched first (Google's terms of use): make real-llm DATA=DIR
 	[ -d backbones/gemma3-270m ] || $(BIN)/egmf backbone fetch gemma3-270m --out backbones/gemma3-270m
 	$(BIN)/egmf real --data "$(DATA)" --backbone backbones/gemma3-270m
+
+clips: install           ## recordings made here (espeak-ng, one photograph), features, training, answers, the server and its page
+	$(BIN)/egmf clips
+
+MODEL ?= models/clips
+load: install            ## a server under 8 clients for 60 s, good, huge, broken and slow: make load MODEL=DIR
+	$(BIN)/egmf bench serve "$(MODEL)" --out runs/serve --clients 8 --seconds 60
 
 test: install            ## on two cores, a file's tests in one process
 	$(BIN)/python -m pytest -n 2 --dist loadfile
@@ -49,4 +56,4 @@ wheel: install           ## build it and use it in an empty environment outside 
 	PYTHON=$(CURDIR)/$(BIN)/python .ci/wheel
 
 clean:
-	rm -rf $(VENV) runs data backbones hosts site
+	rm -rf $(VENV) runs data backbones models hosts site

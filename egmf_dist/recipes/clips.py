@@ -110,7 +110,7 @@ def astronaut(folder: Path | None = None) -> np.ndarray:
 
     fetch(folder, (ASTRONAUT,))
     data = np.frombuffer(((folder or weights_folder()) / ASTRONAUT.name).read_bytes(), np.uint8)
-    return np.ascontiguousarray(cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1])
+    return cv2.cvtColor(np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR)), cv2.COLOR_BGR2RGB)
 
 
 def plan(count: int, seed: int) -> list[Made]:

@@ -86,6 +86,21 @@ class Shown:
         self.page.click("#record")
         self.page.wait_for_selector("#remove:not([hidden])", timeout=WAIT_MS)
 
+    def listen(self) -> None:
+        """Note from now on what goes wrong, and who is asked."""
+
+        def said(one: Any) -> None:
+            if one.type in ("error", "warning"):
+                self.complaints.append(one.text)
+
+        def asked(one: Any) -> None:
+            if not one.url.startswith((self.url, "data:", "blob:")):
+                self.foreign.append(one.url)
+
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("console", said)
+        self.page.on("request", asked)
+
     def overflowing(self) -> list[str]:
         """What is wider than its place."""
         return list(self.page.evaluate(OVERFLOWING))
@@ -118,18 +133,12 @@ def opened(
             )
             page.set_default_timeout(WAIT_MS)
             shown = Shown(page, url)
-            page.on("pageerror", lambda error: shown.complaints.append(str(error)))
-            page.on("console", lambda said: said.type in ("error", "warning") and shown.complaints.append(said.text))
-            page.on("request", lambda one: _foreign(one.url, url) and shown.foreign.append(one.url))
+            shown.listen()
             page.goto(url)
             page.wait_for_selector("#about:not(:empty)")
             yield shown
         finally:
             browser.close()
-
-
-def _foreign(asked: str, own: str) -> bool:
-    return not asked.startswith((own, "data:", "blob:"))
 
 
 def write_camera(path: Path, pictures: np.ndarray, rate: int = 20) -> Path:

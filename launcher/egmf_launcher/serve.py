@@ -23,6 +23,7 @@ def serve(
     serving: Serving = DEFAULT,
     ray: bool = False,
     replicas: int = 1,
+    hostfile: Path | None = None,
 ) -> None:
     """Answer over HTTP, with a page, until SIGTERM or Ctrl-C; what is running then is answered first.
 
@@ -32,8 +33,9 @@ def serve(
         port: to listen at; 0: a free one, which is printed
         token: whoever asks must show it as Authorization Bearer; null: what EGMF_SERVE_TOKEN says, where it is set
         serving: bounds.
-        ray: under Ray Serve, for replicas over a cluster; needs ray[serve]
-        replicas: of the model, under Ray Serve
+        ray: under Ray Serve, a replica of the model for each slot; needs ray[serve]
+        replicas: on this machine, with --ray
+        hostfile: machines and their slots, 'name slots=N' a line, with --ray, in place of --replicas
 
     Raises:
         EgmfError: the model cannot be loaded, the port is taken, or something is not installed.
@@ -49,12 +51,14 @@ def serve(
     token = token or os.environ.get(TOKEN) or None
     if replicas < 1:
         raise EgmfError(f"--replicas is {replicas}; it must be 1 or more")
-    if replicas > 1 and not ray:
-        raise EgmfError("--replicas: needs --ray")
+    if (replicas > 1 or hostfile is not None) and not ray:
+        raise EgmfError("--replicas and --hostfile: need --ray")
     if ray:
+        from egmf_launcher.hostfile import Host, parse_hostfile
         from egmf_launcher.ray.serving import serve_under_ray
 
-        return serve_under_ray(model, (host, port), token, serving, replicas)
+        hosts = [Host("localhost", replicas)] if hostfile is None else parse_hostfile(hostfile)
+        return serve_under_ray(model, (host, port), token, serving, hosts)
     from egmf_dist.serve.app import build_app
     from egmf_dist.serve.server import bind, hosts_of, is_loopback, run
     from egmf_dist.serve.service import Service
