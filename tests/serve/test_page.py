@@ -106,3 +106,5 @@ def test_axe_finds_nothing_serious(server, recorded, dark):
         assert serious() == []
         shown.answer(recorded / "clips" / "c3.mp4", "word 3")
         assert serious() == []
+        shown.page.evaluate("document.documentElement.removeAttribute('lang')")
+        assert [one.partition(":")[0] for one in serious()] == ["html-has-lang"]  # it does look
