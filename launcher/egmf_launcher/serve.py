@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -48,7 +49,9 @@ def serve(
     except ImportError as error:
         raise EgmfError(f"egmf serve: {error.name} is not installed: {EXTRA}") from error
     serving.check()
-    token = token or os.environ.get(TOKEN) or None
+    token = token if token is not None else os.environ.get(TOKEN)
+    if token is not None and not re.fullmatch(r"[!-~]+", token):
+        raise EgmfError(f"--token, or {TOKEN}: letters, digits and signs of ASCII without spaces are needed")
     if replicas < 1:
         raise EgmfError(f"--replicas is {replicas}; it must be 1 or more")
     if (replicas > 1 or hostfile is not None) and not ray:

@@ -76,6 +76,7 @@ def test_connections_that_say_nothing_are_ended_and_keep_nobody_out(exported):
         (["--max-queue", "0"], "--max-queue is 0; it must be 1 or more"),
         (["--max-seconds", "nan"], "--max-seconds is nan; seconds above 0 are needed"),
         (["--batch", "0"], "--batch is 0"),
+        (["--token", ""], "letters, digits and signs of ASCII without spaces are needed"),
         (["--replicas", "2"], "--replicas and --hostfile: need --ray"),
         (["--port", "0"], "no egmf.json in it; give a folder that egmf export wrote, or a run's"),
     ],
