@@ -15,12 +15,12 @@ from typing import Any, TypeVar
 import orjson
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from egmf_dist import __version__
 from egmf_dist.errors import EgmfError
-from egmf_dist.serve.door import Door, refused
+from egmf_dist.serve.door import GONE, Door, refused
 from egmf_dist.serve.openapi import HEALTH, METRICS, PREDICT, TRANSCRIBE
 from egmf_dist.serve.page import PAGE_HEADERS, page
 from egmf_dist.serve.question import JSON_LINES, Body, drain, read_body, said
@@ -157,7 +157,7 @@ def _add_failures(app: FastAPI) -> None:
         return refused(RefusedError(error.status_code, f"{error.detail}: there is {known}"))
 
     async def on_gone(request: Request, error: Exception) -> Response:
-        return Response(status_code=499)
+        return Response(status_code=GONE)
 
     async def on_fault(request: Request, error: Exception) -> Response:
         log.error("%s failed", request.url.path, exc_info=error)
@@ -167,4 +167,5 @@ def _add_failures(app: FastAPI) -> None:
     app.add_exception_handler(EgmfError, on_error)
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(GoneError, on_gone)
+    app.add_exception_handler(ClientDisconnect, on_gone)
     app.add_exception_handler(Exception, on_fault)

@@ -20,8 +20,8 @@ from egmf_dist.errors import EgmfError
 from egmf_dist.serve.door import LOCAL
 from egmf_dist.serve.service import Service
 
-HEADER_SECONDS = 10.0
-"""That a connection may be open without a whole request's head."""
+HEADER_SECONDS = 5.0
+"""After as long, or twice as long, a connection without a whole request's head is ended."""
 CONNECTIONS = 256
 """At once; further ones are told 503."""
 

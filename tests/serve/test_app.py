@@ -318,8 +318,9 @@ def test_whoever_comes_when_all_places_are_taken_is_told_when_to_come_again(serv
     assert service._taken == 0
 
 
-def test_a_client_that_goes_away_leaves_nothing_behind(recorded, service):
-    """Where it goes: while its clip is decoded."""
+@pytest.mark.parametrize("while_", ["its clip is decoded", "its body comes in"])
+def test_a_client_that_goes_away_leaves_nothing_behind(recorded, service, while_, caplog):
+    decoded = while_ == "its clip is decoded"
     body = HEAD + (recorded / "clips" / "c3.mp4").read_bytes() + b"\r\n--b--\r\n"
     scope = {
         "type": "http", "method": "POST", "path": "/predict", "raw_path": b"/predict", "query_string": b"",
@@ -330,12 +331,12 @@ def test_a_client_that_goes_away_leaves_nothing_behind(recorded, service):
     seen: list[list[str]] = []
 
     async def run() -> None:
-        messages = [{"type": "http.request", "body": body, "more_body": False}]
+        messages = [{"type": "http.request", "body": body if decoded else body[:-999], "more_body": not decoded}]
 
         async def receive() -> dict[str, Any]:
             if messages:
                 return messages.pop()
-            while not left(service):
+            while decoded and not left(service):
                 await asyncio.sleep(0.001)
             seen.append(left(service))
             return {"type": "http.disconnect"}
@@ -346,9 +347,10 @@ def test_a_client_that_goes_away_leaves_nothing_behind(recorded, service):
         await build_app(service)(scope, receive, send)
 
     asyncio.run(run())
-    assert len(seen[0]) == 1
+    assert len(seen[0]) == decoded
     assert left(service) == []
-    assert service._taken == service.running == 0
+    assert service._taken == service._uploading == service.running == 0
+    assert caplog.records == []
 
 
 def test_a_server_that_stops_refuses_and_says_so(service, client, monkeypatch):
