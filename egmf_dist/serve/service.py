@@ -65,7 +65,8 @@ class Service:
         self.folder = Path(self._folder.name)
         self._standing: Standing | None = None
         try:
-            self.example = write_clip(self.folder / "example.mp4", EXAMPLE_SECONDS, EXAMPLE_SIZE).read_bytes()
+            seconds = max(0.5, min(EXAMPLE_SECONDS, 0.9 * serving.max_seconds))
+            self.example = write_clip(self.folder / "example.mp4", seconds, EXAMPLE_SIZE).read_bytes()
             self.why_no_clips = self._begin_decoders()
             self._size = size = serving.batch or model.batch_size
             self._batcher = Batcher(lambda samples: model.answer(samples, size), size, self.metrics.batch.observe)
@@ -273,10 +274,12 @@ class Service:
     async def _lying(self, upload: UploadFile) -> AsyncIterator[Path]:
         """An upload as a file of a name of ours, for as long as a process reads it."""
         path = self.folder / f"{secrets.token_hex(16)}.clip"
+        copying = asyncio.ensure_future(asyncio.to_thread(_copied, upload, path))
         try:
-            await asyncio.to_thread(_copied, upload, path)
+            await asyncio.shield(copying)
             yield path
         finally:
+            await asyncio.wait({copying})  # given up meanwhile, it would make the file when that was removed
             path.unlink(missing_ok=True)
 
     async def _explain(self, name: Any, samples: list[Sample], clip: Preview | None) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import socket
+import sys
 import tempfile
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -90,6 +91,17 @@ def test_a_server_that_cannot_be_says_why_in_one_line_and_leaves_nothing(words, 
     assert says in said
     assert said.count("\n") == 0
     assert {path.name for path in Path(tempfile.gettempdir()).glob("egmf-serve-*")} == before
+
+
+def test_without_ray_serve_a_line_says_what_to_install(monkeypatch, capsys, tmp_path):
+    import ray
+
+    monkeypatch.delattr(ray, "serve", raising=False)
+    monkeypatch.setitem(sys.modules, "ray.serve", None)
+    assert main(["serve", str(tmp_path), "--ray"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("egmf: error: --ray: Ray Serve is not installed")
+    assert said.rstrip().endswith("pip install 'ray[serve]>=2.60,<2.61'")
 
 
 def test_the_load_knows_what_is_wrong():
