@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from clips import Clip
 from fastapi.testclient import TestClient
 from hostile_clips import many_frames, vast_pictures
+from tiny_encoders import whisper
 
 from egmf_dist import Utterance
 from egmf_dist.inference.model import Model, load
@@ -216,6 +218,26 @@ def test_a_token_guards_what_was_sent_and_not_the_page(service):
             assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
     right = {"authorization": "Bearer s3cret"}
     assert guarded.post("/predict", json={"text": "a"}, headers=right).status_code == 200
+
+
+def test_words_are_transcribed_in_the_process_that_decodes(recorded, model, tmp_path):
+    whisper_folder = whisper(tmp_path / "whisper", languages=("en",))
+    made = Service(model, replace(SERVING, transcribe=str(whisper_folder)))
+    try:
+        own = TestClient(build_app(made), base_url=URL)
+        assert own.get("/health").json()["transcribes"] is True
+        said = own.post("/transcribe", files=upload(recorded / "clips" / "c3.mp4")).json()
+        assert said["text"]
+        assert (said["language"], said["model"].partition(" (")[0]) == ("en", str(whisper_folder))
+        Clip(seconds=1, silent=True, size=(32, 32)).write(tmp_path / "silent.mp4")
+        silent = own.post("/transcribe", files=upload(tmp_path / "silent.mp4")).json()
+        assert silent == {"text": "", "reason": "silent (RMS 0.0e+00, below 1e-04)"}
+        none = own.post("/transcribe", files={"clip": ("a.mp4", b"no film")})
+        assert (none.status_code, none.json()["error"][:25]) == (422, "the clip is no media file")
+        assert own.post("/transcribe", json={"text": "a"}).status_code == 422
+        assert left(made) == []
+    finally:
+        made.close()
 
 
 def test_counters_example_and_unknown_paths(client, service):
