@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import os
 import signal
 import socket
 import sys
@@ -103,7 +104,8 @@ def bind(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=128)
     except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
+        number = getattr(error, "errno", None) or 0  # below 0: of a name that leads nowhere
+        reason = os.strerror(number) if number > 0 else getattr(error, "strerror", None) or error
         raise EgmfError(f"--host {host} --port {port}: cannot listen there: {reason}; name another port") from error
 
 

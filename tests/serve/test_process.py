@@ -75,7 +75,7 @@ def test_connections_that_say_nothing_are_ended_and_keep_nobody_out(exported):
         (["--port", "99999"], "cannot listen there"),
         (["--host", "192.0.2.1", "--port", "0"], "cannot listen there"),
         (["--max-queue", "0"], "--max-queue is 0; it must be 1 or more"),
-        (["--max-seconds", "nan"], "--max-seconds is nan; seconds above 0 are needed"),
+        (["--max-seconds", "0"], "--max-seconds is 0; seconds above 0 are needed"),
         (["--batch", "0"], "--batch is 0"),
         (["--token", ""], "letters, digits and signs of ASCII without spaces are needed"),
         (["--replicas", "2"], "--replicas and --hostfile: need --ray"),
