@@ -6,7 +6,6 @@ import http.client
 import json
 import os
 import socket
-import sys
 import tempfile
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -94,13 +93,10 @@ def test_a_server_that_cannot_be_says_why_in_one_line_and_leaves_nothing(words, 
 
 
 def test_without_ray_serve_a_line_says_what_to_install(monkeypatch, capsys, tmp_path):
-    import ray
-
-    monkeypatch.delattr(ray, "serve", raising=False)
-    monkeypatch.setitem(sys.modules, "ray.serve", None)
+    monkeypatch.setattr("egmf_launcher.ray.serving.OF_THE_EXTRA", ("no_such_module",))
     assert main(["serve", str(tmp_path), "--ray"]) == 2
     said = capsys.readouterr().err
-    assert said.startswith("egmf: error: --ray: Ray Serve is not installed")
+    assert said.startswith("egmf: error: --ray: Ray Serve is not installed (no_such_module is missing): ")
     assert said.rstrip().endswith("pip install 'ray[serve]>=2.60,<2.61'")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import threading
@@ -14,6 +15,9 @@ from egmf_dist.serve.settings import UPLOADS_A_PLACE, Serving
 from egmf_launcher.errors import WorkerFailedError, one_line
 from egmf_launcher.hostfile import Host
 from egmf_launcher.ray import cluster
+
+OF_THE_EXTRA = ("aiohttp_cors", "grpc", "prometheus_client", "watchfiles")
+"""Modules that come with ray[serve] and not with ray."""
 
 
 def serve_under_ray(
@@ -32,12 +36,12 @@ def serve_under_ray(
         EgmfError: Ray Serve is not installed.
         WorkerFailedError: no replica came up; names Ray's logs.
     """
-    try:
-        from ray import serve
-    except ImportError as error:
+    # Ray itself must not be imported before its cluster is made: it reads its token then.
+    lacking = next((name for name in OF_THE_EXTRA if importlib.util.find_spec(name) is None), None)
+    if lacking is not None:
         raise EgmfError(
-            f"--ray: Ray Serve is not installed ({error.name}): pip install 'ray[serve]>=2.60,<2.61'"
-        ) from error
+            f"--ray: Ray Serve is not installed ({lacking} is missing): pip install 'ray[serve]>=2.60,<2.61'"
+        )
     with cluster.start(hosts) as started:
         import ray
         from ray import serve
