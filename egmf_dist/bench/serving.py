@@ -99,7 +99,7 @@ class Server:
 def started(
     model: str | Path, options: Sequence[str] = (), environ: Mapping[str, str] | None = None
 ) -> Iterator[Server]:
-    """A server on a free port, killed at the end where it still runs.
+    """A server on a free port, told to stop at the end where it still runs.
 
     Raises:
         EgmfError: it does not begin to serve; says its last line.
@@ -112,6 +112,9 @@ def started(
         try:
             yield Server(_address(process, log), process, log)
         finally:
+            with suppress(subprocess.TimeoutExpired):  # in order first, so that it removes what is its own
+                process.terminate()
+                process.wait(20)
             process.kill()
             process.wait()
 

@@ -24,6 +24,7 @@ def bench_serve(model: Path, /, out: Path, seconds: float = 60.0, clients: int =
 
     if not 1 <= clients <= 64 or not 1 <= seconds <= 3600:
         raise EgmfError(f"bench serve: clients is {clients} and seconds {seconds:g}; 1 to 64, and 1 to 3600")
+    out.mkdir(parents=True, exist_ok=True)
     found = bench(model, seconds, clients)
     write_json(out / "summary.json", found)
     for name in ("idle", "loaded"):

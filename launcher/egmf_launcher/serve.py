@@ -43,8 +43,8 @@ def serve(
     """
     try:
         import fastapi  # noqa: F401
-        import multipart  # noqa: F401
         import prometheus_client  # noqa: F401
+        import python_multipart  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise EgmfError(f"egmf serve: {error.name} is not installed: {EXTRA}") from error
