@@ -87,7 +87,7 @@ def _together(config: Config) -> Iterator[tuple[bool, str, object, str]]:
 
 def without_effect(config: Config) -> list[str]:
     """A line each for what is set and does nothing: a recipe's settings of LoRA where the backbone is tuned otherwise,
-    and what another ``objective.number`` would read."""
+    what another ``objective.number`` or ``data.shuffle`` would read."""
     said = []
     backbone, usual = config.backbone, BackboneConfig()
     named = [f.name for f in fields(backbone) if f.name.startswith("lora_")]
@@ -98,6 +98,8 @@ def without_effect(config: Config) -> list[str]:
     for name, reads in (("width", "soft"), ("answer_weight", "expected")):
         if getattr(objective, name) != getattr(plain, name) and objective.number != reads:
             said.append(f"objective.{name} has no effect: objective.number is {objective.number}")
+    if config.data.mixed_epochs and config.data.shuffle != "dialogue":
+        said.append(f"data.mixed_epochs has no effect: data.shuffle is {config.data.shuffle}")
     if objective.ordered and objective.number == "tokens":
         said.append("objective.ordered has no effect: objective.number is tokens")
     return said

@@ -101,6 +101,9 @@ class DataConfig:
     """`full` mixes everything with everything; `block` reads blocks of neighbours, which object stores want; `auto` is
     block where a folder is a URL; `dialogue` mixes dialogues and keeps each together, so that a context can be read
     once for its utterances (prompt.pseudo_tokens before_utterance, prompt.context stepped)."""
+    mixed_epochs: int = fixed(0, at_least(0))
+    """With shuffle `dialogue`: so many first epochs mix everything with everything. Batches of a few dialogues hold
+    utterances that are alike, and a model that has learnt nothing yet learns slower from them."""
     block_samples: int = fixed(256, at_least(1))
     """Samples of a block."""
     window_blocks: int = fixed(32, at_least(1))

@@ -158,6 +158,7 @@ def open_stream(config: Config, shards: ShardSet, rank: int, world: int, micro_b
             block=data.block_samples if data.in_blocks else 0,
             window=data.window_blocks,
             dialogues=data.shuffle == "dialogue",
+            mixed_epochs=data.mixed_epochs,
             by_length=data.group_by_length,
             tolerate=data.bad_samples != "strict",
         ),

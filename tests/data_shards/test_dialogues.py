@@ -16,6 +16,7 @@ from egmf_shards import ShardError, ShardSet, Stream, StreamOptions, verify
 from egmf_shards.format.index import load_index, save_index
 from egmf_shards.importers.foreign_tars import index_foreign
 from egmf_shards.order.dialogues import DialogueOrder
+from egmf_shards.order.order import Order
 
 
 @given(st.lists(st.integers(-1, 12), min_size=1, max_size=60), st.integers(0, 5))
@@ -47,6 +48,24 @@ def test_the_order_of_dialogues_never_changes():
         DialogueOrder(dialogues, 7, "data").at(np.array([-1]))
     with pytest.raises(ShardError, match="0 samples"):
         DialogueOrder(dialogues[:0], 7, "data")
+
+
+@given(st.integers(0, 3), st.integers(0, 5))
+def test_first_epochs_may_mix_samples(mixed, seed):
+    """As an order without dialogues does; what comes after them is what would have come without them."""
+    dialogues = np.repeat(np.arange(8, dtype=np.int32), 5)
+    n = len(dialogues)
+    order, plain, whole = (
+        DialogueOrder(dialogues, seed, "h", mixed),
+        Order(n, seed, "h"),
+        DialogueOrder(dialogues, seed, "h"),
+    )
+    positions = np.random.default_rng(seed).permutation(4 * n)
+    found, epochs = order.at(positions)
+    first = positions < mixed * n
+    assert (epochs == positions // n).all()
+    assert (found[first] == plain.at(positions[first])[0]).all()
+    assert (found[~first] == whole.at(positions[~first])[0]).all()
 
 
 def test_the_index_knows_the_dialogues(folder, sample):

@@ -147,6 +147,6 @@ def test_a_recipe_is_known_by_its_name(tmp_path, monkeypatch):
     assert load_config("demo").data.shards == ["mine"]
     with pytest.raises(
         EgmfError,
-        match=r"config nodemo: no such file; give a YAML file or a recipe \(demo, real, real-llm, real-llm-gpu\)",
+        match=r"config nodemo: no such file; give a YAML file or a recipe \(clips, demo, real, real-llm, real-llm-gpu\)",
     ):
         load_config("nodemo")

@@ -58,7 +58,8 @@ def test_every_setting_arrives(folder):
 CHANGES = {
     "weights": [1.0], "shuffle": "block", "block_samples": 3, "window_blocks": 3, "group_by_length": True,
     "workers": 2, "prefetch": 4, "bad_samples": "skip", "max_bad_in_a_row": 7, "max_bad_fraction": 0.5,
-    "cache_dir": "elsewhere", "cache_gib": 1.0, "retries": 1, "drop_frames": 0.5, "drop_words": 0.1, "drop_stream": 0.2,
+    "cache_dir": "elsewhere", "cache_gib": 1.0, "retries": 1, "mixed_epochs": 1,
+    "drop_frames": 0.5, "drop_words": 0.1, "drop_stream": 0.2,
 }  # fmt: skip
 FREE = {
     "group_by_length",

@@ -21,9 +21,11 @@ class DialogueOrder(Order):
         dialogues: int ``[n]``: the dialogue of each sample, -1 for none.
         seed: the run's.
         index_hash: what the permutations depend on beside seed and epoch.
+        mixed: so many first epochs are permutations of samples.
     """
 
-    def __init__(self, dialogues: np.ndarray, seed: int, index_hash: str) -> None:
+    def __init__(self, dialogues: np.ndarray, seed: int, index_hash: str, mixed: int = 0) -> None:
+        self.mixed = mixed
         super().__init__(len(dialogues), seed, index_hash)
         alone = np.where(dialogues < 0, dialogues.max() + 1 + np.arange(self.n), dialogues)
         self._samples = np.argsort(alone, kind="stable")
@@ -32,6 +34,8 @@ class DialogueOrder(Order):
         self._epoch: tuple[int, np.ndarray, np.ndarray] | None = None
 
     def _of_epoch(self, epoch: int, places: np.ndarray) -> np.ndarray:
+        if epoch < self.mixed:
+            return super()._of_epoch(epoch, places)
         if self._epoch is None or self._epoch[0] != epoch:
             count = len(self._starts)
             order = permutation(count, self.seed, "dialogues", epoch, self.index_hash)(np.arange(count))

@@ -62,6 +62,8 @@ class StreamOptions:
     """Partition a global batch so that ranks get alike loads and micro-batches hold alike lengths."""
     dialogues: bool = False
     """Dialogues are shuffled and each stays together."""
+    mixed_epochs: int = 0
+    """With ``dialogues``: so many first epochs mix all samples alike."""
     tolerate: bool = False
     """A sample that cannot be read keeps its place with weight 0; otherwise it is an error."""
 
@@ -106,7 +108,7 @@ class Stream:
 
         def order(first: int, n: int, name: str) -> Order:
             if options.dialogues:
-                return DialogueOrder(shards.dialogues[first : first + n], seed, name)
+                return DialogueOrder(shards.dialogues[first : first + n], seed, name, options.mixed_epochs)
             return Order(n, seed, name, options.block, options.window)
 
         if options.weights:
