@@ -31,6 +31,7 @@ FLOORS = {
         training
         preflight
         report recipes bench
+        scale
         jobs
     """,
     "data_shards/egmf_shards": """

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,18 @@ from torch import nn
 from egmf_dist.bench.dialogues import NUMBERS, PEOPLE, TASK, WORDS_SAID
 from egmf_dist.config import BackboneConfig
 from egmf_dist.errors import EgmfError
+
+
+def write_shape(folder: Path, name: str) -> None:
+    """Configuration and tokenizer of a published shape in a new folder, without weights.
+
+    Args:
+        folder: to make.
+        name: among :data:`SHAPES`.
+    """
+    config = SHAPES[name][1]()
+    config.save_pretrained(folder)
+    _tokenizer().save_pretrained(folder)
 
 
 class Made(NamedTuple):
@@ -110,9 +123,29 @@ def _mistral() -> Any:
     )
 
 
+def _qwen(width: int, between: int, layers: int, heads: tuple[int, int], vocabulary: int, tied: bool) -> Any:
+    """Qwen 2.5's published configurations."""
+    from transformers import Qwen2Config
+
+    return Qwen2Config(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=between,
+        num_hidden_layers=layers,
+        num_attention_heads=heads[0],
+        num_key_value_heads=heads[1],
+        max_position_embeddings=32768,
+        tie_word_embeddings=tied,
+    )
+
+
 SHAPES: dict[str, tuple[str, Callable[[], Any]]] = {
     "gemma3-270m": ("Gemma 3 270M", _gemma),
     "mistral-7b": ("Mistral 7B", _mistral),
+    "qwen2.5-0.5b": ("Qwen 2.5 0.5B", partial(_qwen, 896, 4864, 24, (14, 2), 151936, True)),
+    "qwen2.5-7b": ("Qwen 2.5 7B", partial(_qwen, 3584, 18944, 28, (28, 4), 152064, False)),
+    "qwen2.5-32b": ("Qwen 2.5 32B", partial(_qwen, 5120, 27648, 64, (40, 8), 152064, False)),
+    "qwen2.5-72b": ("Qwen 2.5 72B", partial(_qwen, 8192, 29568, 80, (64, 8), 152064, False)),
 }
 """Names of published shapes: what a person calls the model, and its configuration."""
 

@@ -187,6 +187,11 @@ VERBS = {
         "what would stop a training on these machines: versions, GPUs, ssh, disks, data, network; exit code 1 then",
         "--hostfile hosts --config demo",
     ),
+    "plan": Verb(
+        "egmf_launcher.plan:plan",
+        "what a training needs and takes on machines that need not be here, and which settings to take: predicted",
+        "--config demo --hosts 8 --gpus-per-host 8 --hardware h200",
+    ),
     "bench kernels": Verb(
         "egmf_launcher.verbs:bench_kernels",
         "measure them on a GPU; without one, the predicted report",
