@@ -28,7 +28,7 @@ def write_shape(folder: Path, name: str) -> None:
     """
     config = SHAPES[name][1]()
     config.save_pretrained(folder)
-    _tokenizer().save_pretrained(folder)
+    _tokenizer(config.model_type).save_pretrained(folder)
 
 
 class Made(NamedTuple):
@@ -62,7 +62,8 @@ def write_backbone(folder: Path, layers: int, like: str) -> Made:
 
     if like in SHAPES:
         name, make = SHAPES[like]
-        config, tokenizer = make(), _tokenizer()
+        config = make()
+        tokenizer = _tokenizer(config.model_type)
     else:
         source = BackboneConfig(path=like)
         config, tokenizer, name = load_backbone_config(source), load_tokenizer(source), like
@@ -150,13 +151,19 @@ SHAPES: dict[str, tuple[str, Callable[[], Any]]] = {
 """Names of published shapes: what a person calls the model, and its configuration."""
 
 
-def _tokenizer() -> Any:
-    """A token a word, a line break and a sign of punctuation each one, too."""
-    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+def _tokenizer(kind: str) -> Any:
+    """A token a word, a line break and a sign of punctuation each one, too; about a token a word for ``kind`` of model
+    whose tokenizer transformers makes anew as byte pairs."""
+    from tokenizers import ByteLevelBPETokenizer, Regex, Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     special = ["<pad>", "<eos>", "<bos>", "<unk>"]
     said = [*TASK.questions.values(), *NUMBERS.questions.values(), *TASK.labels, "Answer:", "-", ".", *"0123456789"]
+    if kind == "qwen2":
+        pairs = ByteLevelBPETokenizer()
+        pairs.train_from_iterator([" ".join(WORDS_SAID), *PEOPLE, *said] * 4, vocab_size=4096, special_tokens=special)
+        names = {"pad_token": "<pad>", "eos_token": "<eos>"}
+        return PreTrainedTokenizerFast(tokenizer_object=pairs._tokenizer, **names)
     known = [*special, *_words([*WORDS_SAID, *PEOPLE, *said]), "\n"]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(known)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

@@ -143,7 +143,8 @@ def judge(way: Way, sizes: Sizes, work: Work, machines: Machines) -> Judged:
     sent: Counter[str] = Counter()
     for (kind, size, _), times in messages.items():
         sent[kind] += size * times
-    return Judged(way, parts, parts.whole <= machines.usable, time, dict(sent))
+    fits = parts.whole <= machines.usable and sizes.at_rest(way, machines.ranks) <= machines.hardware.host_memory
+    return Judged(way, parts, fits, time, dict(sent))
 
 
 def advise(sizes: Sizes, work: Work, machines: Machines, loader: Loader | None = None) -> Advice:
@@ -219,10 +220,11 @@ def _recommend(best: Judged, judged: Sequence[Judged], machines: Machines) -> li
 
 def _nothing(judged: Sequence[Judged], machines: Machines) -> str:
     least = min(judged, key=lambda one: one.parts.whole)
+    on_hosts = _gib(machines.hardware.host_memory)
     return (
-        f"nothing fits {_gib(machines.usable)} on each of {machines.ranks} ranks: the least is {_gib(least.parts.whole)} "
-        f"with {least.way.said()}, most of it {_most(least.parts)}; take more or larger ranks, a smaller backbone, or "
-        "shorter prompts"
+        f"nothing fits {_gib(machines.usable)} on each of {machines.ranks} ranks and {on_hosts} for each on their "
+        f"hosts: the least on a rank is {_gib(least.parts.whole)} with {least.way.said()}, most of it "
+        f"{_most(least.parts)}; take more or larger ranks, a smaller backbone, or shorter prompts"
     )
 
 

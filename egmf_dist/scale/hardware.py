@@ -50,6 +50,9 @@ class Hardware:
     call: float
     """Seconds that the host needs to start one operator."""
     source: str
+    host_memory: float = 128e9
+    """Bytes of the host's memory for each rank, where offloading puts what does not fit; not verified, and given by
+    ``--host-memory``."""
     serial: bool = False
     """The host computes itself, so starting an operator and computing it do not overlap, and neither do messages."""
 
@@ -75,14 +78,18 @@ HARDWARE: Mapping[str, Hardware] = {
     "h100": Hardware(
         "h100", 80e9, 989e12, 3.35e12, NVLINK4, INFINIBAND, 64e9, _HOPPER, _CALL,
         "H100 SXM: 80 GB, 989 dense bf16 TFLOP/s, 3.35 TB/s (data sheet); shares reached measured (docs/kernels.md)",
+        host_memory=256e9,
     ),
     "h200": Hardware(
-        "h200", 141e9, 989e12, 4.8e12, NVLINK4, INFINIBAND, 64e9, _HOPPER, _CALL,
-        "H200 SXM: 141 GB, 989 dense bf16 TFLOP/s, 4.8 TB/s (data sheet); shares reached as measured on an H100",
+        "h200", 141e9, 989e12, 4.8e12, NVLINK4, INFINIBAND, 64e9, (0.79, 0.88), _CALL,
+        "H200 SXM: 141 GB, 989 dense bf16 TFLOP/s, 4.8 TB/s (data sheet); 783 TFLOP/s measured (egmf bench step), a "
+        "copy's share as on an H100",
+        host_memory=256e9,
     ),
     "a100": Hardware(
         "a100", 80e9, 312e12, 2.04e12, NVLINK3, INFINIBAND, 32e9, (0.75, 0.85), _CALL,
         "A100 SXM 80 GB: 312 dense bf16 TFLOP/s, 2.04 TB/s (data sheet); shares reached not verified",
+        host_memory=128e9,
     ),
     "l40s": Hardware(
         "l40s", 48e9, 362e12, 864e9, PCIE4, ETHERNET, 32e9, (0.6, 0.85), _CALL,
@@ -91,6 +98,7 @@ HARDWARE: Mapping[str, Hardware] = {
     "4090": Hardware(
         "4090", 24e9, 165e12, 1.008e12, PCIE4, ETHERNET, 32e9, (0.8, 0.85), _CALL,
         "RTX 4090: 24 GB, 165 dense bf16 TFLOP/s with fp32 sums, 1,008 GB/s (data sheet); shares reached not verified",
+        host_memory=64e9,
     ),
     "cpu": Hardware(
         "cpu", 8e9, 50e9, 10e9, GLOO, GLOO, 10e9, (1.0, 1.0), 20e-6,

@@ -145,6 +145,13 @@ class Sizes:
             activations=kept / way.micro,
         )
 
+    def at_rest(self, way: Way, ranks: int) -> float:
+        """Bytes that one rank keeps in its host's memory."""
+        if way.offload == "none":
+            return 0.0
+        kept = 16.0 * self.trained / ranks  # fp32 copies, moments, gradients
+        return kept + (self.width * (self.frozen + self.trained) / ranks if way.offload == "weights" else 0.0)
+
     def on_host(self, way: Way, ranks: int) -> float:
         """Bytes that one rank moves between its host's memory and its own in a step of one micro-batch."""
         if way.offload == "none":

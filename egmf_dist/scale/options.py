@@ -25,6 +25,8 @@ class PlanOptions:
     """of a GPU for an hour, in your currency"""
     store: float | None = None
     """GB/s that the data's store gives a host; null: not asked"""
+    host_memory: float | None = None
+    """GB of a host's memory for each of its GPUs; null: the hardware's usual"""
     cores_per_gpu: int = 8
     """cores of a host for each of its GPUs, which loader processes may use"""
     sweep: bool = False

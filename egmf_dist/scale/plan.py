@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from egmf_dist.config import Config
@@ -31,13 +31,15 @@ def check_options(options: PlanOptions) -> Machines:
     for name in ("hosts", "gpus_per_host", "cores_per_gpu"):
         if getattr(options, name) < 1:
             raise EgmfError(f"--{name.replace('_', '-')} is {getattr(options, name)}; it must be 1 or more")
-    for name in ("price", "store"):
+    for name in ("price", "store", "host_memory"):
         value = getattr(options, name)
         if value is not None and not value > 0:
-            raise EgmfError(f"--{name} is {value}; it must be above 0")
+            raise EgmfError(f"--{name.replace('_', '-')} is {value}; it must be above 0")
     hardware = find_hardware(options.hardware, (options.inside, options.outside))
     if options.calibrate and not hardware.serial:
         raise EgmfError(f"--calibrate measures this machine's CPU; it goes with --hardware cpu, not {options.hardware}")
+    if options.host_memory is not None:
+        hardware = replace(hardware, host_memory=options.host_memory * 1e9)
     return Machines(hardware, options.hosts, options.gpus_per_host)
 
 

@@ -8,9 +8,19 @@ from pathlib import Path
 from egmf_dist.config import AllSettings
 from egmf_dist.errors import EgmfError
 from egmf_dist.scale.options import PlanOptions
-from egmf_launcher.bench_report import make_table, new_console, own_folder
+from egmf_launcher.bench_report import make_table, new_console, own_folder, picked
 
-_WAYS = ("settings", "fits", "whole_gib", "frozen_gib", "optimizer_gib", "gathered_gib", "activations_gib", "step_s")
+_WAYS = {
+    "fits": "fits",
+    "whole_gib": "GiB",
+    "frozen_gib": "frozen",
+    "optimizer_gib": "optimiser",
+    "gathered_gib": "gathered",
+    "activations_gib": "activations",
+    "sent_gib": "GiB sent",
+    "step_s": "s a step",
+    "settings": "settings",
+}
 
 
 def plan(out: Path | None = None, json: bool = False, *, options: PlanOptions, settings: AllSettings) -> int:
@@ -54,7 +64,7 @@ def plan(out: Path | None = None, json: bool = False, *, options: PlanOptions, s
             for row in summary["messages"]
         ]
         console.print(make_table("messages of one rank (predicted)", messages))
-        console.print(make_table("ways to train it (predicted)", [{k: w[k] for k in _WAYS} for w in summary["ways"]]))
+        console.print(make_table("ways to train it (predicted)", picked(_WAYS, summary["ways"])))
         if "sweep" in summary:
             console.print(make_table("other numbers of hosts (predicted)", summary["sweep"]))
     if out is not None:
