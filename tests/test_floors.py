@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {
     "egmf_dist": """
         errors
-        files registry formats distributed recipe_files style features
+        files registry formats distributed recipe_files style features ledger
         config
         run
         data

@@ -319,7 +319,7 @@ class TrainingConfig:
     max_skipped_steps: int = free(10, at_least(1))
     """Stop after this many steps in a row with a non-finite loss or gradient."""
     profile_steps: int = free(0, at_least(0, "0 (none) or more"))
-    """So many steps, from the third of a start on, are profiled by phase into RUN/profile; 0 costs nothing."""
+    """So many steps of a start, from the third on, are timed by phase, and two more are counted, into RUN/profile."""
     hang_seconds: float = free(300.0, at_least(0, "0 (never) or more"))
     """A rank that stands still for so long is named, with its stack; 0 never."""
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from egmf_dist.ledger import Count
 from egmf_dist.scale.hardware import GIB, RESERVED, Hardware
-from egmf_dist.scale.ledger import Count
 from egmf_dist.scale.loader import Loader
 from egmf_dist.scale.memory import Parts, Sizes, Way
 from egmf_dist.scale.timing import StepTime, step_time
@@ -119,11 +119,8 @@ def ways(machines: Machines, work: Work) -> Iterator[list[Way]]:
         exact += [Way(3, checkpointing=True, micro=4), *(Way(3, checkpointing=True, micro=4, hpz=n) for n in hpz)]
     yield exact
     yield [Way(1, again, quantised=True, micro=m) for m in (1, 4) for again in (False, True)] if work.lora else []
-    yield [
-        Way(stage, True, offload, micro=micro)
-        for micro in (1, 4)
-        for stage, offload in ((1, "optimizer"), (3, "optimizer"), (3, "weights"))
-    ]
+    slow = [Way(1, True, "optimizer"), Way(3, True, "optimizer"), Way(3, True, "weights")]
+    yield [*slow, *(replace(way, micro=4) for way in slow)]
 
 
 def judge(way: Way, sizes: Sizes, work: Work, machines: Machines) -> Judged:

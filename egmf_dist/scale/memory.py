@@ -14,7 +14,7 @@ With F frozen and T trained weights, N ranks and w bytes a weight (ZeRO: Rajbhan
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from egmf_dist.config import Config
 from egmf_dist.scale.rehearsal import Part, Rehearsal
@@ -52,9 +52,9 @@ class Parts(NamedTuple):
 class Way:
     """Settings under which a model may be trained."""
 
-    stage: int
+    stage: Literal[1, 2, 3]
     checkpointing: bool = False
-    offload: str = "none"
+    offload: Literal["none", "optimizer", "weights"] = "none"
     quantised: bool = False
     micro: int = 1
     """Micro-batches are so many times smaller."""

@@ -33,5 +33,7 @@ class PlanOptions:
     """also other numbers of hosts, and with --out a picture"""
     dry_run: bool = False
     """also the share of a global batch that each rank reads, and its micro-batches"""
+    every_layer: bool = False
+    """rehearse all of the backbone's layers, and do not conclude from a few: minutes for a large one"""
     calibrate: bool = False
     """measure this machine's rates first, for about a minute: with --hardware cpu"""

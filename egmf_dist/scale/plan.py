@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
+import torch
+
 from egmf_dist.config import Config
 from egmf_dist.errors import EgmfError
 from egmf_dist.scale.advice import Judged, Machines, Work, advise
@@ -13,7 +15,7 @@ from egmf_dist.scale.hardware import GIB, find_hardware, with_rates
 from egmf_dist.scale.loader import Loader, measure
 from egmf_dist.scale.memory import Sizes, parts_to_rehearse, sizes_of
 from egmf_dist.scale.options import PlanOptions
-from egmf_dist.scale.rehearsal import Part, Rehearsal, rehearse
+from egmf_dist.scale.rehearsal import Part, Rehearsal, deeper, depths, rehearse
 from egmf_dist.scale.subject import read_subject
 from egmf_dist.scale.sweep import sweep
 from egmf_dist.scale.timing import StepTime, step_time
@@ -58,7 +60,7 @@ def plan(config: Config, options: PlanOptions) -> dict[str, Any]:
     """
     machines = check_options(options)
     with read_subject(config, options.shape) as subject:  # in one line before any work
-        layers = int(getattr(_text(subject.config), "num_hidden_layers", 0))
+        layers, layer_numbers = shape_of(subject.config)
         stream = subject.stream(0, machines.ranks)
         store = None if options.store is None else options.store * 1e9
         loader = measure(subject, machines.ranks, store, options.cores_per_gpu)
@@ -71,8 +73,10 @@ def plan(config: Config, options: PlanOptions) -> dict[str, Any]:
         machines = Machines(
             with_rates(machines.hardware, calibrate(machines.ranks)), options.hosts, options.gpus_per_host
         )
-    parts = [Part(config, machines.ranks), *parts_to_rehearse(config, machines.ranks, layers)]
-    whole, *shallow = rehearse(parts, options.shape)
+    few = None if options.every_layer else depths(layers, layer_numbers, config)
+    own = [Part(config, machines.ranks, depth) for depth in few or (None,)]
+    found = rehearse([*own, *parts_to_rehearse(config, machines.ranks, layers)], options.shape)
+    whole, shallow = found[0] if few is None else deeper(found[0], found[1], layers), found[len(own) :]
     sizes = sizes_of(shallow, whole, config)
     time = step_time(whole.step, machines.hardware, machines.hosts, machines.ranks_per_host)
     work = Work(whole.step, micro_batches, whole.samples, lora)
@@ -97,10 +101,16 @@ def plan(config: Config, options: PlanOptions) -> dict[str, Any]:
     return summary
 
 
-def _text(config: Config) -> Any:
+def shape_of(config: Config) -> tuple[int, int]:
+    """How many layers a backbone has, and the weights of the largest, by its configuration."""
     from egmf_dist.model.backbone import load_backbone_config
+    from egmf_dist.model.loading import without_weights
 
-    return load_backbone_config(config.backbone).get_text_config()
+    settings = load_backbone_config(config.backbone)
+    layers = int(getattr(settings.get_text_config(), "num_hidden_layers", 0))
+    model = without_weights(settings, torch.float32)
+    lists = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == layers]
+    return layers, max((sum(p.numel() for p in layer.parameters()) for m in lists for layer in m), default=0)
 
 
 def _shares(subject: Any, ranks: int) -> dict[str, Any]:
@@ -139,6 +149,7 @@ def _model(whole: Rehearsal) -> dict[str, Any]:
         "frozen": whole.frozen_numbers,
         "trained": whole.trained_numbers,
         "layers": whole.layers,
+        "rehearsed_layers": list(whole.rehearsed) or [whole.layers],
         "samples_a_rank": whole.samples,
         "tokens_a_rank": whole.tokens,
         "micro_batches": whole.micro_batches,
@@ -213,7 +224,8 @@ def said(summary: Mapping[str, Any]) -> list[str]:
     lines += [
         f"{machines['ranks']} ranks on {machines['hosts']} hosts, {machines['hardware']}: {machines['source']}",
         f"links: inside {machines['inside']}; between hosts {machines['outside']}",
-        "every figure is predicted",
+        "every figure is predicted, by DeepSpeed's and the model's own steps on fake tensors, with "
+        f"{_depths(summary)} layers",
         f"a step {_seconds(time['step'])}, {time['samples_per_s']:.3g} samples/s, {time['tokens_per_s']:.4g} tokens/s, "
         f"MFU {time['mfu']:.1%}, bound by {time['binds']}; an epoch {_seconds(time['epoch_s'])}, the run "
         f"{_seconds(time['run_s'])}",
@@ -228,6 +240,11 @@ def said(summary: Mapping[str, Any]) -> list[str]:
             f"each, {dry['micro_batches']} micro-batches, {dry['fillers']} fillers; every sample once"
         )
     return [*lines, *(f"advice: {line}" for line in summary["advice"])]
+
+
+def _depths(summary: Mapping[str, Any]) -> str:
+    rehearsed, layers = summary["model"]["rehearsed_layers"], summary["model"]["layers"]
+    return f"all {layers}" if rehearsed == [layers] else f"{' and '.join(map(str, rehearsed))} of {layers}"
 
 
 def _seconds(value: float) -> str:

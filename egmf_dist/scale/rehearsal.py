@@ -18,7 +18,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,14 +29,22 @@ from egmf_dist.config import Config
 from egmf_dist.config.load import config_from_dict
 from egmf_dist.engine import deepspeed_settings, initialise, partitioned_loading
 from egmf_dist.errors import EgmfError
+from egmf_dist.ledger import Count, Ledger
 from egmf_dist.scale.engines import engine_bytes
-from egmf_dist.scale.ledger import Count, Ledger
 from egmf_dist.scale.subject import Subject, read_subject
 from egmf_dist.training.loop import train_step
 from egmf_dist.training.schedule import parameter_groups
 
 WARM = 2
-"""Steps before one is counted: DeepSpeed's stage 3 prefetches once it has seen two forward passes."""
+"""Micro-batches at least before one is counted: DeepSpeed's stage 3 prefetches once it has seen two forward passes."""
+
+
+LIVE = {
+    "stage3_max_live_parameters": 1_000_000_000,
+    "stage3_max_reuse_distance": 1_000_000_000,
+    "stage3_prefetch_bucket_size": 50_000_000,
+}
+"""Weights that stage 3 keeps whole, by DeepSpeed's settings and their usual values."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +85,9 @@ class Rehearsal:
     """Of the backbone."""
     quantisable_numbers: int = 0
     """Frozen weights that ``backbone.quantise 4bit`` packs: those of linear layers but the output's."""
-    said: tuple[str, ...] = field(default=())
+    rehearsed: tuple[int, ...] = ()
+    """With how many layers it was rehearsed, where not with all."""
+    said: tuple[str, ...] = ()
 
     @property
     def step(self) -> Count:
@@ -87,13 +97,59 @@ class Rehearsal:
     def to_json(self) -> dict[str, Any]:
         """For a file."""
         plain = {name: value for name, value in vars(self).items() if name not in ("inner", "last")}
-        return plain | {"inner": self.inner.to_json(), "last": self.last.to_json(), "said": list(self.said)}
+        return plain | {"inner": self.inner.to_json(), "last": self.last.to_json()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Rehearsal:
         """The inverse of :meth:`to_json`."""
         counts = {name: Count.from_json(data[name]) for name in ("inner", "last")}
-        return cls(**{**data, **counts, "said": tuple(data["said"])})
+        lists = {name: tuple(data[name]) for name in ("said", "rehearsed")}
+        return cls(**{**data, **counts, **lists})
+
+
+def deeper(low: Rehearsal, high: Rehearsal, layers: int) -> Rehearsal:
+    """What a model of ``layers`` layers comes to, from two that are shallower.
+
+    Everything that is counted grows with the layers in a straight line once there are more weights than stage 3 keeps
+    whole (:func:`depths`); the padding behind a rank's part of the optimiser does not, and is off by some bytes.
+    """
+    step, more = high.layers - low.layers, layers - low.layers
+
+    def at(first: int, second: int) -> int:
+        return round(first + (second - first) * more / step)
+
+    def count(first: Count, second: Count) -> Count:
+        made = Count()
+        for ours, theirs, into in (
+            (first.messages, second.messages, made.messages),
+            (first.work, second.work, made.work),
+        ):
+            into.update({key: at(ours[key], theirs[key]) for key in {**ours, **theirs}})  # type: ignore[misc]
+        return made
+
+    grows = [name for name in vars(low) if name.endswith(("_bytes", "_numbers"))]
+    return replace(
+        low,
+        layers=layers,
+        rehearsed=(low.layers, high.layers),
+        inner=count(low.inner, high.inner),
+        last=count(low.last, high.last),
+        **{name: at(getattr(low, name), getattr(high, name)) for name in grows},
+    )
+
+
+def depths(layers: int, layer_numbers: int, config: Config) -> tuple[int, int] | None:
+    """How many layers :func:`deeper` needs of a model; None where it would be no fewer than there are.
+
+    Args:
+        layers: of the model.
+        layer_numbers: weights of one.
+        config: the settings.
+    """
+    options = config.training.zero_options
+    live = max(options.get(name, usual) for name, usual in LIVE.items())
+    low = 4 if config.training.zero_stage < 3 else max(4, -(-2 * live // max(1, layer_numbers)) + 2)
+    return None if config.backbone.lora_layers or low + 2 >= layers else (low, low + 2)
 
 
 class Part(NamedTuple):
@@ -132,6 +188,10 @@ def rehearse(parts: Sequence[Part], shape: str | None = None, rank: int = 0) -> 
         done = subprocess.run(command, env=os.environ | own, capture_output=True, text=True, check=False)
         if done.returncode or not made.is_file():
             lines = [line for line in done.stderr.splitlines() if line.strip()] or ["it said nothing"]
+            if done.returncode < 0:
+                raise EgmfError(
+                    f"the plan's rehearsal was ended by signal {-done.returncode}; look for a lack of memory"
+                )
             said = [line.removeprefix("egmf: ") for line in lines if line.startswith("egmf: ")]
             raise EgmfError(said[-1] if said else f"the plan's rehearsal failed: {lines[-1]}")
         return [Rehearsal.from_json(one) for one in json.loads(made.read_text(encoding="utf-8"))]
@@ -162,14 +222,15 @@ def main(given: str, made: str) -> int:
 
 
 class Plays:
-    """What a rank trains on: :data:`WARM` steps and one that is counted, read and looked at where numbers are real."""
+    """What a rank trains on: steps that warm up and one that is counted, read and looked at where numbers are real."""
 
     def __init__(self, subject: Subject, ranks: int, rank: int) -> None:
         stream = subject.stream(rank, ranks)
         self.subject, self.ranks, self.micro_batches = subject, ranks, stream.micro_batches
         self.few = min(stream.micro_batches, 2)
         """So many micro-batches are trained on in a step: what the others cost is what the first does."""
-        steps = [[b.to(torch.device("cpu")) for b in subject.batches(stream, step)] for step in range(WARM + 1)]
+        self.warm = WARM // self.few
+        steps = [[b.to(torch.device("cpu")) for b in subject.batches(stream, step)] for step in range(self.warm + 1)]
         self.steps, whole = [batches[-self.few :] for batches in steps], steps[-1]
         self.read = max(int(b.rows.read_N.numel()) for b in whole)
         self.sizes = {
@@ -193,7 +254,7 @@ def take_steps(plays: Plays, ledger: Ledger, make: Callable[[], Any]) -> Rehears
         model = make()
     engine: Any = initialise(model, torch.optim.AdamW(parameter_groups(model, config.training)), settings)
     gathered = Gathered(model)
-    for batches in plays.steps[:WARM]:
+    for batches in plays.steps[:-1]:
         train_step(engine, batches, 1.0, torch.device("cpu"))
     resident, take = ledger.alive, engine.step
     marks = [ledger.count.copy()]
@@ -206,7 +267,7 @@ def take_steps(plays: Plays, ledger: Ledger, make: Callable[[], Any]) -> Rehears
     engine.step = marked
     ledger.from_now()
     gathered.most = gathered.now
-    train_step(engine, plays.steps[WARM], 1.0, torch.device("cpu"))
+    train_step(engine, plays.steps[-1], 1.0, torch.device("cpu"))
     held = engine_bytes(engine)
     quantisable = sum(_quantisable(model.backbone))
     engine.destroy()

@@ -12,8 +12,8 @@ import math
 from collections import Counter
 from typing import NamedTuple
 
+from egmf_dist.ledger import Count
 from egmf_dist.scale.hardware import Hardware
-from egmf_dist.scale.ledger import Count
 
 OVERLAPPED = 0.7
 """Of a GPU's messages this share can hide behind compute (DeepSpeed's ``overlap_comm`` and prefetch); not verified."""

@@ -192,6 +192,11 @@ VERBS = {
         "what a training needs and takes on machines that need not be here, and which settings to take: predicted",
         "--config demo --hosts 8 --gpus-per-host 8 --hardware h200",
     ),
+    "profile": Verb(
+        "egmf_launcher.profile:profile",
+        "where a training step's time goes, by phase, beside what was planned",
+        "--config mine.yaml --run runs/profile",
+    ),
     "bench kernels": Verb(
         "egmf_launcher.verbs:bench_kernels",
         "measure them on a GPU; without one, the predicted report",

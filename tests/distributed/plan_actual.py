@@ -17,8 +17,8 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from egmf_dist import distributed
 from egmf_dist.build import build_egmf
 from egmf_dist.distributed import process_group
+from egmf_dist.ledger import Ledger
 from egmf_dist.scale import rehearsal
-from egmf_dist.scale.ledger import Ledger
 from egmf_dist.scale.subject import read_subject
 
 

@@ -11,9 +11,9 @@ import torch
 from egmf_dist.config import Config
 from egmf_dist.config.check import check_config
 from egmf_dist.errors import EgmfError
+from egmf_dist.ledger import Count, Ledger
 from egmf_dist.scale.advice import Machines, Work, advise, judge
 from egmf_dist.scale.hardware import HARDWARE, find_hardware
-from egmf_dist.scale.ledger import Count, Ledger
 from egmf_dist.scale.loader import Loader
 from egmf_dist.scale.memory import Sizes, Way
 from egmf_dist.scale.options import PlanOptions

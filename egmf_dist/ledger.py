@@ -58,7 +58,10 @@ class Count:
 
     def times(self, factor: int) -> Count:
         """So many of it."""
-        return Count(*(Counter({k: n * factor for k, n in c.items()}) for c in (self.messages, self.work)))
+        return Count(
+            Counter({key: n * factor for key, n in self.messages.items()}),
+            Counter({key: n * factor for key, n in self.work.items()}),
+        )
 
     @property
     def bytes_by_kind(self) -> dict[str, int]:
