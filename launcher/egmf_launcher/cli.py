@@ -207,6 +207,9 @@ VERBS = {
         "samples a second of this project's reader and of other libraries, each in its pinned environment",
         "--out runs/data",
     ),
+    "bench index": Verb(
+        "egmf_launcher.verbs:bench_index", "what a folder's index costs each process: memory, seconds", "--samples 1e6"
+    ),
     "bench score": Verb(
         "egmf_launcher.bench_score:bench_score",
         "what scoring every legal answer costs beside generating one",
