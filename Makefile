@@ -8,7 +8,7 @@ export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo real real-llm test faults kernel-tables check docs wheel install clean
+.PHONY: demo real real-llm test faults plan-matrix kernel-tables check docs wheel install clean
 install: $(VENV)/installed
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -36,6 +36,9 @@ faults: install          ## what a run survives (docs/reliability.md), in every 
 	  tests/distributed/test_training.py tests/distributed/test_bad_data.py tests/egmf_dist/test_checkpoint.py tests/egmf_dist/test_saver.py \
 	  tests/egmf_dist/test_lock.py tests/launcher/test_runs.py tests/launcher/test_ray.py tests/launcher/test_ray_guard.py \
 	  tests/distributed/test_hangs.py tests/distributed/test_disks.py tests/launcher/test_hosts.py tests/launcher/test_kills.py
+
+plan-matrix: install     ## plans against trainings that run: every stage, 2 and 4 ranks, fp32 and bf16, gathered once and again
+	EGMF_PLAN=all $(BIN)/python -m pytest -n 1 tests/distributed/test_plan_actual.py
 
 check: install
 	$(BIN)/ruff check .
