@@ -18,8 +18,6 @@ from egmf_dist.scale.memory import Parts, Sizes, Way
 from egmf_dist.scale.timing import StepTime, step_time
 
 _ALIKE = 0.98
-_AGAIN = 4 / 3
-"""A layer computed again runs forward twice: with two products backward, four passes in place of three."""
 _UNPACKING = 207 / 179
 """What four bits cost: 179 in place of 207 samples/s of a 0.27B model on an H200 (docs/backbones.md)."""
 
@@ -54,6 +52,8 @@ class Work:
     """Of one rank's step."""
     lora: bool
     """Frozen linear layers may be packed into four bits."""
+    checkpointing: bool = False
+    """Layers are computed again in it."""
 
 
 class Judged(NamedTuple):
@@ -127,7 +127,7 @@ def judge(way: Way, sizes: Sizes, work: Work, machines: Machines) -> Judged:
     """One way."""
     parts = sizes.under(way, machines.ranks)
     messages = messages_of(way, sizes, machines.ranks, work.micro_batches, machines.ranks_per_host)
-    slower = (_AGAIN if way.checkpointing else 1.0) * (_UNPACKING if way.quantised else 1.0)
+    slower = sizes.again ** (way.checkpointing - work.checkpointing) * (_UNPACKING if way.quantised else 1.0)
     time = step_time(
         Count(messages, work.count.work), machines.hardware, machines.hosts, machines.ranks_per_host,
         sizes.on_host(way, machines.ranks) * work.micro_batches * way.micro,
@@ -160,7 +160,7 @@ def advise(sizes: Sizes, work: Work, machines: Machines, loader: Loader | None =
         judged += own
         if best is None:
             best = _fastest([one for one in own if one.fits])
-    words = [_nothing(judged, machines)] if best is None else _recommend(best, judged, machines)
+    words = [_nothing(judged, machines)] if best is None else _recommend(best, judged, machines, sizes)
     if best is not None and loader is not None:
         words += loader.said(work.samples * machines.ranks / best.time.step, machines.hosts, machines.ranks_per_host)
     return Advice(best, judged, words)
@@ -174,7 +174,7 @@ def _fastest(fitting: Sequence[Judged]) -> Judged | None:
     return best
 
 
-def _recommend(best: Judged, judged: Sequence[Judged], machines: Machines) -> list[str]:
+def _recommend(best: Judged, judged: Sequence[Judged], machines: Machines, sizes: Sizes) -> list[str]:
     way = best.way
     words = [
         f"train with {way.said()}: {_gib(best.parts.whole)} of {_gib(machines.usable)} usable on each of "
@@ -208,7 +208,9 @@ def _recommend(best: Judged, judged: Sequence[Judged], machines: Machines) -> li
             f"without offloading nothing fits; {_share(best.time.offload, best.time.step)} of a step waits for the host"
         )
     if way.checkpointing:
-        words.append("layers are computed again in the backward pass, a third more work: their results do not fit")
+        words.append(
+            f"layers are computed again in the backward pass, {sizes.again - 1:.0%} more work: their results do not fit"
+        )
     if way.micro > 1:
         words.append(f"micro-batches must be {way.micro} times smaller (training.micro_batch or micro_tokens)")
     words.append(f"a step waits most for: {best.time.binds} (predicted)")

@@ -118,6 +118,9 @@ class Sizes:
     """Bytes of a micro-batch."""
     checkpointed: float
     """The same where layers are computed again."""
+    again: float = 4 / 3
+    """Floating-point operations of a step where layers are computed again, over those where they are kept: with LoRA
+    about 3/2, as frozen weights have no gradient, else 4/3."""
     live: int = _LIVE
     prefetch: int = _PREFETCH
     bucket: int = _BUCKET
@@ -198,6 +201,7 @@ def sizes_of(shallow: list[Rehearsal], whole: Rehearsal, config: Config) -> Size
         largest=max(one_layer, 1),
         activations=max(0.0, kept[0]),
         checkpointed=max(0.0, kept[1]),
+        again=shallow[3].step.flops / max(1, shallow[1].step.flops),
         live=options.get("stage3_max_live_parameters", _LIVE),
         prefetch=options.get("stage3_prefetch_bucket_size", _PREFETCH),
         bucket=options.get("reduce_bucket_size", _BUCKET),

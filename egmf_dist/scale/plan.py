@@ -79,7 +79,7 @@ def plan(config: Config, options: PlanOptions) -> dict[str, Any]:
     whole, shallow = found[0] if few is None else deeper(found[0], found[1], layers), found[len(own) :]
     sizes = sizes_of(shallow, whole, config)
     time = step_time(whole.step, machines.hardware, machines.hosts, machines.ranks_per_host)
-    work = Work(whole.step, micro_batches, whole.samples, lora)
+    work = Work(whole.step, micro_batches, whole.samples, lora, config.backbone.gradient_checkpointing)
     advice = advise(sizes, work, machines, loader)
     summary = {
         "kind": KIND,
@@ -89,7 +89,7 @@ def plan(config: Config, options: PlanOptions) -> dict[str, Any]:
         "model": _model(whole),
         "memory": _memory(whole, sizes, config, machines),
         "messages": _messages(whole),
-        "time": _time(whole, time, machines, loader, config, options.price),
+        "time": _time(whole, time, machines, loader, config, options.price, sizes.again),
         "loader": asdict(loader),
         "advice": advice.words,
         "ways": [_judged(one, machines) for one in advice.judged],
@@ -183,12 +183,19 @@ def _messages(whole: Rehearsal) -> list[dict[str, Any]]:
 
 
 def _time(
-    whole: Rehearsal, time: StepTime, machines: Machines, loader: Loader, config: Config, price: float | None
+    whole: Rehearsal,
+    time: StepTime,
+    machines: Machines,
+    loader: Loader,
+    config: Config,
+    price: float | None,
+    again: float,
 ) -> dict[str, Any]:
     ranks = machines.ranks
     samples = whole.samples * ranks
     epoch = loader.samples / samples * time.step
     flops = whole.step.flops
+    model = flops / (again if config.backbone.gradient_checkpointing else 1.0)
     run = config.training.steps * time.step
     waits = loader.binds(samples / time.step, machines.hosts, machines.ranks_per_host)
     return {
@@ -197,7 +204,8 @@ def _time(
         "samples_per_s": samples / time.step,
         "tokens_per_s": whole.tokens * ranks / time.step,
         "flops_a_rank": flops,
-        "mfu": flops / time.step / machines.hardware.flops,
+        "mfu": model / time.step / machines.hardware.flops,
+        "hfu": flops / time.step / machines.hardware.flops,
         "epoch_s": epoch,
         "run_s": run,
         "cost": None if price is None else price * ranks * run / 3600,

@@ -172,3 +172,14 @@ def test_a_ledger_counts_products_and_what_is_alive():
     assert view.shape == (5000,)
     assert Count.from_json(ledger.count.to_json()) == ledger.count
     assert (ledger.count + ledger.count) - ledger.count == ledger.count.times(1)
+
+
+def test_what_is_computed_again_counts_once_whichever_way_was_rehearsed():
+    sizes = replace(base(7e9), again=1.5)
+    kept, again = work(1e16), replace(work(1.5e16), checkpointing=True)
+    for way in (Way(1), Way(1, checkpointing=True)):
+        first, second = (judge(way, sizes, one, EIGHT).time.compute for one in (kept, again))
+        assert first == pytest.approx(second)
+    assert judge(Way(1, checkpointing=True), sizes, kept, EIGHT).time.compute == pytest.approx(
+        1.5 * judge(Way(1), sizes, kept, EIGHT).time.compute
+    )
