@@ -27,7 +27,7 @@ def test_phases_add_up_to_the_step(tmp_path, random_backbone, run_ranks):
         logging=LoggingConfig(to=[]),
     )  # fmt: skip
     run = Run(tmp_path / "run")
-    assert run_ranks("profile_run.py", 1, {"config": config, "run": run.folder}, timeout=900) == {"put back": True}
+    assert run_ranks("profile_run.py", 2, {"config": config, "run": run.folder}, timeout=900) == {"put back": True}
     found = json.loads((run.profile / "summary.json").read_text())
     assert found["steps"] == 3
     assert sum(found["phases"].values()) == pytest.approx(found["step_s"], rel=0.05)
