@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
@@ -70,8 +71,13 @@ def _products(dtype: torch.dtype) -> float:
     for side in (128, 256, 512, 1024):
         a, b = torch.randn(512, side, dtype=dtype), torch.randn(side, side, dtype=dtype)
         times = max(1, (1 << 27) // (512 * side * side))
-        rates.append(2 * 512 * side * side * times / _seconds(lambda a=a, b=b, n=times: [a @ b for _ in range(n)]))
+        rates.append(2 * 512 * side * side * times / _seconds(partial(_multiply, a, b, times)))
     return statistics.median(rates)
+
+
+def _multiply(a: torch.Tensor, b: torch.Tensor, times: int) -> None:
+    for _ in range(times):
+        a @ b
 
 
 def _copies() -> float:
@@ -130,7 +136,7 @@ def _exchange(rank: int, port: int) -> None:
     found = []
     for size in _SIZES:
         tensor = torch.zeros(size // 4)
-        found.append(_seconds(lambda tensor=tensor: dist.all_reduce(tensor)))
+        found.append(_seconds(partial(dist.all_reduce, tensor)))
     dist.destroy_process_group()
     print(json.dumps(found))
 

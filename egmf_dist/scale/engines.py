@@ -23,7 +23,7 @@ class Held(NamedTuple):
     """Bytes of one number of the weights that compute."""
 
     @property
-    def fields(self) -> dict[str, int]:
+    def fields(self) -> dict[str, Any]:
         """All but the width."""
         return {name: value for name, value in self._asdict().items() if name != "width"}
 

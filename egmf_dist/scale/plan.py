@@ -71,7 +71,7 @@ def plan(config: Config, options: PlanOptions) -> dict[str, Any]:
         from egmf_dist.scale.calibrate import calibrate
 
         machines = Machines(
-            with_rates(machines.hardware, calibrate(machines.ranks)), options.hosts, options.gpus_per_host
+            with_rates(machines.hardware, calibrate(config, machines.ranks)), options.hosts, options.gpus_per_host
         )
     few = None if options.every_layer else depths(layers, layer_numbers, config)
     own = [Part(config, machines.ranks, depth) for depth in few or (None,)]

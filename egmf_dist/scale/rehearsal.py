@@ -127,14 +127,16 @@ def deeper(low: Rehearsal, high: Rehearsal, layers: int) -> Rehearsal:
             into.update({key: at(ours[key], theirs[key]) for key in {**ours, **theirs}})  # type: ignore[misc]
         return made
 
-    grows = [name for name in vars(low) if name.endswith(("_bytes", "_numbers"))]
+    grows: dict[str, Any] = {
+        name: at(getattr(low, name), getattr(high, name)) for name in vars(low) if name.endswith(("_bytes", "_numbers"))
+    }
     return replace(
         low,
         layers=layers,
         rehearsed=(low.layers, high.layers),
         inner=count(low.inner, high.inner),
         last=count(low.last, high.last),
-        **{name: at(getattr(low, name), getattr(high, name)) for name in grows},
+        **grows,
     )
 
 
@@ -233,7 +235,7 @@ class Plays:
         steps = [[b.to(torch.device("cpu")) for b in subject.batches(stream, step)] for step in range(self.warm + 1)]
         self.steps, whole = [batches[-self.few :] for batches in steps], steps[-1]
         self.read = max(int(b.rows.read_N.numel()) for b in whole)
-        self.sizes = {
+        self.sizes: dict[str, Any] = {
             "tokens": sum(int((b.rows.end_RC > 0).sum()) for b in whole),
             "columns": sum(int(b.rows.end_RC.numel()) for b in whole),
             "samples": sum(len(b.ids) for b in whole),
