@@ -8,7 +8,7 @@ export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo real real-llm clips load test faults soak kernel-tables check docs wheel install clean
+.PHONY: demo real real-llm clips load test faults soak plan-matrix kernel-tables check docs wheel install clean
 install: $(VENV)/installed
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -46,6 +46,9 @@ faults: install          ## what a run survives (docs/reliability.md), in every 
 
 soak: install            ## twenty kills at random moments of random processes: half an hour
 	EGMF_FAULTS=soak $(BIN)/python -m pytest tests/launcher/test_kills.py
+
+plan-matrix: install     ## plans against trainings that run: every stage, 2 and 4 ranks, fp32 and bf16, gathered once and again
+	EGMF_PLAN=all $(BIN)/python -m pytest -n 1 tests/distributed/test_plan_actual.py
 
 check: install
 	$(BIN)/ruff check .

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from egmf_dist.config import Config
 from egmf_dist.data.chat import read_chat
@@ -32,20 +33,23 @@ def read_backbone(config: Config, data: RunData) -> tuple[Capabilities, Collator
     return capabilities, data.collator(tokenizer, config, limits)
 
 
-def build_egmf(config: Config, capabilities: Capabilities, data: RunData) -> EGMF:
+def build_egmf(
+    config: Config, capabilities: Capabilities, data: RunData, backbone: PreTrainedModel | None = None
+) -> EGMF:
     """The model with fresh fusion and adapter weights.
 
     Args:
         config: the run's settings.
         capabilities: of its backbone.
         data: of the run.
+        backbone: fitted already; None: it is loaded.
 
     Raises:
         EgmfError: the backbone cannot be loaded.
     """
     torch.manual_seed(config.training.seed)
     dtype = dtype_of(config.training.precision)
-    backbone = load_backbone(config.backbone, dtype)
+    backbone = backbone or load_backbone(config.backbone, dtype)
     embedding = backbone.get_input_embeddings()
     weight: Any = embedding.weight
     shape = getattr(weight, "ds_shape", weight.shape)

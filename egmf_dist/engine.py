@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -87,11 +87,17 @@ def deepspeed_settings(config: Config, micro_batches: int) -> dict[str, Any]:
             # address, and kernels load 16 bytes at a time.
             "parameter_alignment": True,
             **offload,
+            **_zero_options(training.zero_options),
         },
         # Its own Adam for hosts is C++ that is compiled at the first start; ours is torch's, fused into one pass.
         "zero_force_ds_cpu_optimizer": False,
         "zero_allow_untested_optimizer": True,
     }
+
+
+def _zero_options(options: Mapping[str, int]) -> dict[str, Any]:
+    """A switch among DeepSpeed's settings is true or false there."""
+    return {name: bool(value) if "quantized" in name else value for name, value in options.items()}
 
 
 @contextlib.contextmanager

@@ -46,11 +46,16 @@ def preflight(config: Config, ranks: int, run: Run, resume: str) -> str | None:
         What a person should know before it begins; None for nothing.
 
     Raises:
-        EgmfError: a setting does not fit the data or the number of ranks, a tracker is not installed, the backbone
-            cannot be loaded, or the checkpoint is none or was made with other data or another backbone or seed.
+        EgmfError: a setting does not fit the data or the number of ranks, a tracker is not installed, a profile is
+            there already, the backbone cannot be loaded, or the checkpoint is none or was made with other data or
+            another backbone or seed.
         ShardError: a folder of shards is missing, damaged, given twice or without a split, or folders disagree.
     """
     check_batch(config.training.global_batch, ranks)
+    if config.training.profile_steps and run.profile.exists():
+        raise EgmfError(
+            f"{run.profile} exists, and training.profile_steps would write there; move it away, or set it to 0"
+        )
     check_trackers(config.logging)
     shards = open_split(config, "train")
     validation = open_split(config, "valid")

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {
     "egmf_dist": """
         errors
-        files registry formats distributed recipe_files style features
+        files registry formats distributed recipe_files style features ledger
         config
         run
         data
@@ -31,6 +31,7 @@ FLOORS = {
         training
         preflight
         report recipes bench serve
+        scale
         jobs
     """,
     "data_shards/egmf_shards": """

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,18 @@ from torch import nn
 from egmf_dist.bench.dialogues import NUMBERS, PEOPLE, TASK, WORDS_SAID
 from egmf_dist.config import BackboneConfig
 from egmf_dist.errors import EgmfError
+
+
+def write_shape(folder: Path, name: str) -> None:
+    """Configuration and tokenizer of a published shape in a new folder, without weights.
+
+    Args:
+        folder: to make.
+        name: among :data:`SHAPES`.
+    """
+    config = SHAPES[name][1]()
+    config.save_pretrained(folder)
+    _tokenizer(config.model_type).save_pretrained(folder)
 
 
 class Made(NamedTuple):
@@ -49,7 +62,8 @@ def write_backbone(folder: Path, layers: int, like: str) -> Made:
 
     if like in SHAPES:
         name, make = SHAPES[like]
-        config, tokenizer = make(), _tokenizer()
+        config = make()
+        tokenizer = _tokenizer(config.model_type)
     else:
         source = BackboneConfig(path=like)
         config, tokenizer, name = load_backbone_config(source), load_tokenizer(source), like
@@ -110,20 +124,46 @@ def _mistral() -> Any:
     )
 
 
+def _qwen(width: int, between: int, layers: int, heads: tuple[int, int], vocabulary: int, tied: bool) -> Any:
+    """Qwen 2.5's published configurations."""
+    from transformers import Qwen2Config
+
+    return Qwen2Config(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=between,
+        num_hidden_layers=layers,
+        num_attention_heads=heads[0],
+        num_key_value_heads=heads[1],
+        max_position_embeddings=32768,
+        tie_word_embeddings=tied,
+    )
+
+
 SHAPES: dict[str, tuple[str, Callable[[], Any]]] = {
     "gemma3-270m": ("Gemma 3 270M", _gemma),
     "mistral-7b": ("Mistral 7B", _mistral),
+    "qwen2.5-0.5b": ("Qwen 2.5 0.5B", partial(_qwen, 896, 4864, 24, (14, 2), 151936, True)),
+    "qwen2.5-7b": ("Qwen 2.5 7B", partial(_qwen, 3584, 18944, 28, (28, 4), 152064, False)),
+    "qwen2.5-32b": ("Qwen 2.5 32B", partial(_qwen, 5120, 27648, 64, (40, 8), 152064, False)),
+    "qwen2.5-72b": ("Qwen 2.5 72B", partial(_qwen, 8192, 29568, 80, (64, 8), 152064, False)),
 }
 """Names of published shapes: what a person calls the model, and its configuration."""
 
 
-def _tokenizer() -> Any:
-    """A token a word, a line break and a sign of punctuation each one, too."""
-    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+def _tokenizer(kind: str) -> Any:
+    """A token a word, a line break and a sign of punctuation each one, too; about a token a word for ``kind`` of model
+    whose tokenizer transformers makes anew as byte pairs."""
+    from tokenizers import ByteLevelBPETokenizer, Regex, Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     special = ["<pad>", "<eos>", "<bos>", "<unk>"]
     said = [*TASK.questions.values(), *NUMBERS.questions.values(), *TASK.labels, "Answer:", "-", ".", *"0123456789"]
+    if kind == "qwen2":
+        pairs = ByteLevelBPETokenizer()
+        pairs.train_from_iterator([" ".join(WORDS_SAID), *PEOPLE, *said] * 4, vocab_size=4096, special_tokens=special)
+        names = {"pad_token": "<pad>", "eos_token": "<eos>"}
+        return PreTrainedTokenizerFast(tokenizer_object=pairs._tokenizer, **names)
     known = [*special, *_words([*WORDS_SAID, *PEOPLE, *said]), "\n"]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(known)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

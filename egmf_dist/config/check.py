@@ -69,6 +69,13 @@ def _together(config: Config) -> Iterator[tuple[bool, str, object, str]]:
         repr(config.objective.number),
         f"tokens where training.objective is {config.training.objective}: the rows hold the right answers alone then",
     )
+    profiled = config.training.profile_steps
+    yield (
+        not profiled or config.training.steps >= profiled + 4,
+        "training.profile_steps",
+        profiled,
+        f"at most training.steps - 4 ({config.training.steps - 4}): two steps come before, two after them",
+    )
     stage = config.training.zero_stage
     yield (
         backbone.quantise == "none" or (stage < 3 and backbone.tuning != "full"),

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeVar
 
+from egmf_dist.config.zero_options import ZERO_OPTIONS
 from egmf_shards import MAX_CONTEXT_TURNS
 
 T = TypeVar("T")
@@ -26,7 +27,6 @@ ON_RESUME = "on_resume"
 """Key of a field's metadata: ``free`` or ``place``; a field without it is fixed for a run's life."""
 PLACE = {ON_RESUME: "place"}
 """Metadata of a field that says where something lies; a resumed run may name another place of the same."""
-
 
 MUST = "must"
 """Key of a field's metadata: a :class:`Must`."""
@@ -71,6 +71,10 @@ _LAYERS = Must(
 )
 _ONCE = Must(lambda names: len(set(names)) == len(names), "a list of names, each once")
 _NAME = Must(lambda text: bool(text.strip()), "a name")
+_KNOWN_OPTIONS = Must(
+    lambda options: set(options) <= set(ZERO_OPTIONS) and min(options.values(), default=0) >= 0,
+    f"numbers from 0 by the names {', '.join(ZERO_OPTIONS)}",
+)
 PART = Must(lambda value: 0 <= value < 1, "in [0, 1)")
 WIDTH = Must(lambda value: 0 < value <= 1, "above 0 and at most 1, a part of the task's range")
 
@@ -294,6 +298,9 @@ class TrainingConfig:
     offload: Literal["none", "optimizer", "weights"] = free("none")
     """What waits in the hosts' memory in place of the GPUs': the `optimizer` with its fp32 copies of what is trained,
     or the `weights`, too (stage 3). Slower; the step is the same."""
+    zero_options: dict[str, int] = field(default_factory=dict, metadata={ON_RESUME: "free", MUST: _KNOWN_OPTIONS})
+    """DeepSpeed's own settings of ZeRO by its own names, such as {stage3_param_persistence_threshold: 0}; 1 is on.
+    `zero_quantized_nontrainable_weights` rounds frozen weights; with the others the step is the same."""
     deterministic: bool = free(False)
     """On a GPU, the same bits from the same step, so that a resumed run ends as the undisturbed one; slower. An
     operation that cannot is named. On the CPU that is so in any case."""
@@ -314,6 +321,8 @@ class TrainingConfig:
     """Steps between two lines of metrics."""
     max_skipped_steps: int = free(10, at_least(1))
     """Stop after this many steps in a row with a non-finite loss or gradient."""
+    profile_steps: int = free(0, at_least(0, "0 (none) or more"))
+    """So many steps of a start, from the third on, are timed by phase, and two more are counted, into RUN/profile."""
     hang_seconds: float = free(300.0, at_least(0, "0 (never) or more"))
     """A rank that stands still for so long is named, with its stack; 0 never."""
     compare_modules: bool = free(False)

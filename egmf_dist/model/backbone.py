@@ -293,6 +293,15 @@ def load_backbone(config: BackboneConfig, dtype: torch.dtype) -> PreTrainedModel
             model = load_by_tensor(config, settings, dtype)
         if model is None:
             model = _load("weights", AutoModelForCausalLM, config, dtype=dtype, **options)
+    return fitted(model, config)
+
+
+def fitted(model: PreTrainedModel, config: BackboneConfig) -> PreTrainedModel:
+    """A backbone whose weights are there, in place: frozen, fitted as the settings say, and what is trained put in.
+
+    Raises:
+        EgmfError: it cannot be tuned or fitted so.
+    """
     model.config.use_cache = False
     model.requires_grad_(False)
     if config.quantise != "none":

@@ -88,7 +88,7 @@ def load_by_tensor(config: BackboneConfig, settings: PreTrainedConfig, dtype: to
     if plan is None:
         return None
     with _memory_given_back():
-        model = _partitioned(settings, dtype)
+        model = partitioned(settings, dtype)
         # Before it is filled, so that a tied table does not stand there twice.
         model.tie_weights(missing_keys=set(plan.missing), recompute_mapping=False)
         tied = model.all_tied_weights_keys.items()
@@ -185,7 +185,7 @@ def without_weights(settings: PreTrainedConfig, dtype: torch.dtype) -> PreTraine
     return model
 
 
-def _partitioned(settings: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+def partitioned(settings: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     """The model under ``zero.Init``, its weights not filled yet, made in the contexts that ``from_pretrained`` uses."""
     with contextlib.ExitStack() as stack:
         for context in PreTrainedModel.get_init_context(dtype, False, False, None):

@@ -155,6 +155,11 @@ class Run:
         return self.folder / "report"
 
     @property
+    def profile(self) -> Path:
+        """Where the time of a step goes (``training.profile_steps``): a summary, and a trace that Chrome shows."""
+        return self.folder / "profile"
+
+    @property
     def demo(self) -> Path:
         """Seconds and memory of the demo."""
         return self.folder / "demo.json"

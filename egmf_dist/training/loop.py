@@ -18,6 +18,7 @@ from egmf_dist.data import RaggedBatch
 from egmf_dist.engine import Engine
 from egmf_dist.run.folder import Run
 from egmf_dist.run.records import TOLD_TO_STOP
+from egmf_dist.training.profile import Profiler
 from egmf_dist.training.trainer import Start, started
 from egmf_dist.training.validation import validate
 
@@ -38,7 +39,7 @@ def train(config: Config, run: Run, start: Start) -> dict[str, Any]:
     """
     training = config.training
     with started(config, run, start) as trainer:
-        progress = trainer.progress
+        progress, profiler = trainer.progress, Profiler(trainer)
         first, stopped = progress.step, None
         if trainer.owes_validation:  # it was broken off
             if not validate(trainer):
@@ -47,12 +48,13 @@ def train(config: Config, run: Run, start: Start) -> dict[str, Any]:
                 trainer.save(wait=True)
         while stopped is None and not trainer.finished:
             factor = trainer.learning_rate
-            step, facts = trainer.next_step()
-            if facts.stopping:
-                stopped = trainer.stopped_by
-                break
-            sums_3 = train_step(trainer.engine, step.batches, facts.valid, trainer.device)
-            trainer.count(step, facts, sums_3)
+            with profiler.step():
+                step, facts = trainer.next_step()
+                if facts.stopping:
+                    stopped = trainer.stopped_by
+                    break
+                sums_3 = train_step(trainer.engine, step.batches, facts.valid, trainer.device)
+                trainer.count(step, facts, sums_3)
 
             logs, validates = trainer.due(training.log_every), trainer.due(training.validate_every)
             saves = trainer.due(training.checkpoint_every)

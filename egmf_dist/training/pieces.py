@@ -100,7 +100,7 @@ def put_pieces(engine: Engine, state: State, folder: Path) -> None:
     # What the forward pass reads; the fp32 masters are apart from it.
     fill_parameters(engine.module, state.shapes, pieces.whole, folder)
     optimizer = engine.basic_optimizer
-    for flat in _flats(engine):
+    for flat in flats(engine):
         # What AdamW itself would make at its first step: there is nothing yet to be filled.
         optimizer.state.pop(flat, None)
         if state.adamw_steps:
@@ -233,7 +233,7 @@ def _numbers(engine: Engine, held: _Held, kind: str) -> torch.Tensor:
     return numbers
 
 
-def _flats(engine: Engine) -> list[torch.Tensor]:
+def flats(engine: Engine) -> list[torch.Tensor]:
     """The fp32 tensors that AdamW steps on; stage 3 keeps them out of the groups between steps."""
     if engine.zero_optimization_stage() == 3:
         return list(engine.optimizer.fp32_partitioned_groups_flat)
@@ -243,6 +243,6 @@ def _flats(engine: Engine) -> list[torch.Tensor]:
 def _steps(engine: Engine) -> int:
     """How many steps AdamW has taken."""
     state = engine.basic_optimizer.state
-    counts = {int(state[flat]["step"]) for flat in _flats(engine) if "step" in state.get(flat, {})}
+    counts = {int(state[flat]["step"]) for flat in flats(engine) if "step" in state.get(flat, {})}
     assert len(counts) <= 1, f"AdamW's groups have taken different numbers of steps: {sorted(counts)}"
     return counts.pop() if counts else 0

@@ -196,6 +196,16 @@ VERBS = {
         "what would stop a training on these machines: versions, GPUs, ssh, disks, data, network; exit code 1 then",
         "--hostfile hosts --config demo",
     ),
+    "plan": Verb(
+        "egmf_launcher.plan:plan",
+        "what a training needs and takes on machines that need not be here, and which settings to take: predicted",
+        "--config demo --hosts 8 --gpus-per-host 8 --hardware h200",
+    ),
+    "profile": Verb(
+        "egmf_launcher.profile:profile",
+        "where a training step's time goes, by phase, beside what was planned",
+        "--config mine.yaml --run runs/profile",
+    ),
     "bench kernels": Verb(
         "egmf_launcher.verbs:bench_kernels",
         "measure them on a GPU; without one, the predicted report",
@@ -205,6 +215,9 @@ VERBS = {
         "egmf_launcher.verbs:bench_data",
         "samples a second of this project's reader and of other libraries, each in its pinned environment",
         "--out runs/data",
+    ),
+    "bench index": Verb(
+        "egmf_launcher.verbs:bench_index", "what a folder's index costs each process: memory, seconds", "--samples 1e6"
     ),
     "bench score": Verb(
         "egmf_launcher.bench_score:bench_score",

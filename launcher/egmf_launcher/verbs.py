@@ -178,6 +178,22 @@ def bench_data(
     return run_bench(out, samples=samples, quick=quick, peers=chosen, environments=environments)
 
 
+def bench_index(samples: float = 1e6) -> None:
+    """What the index of a folder costs each process that reads it: bytes, seconds to open.
+
+    Args:
+        samples: of the folder, such as 1e7; the index is made in the system's folder for temporary files
+    """
+    from egmf_dist.bench.index import measure_index
+
+    found = measure_index(round(samples))
+    resident, private, size = (found[f"{name}_bytes"] / 2**20 for name in ("resident", "private", "file"))
+    print(
+        f"index of {found['samples']} samples: {size:.1f} MiB on the disk, opened in {found['open_s']:.2f} s, "
+        f"{resident:.1f} MiB resident, {private:.1f} MiB of them the process's own"
+    )
+
+
 def _local(folder: str, verb: str) -> str:
     if "://" in folder:
         raise EgmfError(f"{folder}: {verb} reads folders on a disk; copy it there first")

@@ -31,7 +31,8 @@ MAY_CHANGE = {
     "training.offload",
     "training.max_skipped_steps", "evaluation.batch_size", "evaluation.scoring",
     "logging.to", "logging.project", "launch.max_failures", "launch.min_workers", "launch.cpus_per_worker",
-    "training.hang_seconds", "training.deterministic", "training.compare_modules",
+    "training.hang_seconds", "training.deterministic", "training.compare_modules", "training.zero_options",
+    "training.profile_steps",
 }  # fmt: skip
 
 

@@ -1,0 +1,15 @@
+"""Names that the settings share with DeepSpeed."""
+
+from __future__ import annotations
+
+ZERO_OPTIONS = (
+    "stage3_param_persistence_threshold",
+    "stage3_max_live_parameters",
+    "stage3_max_reuse_distance",
+    "stage3_prefetch_bucket_size",
+    "reduce_bucket_size",
+    "allgather_bucket_size",
+    "zero_hpz_partition_size",
+    "zero_quantized_nontrainable_weights",
+)
+"""What ``training.zero_options`` may name of DeepSpeed's section ``zero_optimization``."""

@@ -1,0 +1,1 @@
+"""What a training costs before it is paid for: memory, messages and time on machines that need not be here."""

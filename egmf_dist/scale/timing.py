@@ -1,0 +1,101 @@
+"""How long a counted step takes on a machine: operators by roofline, messages by latency and bandwidth.
+
+An operator takes the longer of its products at the matrix rate and its bytes at the memory's (Williams et al. 2009,
+"Roofline"). A message follows the ring algorithms' cost (Thakur et al. 2005, "Optimization of Collective Communication
+Operations in MPICH"): a gather or a scatter of S bytes over n ranks moves (n-1)/n S through every rank, a reduction to
+all of them twice that. Latency counts log2(n) steps, as NCCL's trees do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import NamedTuple
+
+from egmf_dist.ledger import Count
+from egmf_dist.scale.hardware import Hardware
+
+OVERLAPPED = 0.7
+"""Of a GPU's messages this share can hide behind compute (DeepSpeed's ``overlap_comm`` and prefetch); not verified."""
+PASSES = {"all-reduce": 2.0}
+"""How often a message passes each rank; once where it is not named."""
+
+
+class StepTime(NamedTuple):
+    """Seconds of one step on one rank; all predicted."""
+
+    compute: float
+    """Operators on the device."""
+    host: float
+    """Starting them."""
+    inside: float
+    """Messages between the ranks of a host."""
+    outside: float
+    """Messages between hosts."""
+    offload: float
+    """Waiting for what lies in the host's memory."""
+    step: float
+
+    @property
+    def binds(self) -> str:
+        """What the step waits for most: ``compute``, ``host``, ``link`` or ``offload``."""
+        parts = {
+            "compute": self.compute,
+            "host": self.host,
+            "link": self.inside + self.outside,
+            "offload": self.offload,
+        }
+        return max(parts, key=lambda name: parts[name])
+
+
+def step_time(count: Count, hardware: Hardware, hosts: int, ranks_per_host: int, offloaded: float = 0.0) -> StepTime:
+    """Predict a step.
+
+    Args:
+        count: of one rank's step.
+        hardware: the machine.
+        hosts: how many.
+        ranks_per_host: ranks of each.
+        offloaded: bytes that one rank moves to or from its host's memory.
+    """
+    rate, moved = hardware.flops * hardware.reached[0], hardware.bandwidth * hardware.reached[1]
+    compute = sum(times * max(flops / rate, size / moved) for (flops, size), times in count.work.items())
+    host = hardware.call * sum(count.work.values())
+    inside, outside = message_seconds(count.messages, hardware, hosts, ranks_per_host)
+    offload = offloaded / hardware.host_bandwidth
+    if hardware.serial:
+        return StepTime(compute, host, inside, outside, offload, compute + host + inside + outside + offload)
+    busy, sent = max(compute, host), inside + outside
+    hidden = min(OVERLAPPED * sent, busy)
+    return StepTime(compute, host, inside, outside, offload, busy + sent - hidden + offload)
+
+
+def message_seconds(
+    messages: Counter[tuple[str, int, int]], hardware: Hardware, hosts: int, ranks_per_host: int
+) -> tuple[float, float]:
+    """Seconds inside of hosts and between them. A ring enters and leaves every host once for each of its adapters, so
+    what crosses is as fast as its slower link; where there is one host nothing crosses."""
+    ranks = hosts * ranks_per_host
+    inside = outside = 0.0
+    for (kind, size, group), times in messages.items():
+        n = min(group, ranks) if group else ranks
+        if n < 2:
+            continue
+        within = n <= ranks_per_host
+        link = hardware.inside if within or hardware.inside.bandwidth < hardware.outside.bandwidth else hardware.outside
+        latency = hardware.inside.latency if within else hardware.outside.latency
+        passes = PASSES.get(kind, 1.0)
+        seconds = passes * (latency * math.log2(n) + size * (n - 1) / n / link.bandwidth)
+        if within:
+            inside += times * seconds
+        else:
+            outside += times * seconds
+    return inside, outside
+
+
+def for_ranks(count: Count, ranks: int) -> Count:
+    """The same messages among another number of ranks: what is handed over does not depend on it but for padding."""
+    messages: Counter[tuple[str, int, int]] = Counter()
+    for (kind, size, _), times in count.messages.items():
+        messages[kind, size, ranks] += times
+    return Count(messages, count.work)
