@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import fields
 
-from egmf_dist.config.schema import MUST, BackboneConfig, Config, ModelConfig, ObjectiveConfig
+from egmf_dist.config.rules import MUST
+from egmf_dist.config.schema import BackboneConfig, Config, ModelConfig, ObjectiveConfig
 from egmf_dist.errors import EgmfError
 
 

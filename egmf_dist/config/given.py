@@ -15,7 +15,8 @@ import docstring_parser
 import jsonargparse
 
 from egmf_dist.config.load import add_config_arguments, config_from_namespace, load_config
-from egmf_dist.config.schema import ON_RESUME, PLACE, Config
+from egmf_dist.config.rules import ON_RESUME, PLACE
+from egmf_dist.config.schema import Config
 from egmf_shards.messages import unbroken
 
 

@@ -3,57 +3,23 @@
 Widths, kernel sizes, the number of pseudo tokens, temperatures and LoRA settings are our interpretation of EGMF
 (arXiv 2601.07565 gives none of them), so each is a value here.
 
-What a value must be stands on its field, too (:class:`Must`), and :mod:`egmf_dist.config.check` asks it; rules between
-settings are there.
+What a value must be stands on its field, too (:mod:`egmf_dist.config.rules`), and :mod:`egmf_dist.config.check` asks it;
+rules between settings are there.
 
 A resumed run keeps what decides which samples a global batch holds, what the model is and what the optimiser does. What
-it may change is marked on the field: :func:`free` (speed, retention, logging, where ranks come from, when to stop), or
+it may change is marked on the field: ``free`` (speed, retention, logging, where ranks come from, when to stop), or
 ``PLACE`` (where data or backbone lie: what lies there must have the hash it had).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Literal
 
+from egmf_dist.config.rules import MUST, ON_RESUME, PLACE, Must, above, at_least, fixed, free, within
 from egmf_dist.config.zero_options import ZERO_OPTIONS
 from egmf_shards import MAX_CONTEXT_TURNS
-
-T = TypeVar("T")
-
-ON_RESUME = "on_resume"
-"""Key of a field's metadata: ``free`` or ``place``; a field without it is fixed for a run's life."""
-PLACE = {ON_RESUME: "place"}
-"""Metadata of a field that says where something lies; a resumed run may name another place of the same."""
-
-MUST = "must"
-"""Key of a field's metadata: a :class:`Must`."""
-
-
-class Must(NamedTuple):
-    """What a value must be; null is asked nothing where the field allows it."""
-
-    holds: Callable[[Any], bool]
-    right: str
-    """In words, as an error's end: ``it must be ...``."""
-
-
-def at_least(bound: float, right: str | None = None) -> Must:
-    """``bound`` or more."""
-    return Must(lambda value: value >= bound, right or f"{bound} or more")
-
-
-def above(bound: float, right: str | None = None) -> Must:
-    """More than ``bound``."""
-    return Must(lambda value: value > bound, right or f"above {bound}")
-
-
-def within(low: float, high: float, right: str) -> Must:
-    """From ``low`` to ``high``, both included."""
-    return Must(lambda value: low <= value <= high, right)
-
 
 _TURNS = within(0, MAX_CONTEXT_TURNS, f"0 to {MAX_CONTEXT_TURNS} (shards hold {MAX_CONTEXT_TURNS})")
 _METRIC = Must(lambda text: not text or text.count(".") == 1, "TASK.METRIC, such as emotion.weighted_f1")
@@ -77,18 +43,6 @@ _KNOWN_OPTIONS = Must(
 )
 PART = Must(lambda value: 0 <= value < 1, "in [0, 1)")
 WIDTH = Must(lambda value: 0 < value <= 1, "above 0 and at most 1, a part of the task's range")
-
-
-def fixed(default: T, must: Must) -> T:
-    """A field with a rule that a resumed run may not change."""
-    value: T = field(default=default, metadata={MUST: must})
-    return value
-
-
-def free(default: T, must: Must | None = None) -> T:
-    """A field that a resumed run may change."""
-    value: T = field(default=default, metadata={ON_RESUME: "free", **({} if must is None else {MUST: must})})
-    return value
 
 
 @dataclass(frozen=True)

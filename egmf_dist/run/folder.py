@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from egmf_dist.config import Config, dump_config, load_run_config, read_directory
-from egmf_dist.config.schema import ON_RESUME
+from egmf_dist.config.rules import ON_RESUME
 from egmf_dist.errors import EgmfError
 from egmf_dist.files import discard_unfinished, own_name, sync_folder, sync_tree
 

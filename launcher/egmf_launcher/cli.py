@@ -204,7 +204,7 @@ VERBS = {
     "profile": Verb(
         "egmf_launcher.profile:profile",
         "where a training step's time goes, by phase, beside what was planned",
-        "--config mine.yaml --run runs/profile",
+        "--config demo --run runs/profile",
     ),
     "bench kernels": Verb(
         "egmf_launcher.verbs:bench_kernels",

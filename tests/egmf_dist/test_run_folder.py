@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from egmf_dist.config import Config, load_config, load_run_config, read_directory
-from egmf_dist.config.schema import ON_RESUME
+from egmf_dist.config.rules import ON_RESUME
 from egmf_dist.errors import EgmfError
 from egmf_dist.files import write_json, write_text
 from egmf_dist.run import folder, manifest
