@@ -3,8 +3,8 @@
 Widths, kernel sizes, the number of pseudo tokens, temperatures and LoRA settings are our interpretation of EGMF
 (arXiv 2601.07565 gives none of them), so each is a value here.
 
-What a value must be stands on its field, too (:mod:`egmf_dist.config.rules`), and :mod:`egmf_dist.config.check` asks it;
-rules between settings are there.
+What a value must be stands on its field, too (:mod:`egmf_dist.config.rules`); :mod:`egmf_dist.config.check` asks it.
+Rules between settings are there.
 
 A resumed run keeps what decides which samples a global batch holds, what the model is and what the optimiser does. What
 it may change is marked on the field: ``free`` (speed, retention, logging, where ranks come from, when to stop), or
