@@ -10,7 +10,7 @@ import weakref
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -32,6 +32,7 @@ KINDS = {
     "alltoall_base_": "all-to-all",
 }
 """Operators of ``torch.ops.c10d`` by what they are called; others carry no numbers worth counting."""
+K = TypeVar("K")
 _SDPA = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _SDPA_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
@@ -47,10 +48,10 @@ class Count:
     """How often an operator of (floating-point operations, bytes read and written) ran."""
 
     def __add__(self, other: Count) -> Count:
-        return Count(self.messages + other.messages, self.work + other.work)
+        return Count(_with(self.messages, other.messages, 1), _with(self.work, other.work, 1))
 
     def __sub__(self, other: Count) -> Count:
-        return Count(self.messages - other.messages, self.work - other.work)
+        return Count(_with(self.messages, other.messages, -1), _with(self.work, other.work, -1))
 
     def copy(self) -> Count:
         """As it is now."""
@@ -90,6 +91,17 @@ class Count:
             Counter({(kind, size, ranks): times for kind, size, ranks, times in data["messages"]}),
             Counter({(flops, size): times for flops, size, times in data["work"]}),
         )
+
+
+def _with(ours: Counter[K], theirs: Counter[K], factor: int) -> Counter[K]:
+    """Counts below zero stay, which Counter's own operators drop: where a message grows with the layers, what deeper
+    models send is so many times the longer one less so many times the shorter one."""
+    found = ours.copy()
+    for key, times in theirs.items():
+        found[key] += factor * times
+        if not found[key]:
+            del found[key]
+    return found
 
 
 class Ledger(TorchDispatchMode):

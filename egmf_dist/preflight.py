@@ -52,7 +52,8 @@ def preflight(config: Config, ranks: int, run: Run, resume: str) -> str | None:
         ShardError: a folder of shards is missing, damaged, given twice or without a split, or folders disagree.
     """
     check_batch(config.training.global_batch, ranks)
-    if config.training.profile_steps and run.profile.exists():
+    check_shards_of_weights(config.training.zero_options, ranks)
+    if config.training.profile_steps and resume == "never" and run.profile.exists():
         raise EgmfError(
             f"{run.profile} exists, and training.profile_steps would write there; move it away, or set it to 0"
         )
@@ -129,4 +130,13 @@ def check_batch(global_batch: int, ranks: int) -> None:
         raise EgmfError(
             f"config: training.global_batch is {global_batch} for {ranks} ranks; it must be {ranks} or more, "
             "one sample a rank"
+        )
+
+
+def check_shards_of_weights(options: dict[str, int], ranks: int) -> None:
+    """Refuse groups of hpZ that the ranks cannot be cut into."""
+    group = options.get("zero_hpz_partition_size", 1)
+    if group > 1 and ranks % group:
+        raise EgmfError(
+            f"config: training.zero_options has zero_hpz_partition_size {group} for {ranks} ranks; it must divide them"
         )

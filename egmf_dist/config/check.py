@@ -53,6 +53,12 @@ def _together(config: Config) -> Iterator[tuple[bool, str, object, str]]:
     )
     backbone = config.backbone
     yield (
+        not config.training.profile_steps or backbone.attn_implementation != "flex_attention",
+        "training.profile_steps",
+        config.training.profile_steps,
+        "0 with backbone.attn_implementation flex_attention, whose operators cannot be counted",
+    )
+    yield (
         backbone.tuning != "lora" or backbone.lora_rank > 0 or model.pseudo_tokens > 0,
         "backbone.lora_rank",
         0,

@@ -38,8 +38,12 @@ _LAYERS = Must(
 _ONCE = Must(lambda names: len(set(names)) == len(names), "a list of names, each once")
 _NAME = Must(lambda text: bool(text.strip()), "a name")
 _KNOWN_OPTIONS = Must(
-    lambda options: set(options) <= set(ZERO_OPTIONS) and min(options.values(), default=0) >= 0,
-    f"numbers from 0 by the names {', '.join(ZERO_OPTIONS)}",
+    lambda options: (
+        set(options) <= set(ZERO_OPTIONS)
+        and min(options.values(), default=0) >= 0
+        and options.get("allgather_bucket_size", 0) % 2 == 0
+    ),
+    f"numbers from 0 (allgather_bucket_size even) by the names {', '.join(ZERO_OPTIONS)}",
 )
 PART = Must(lambda value: 0 <= value < 1, "in [0, 1)")
 WIDTH = Must(lambda value: 0 < value <= 1, "above 0 and at most 1, a part of the task's range")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+ROUNDS = "zero_quantized_nontrainable_weights"
+"""Rounds the frozen weights, so a resumed run keeps it; what the others do is as exact with any value."""
 ZERO_OPTIONS = (
     "stage3_param_persistence_threshold",
     "stage3_max_live_parameters",
@@ -10,6 +12,6 @@ ZERO_OPTIONS = (
     "reduce_bucket_size",
     "allgather_bucket_size",
     "zero_hpz_partition_size",
-    "zero_quantized_nontrainable_weights",
+    ROUNDS,
 )
 """What ``training.zero_options`` may name of DeepSpeed's section ``zero_optimization``."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from egmf_dist.config import Config, dump_config, load_run_config, read_directory
 from egmf_dist.config.rules import ON_RESUME
+from egmf_dist.config.zero_options import ROUNDS
 from egmf_dist.errors import EgmfError
 from egmf_dist.files import discard_unfinished, own_name, sync_folder, sync_tree
 
@@ -364,7 +365,8 @@ def changes(run: Run, saved: Config, given: Config) -> dict[str, list[Any]]:
             key, was, now = f"{section.name}.{setting.name}", getattr(old, setting.name), getattr(new, setting.name)
             if was == now:
                 continue
-            if ON_RESUME not in setting.metadata:
+            rounding = key == "training.zero_options" and isinstance(now, dict) and was.get(ROUNDS) != now.get(ROUNDS)
+            if ON_RESUME not in setting.metadata or rounding:
                 raise EgmfError(
                     f"run {run}: {key} was {was!r} and is now {now!r}; resume with the settings it was started with "
                     f"(--{key} {_written(was)}), or choose another name"

@@ -108,7 +108,14 @@ def messages_of(way: Way, sizes: Sizes, ranks: int, micro_batches: int, host: in
 
 
 def ways(machines: Machines, work: Work) -> Iterator[list[Way]]:
-    """Classes of ways, the one that is preferred first; in each the simpler first."""
+    """Classes of ways, the one that is preferred first; in each the simpler first. A micro-batch holds a sample at
+    least, and is cut no further."""
+    a_micro_batch = max(1, work.samples // max(1, work.micro_batches))
+    for group in _ways(machines, work):
+        yield [way for way in group if way.micro <= a_micro_batch]
+
+
+def _ways(machines: Machines, work: Work) -> Iterator[list[Way]]:
     hosts, ranks = machines.hosts, machines.ranks
     hpz = [machines.ranks_per_host] if hosts > 1 and machines.ranks_per_host > 1 else []
     exact = [Way(1), Way(1, checkpointing=True), Way(1, micro=4), Way(1, checkpointing=True, micro=4)]

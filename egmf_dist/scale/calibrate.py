@@ -43,11 +43,15 @@ def calibrate(config: Config, ranks: int) -> dict[str, Any]:
         EgmfError: two processes could not exchange messages.
     """
     dtype = dtype_of(config.training.precision)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or 1))  # a rank has as many
+    try:
+        rates = {"flops": _products(dtype), "bandwidth": _copies(), "call": _calls()}
+    finally:
+        torch.set_num_threads(threads)
     latency, bandwidth = _messages() if ranks > 1 else (1e-4, 1e9)
     return {
-        "flops": _products(dtype),
-        "bandwidth": _copies(),
-        "call": _calls(),
+        **rates,
         "link_latency": latency,
         "link_bandwidth": bandwidth,
         "source": "measured on this machine by egmf plan --calibrate",

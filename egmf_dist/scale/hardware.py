@@ -26,6 +26,8 @@ class Link:
     latency: float
     """Seconds."""
     source: str
+    shared: bool = False
+    """One for all ranks of a host. Else each has its own, and a ring runs over each of them."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,8 @@ NVLINK4 = Link("NVLink 4", 450e9, 3e-6, "900 GB/s both ways (data sheet of H100 
 NVLINK3 = Link("NVLink 3", 300e9, 3e-6, "600 GB/s both ways (data sheet of A100); latency not verified")
 PCIE4 = Link("PCIe 4 x16", 32e9, 5e-6, "64 GB/s both ways (data sheet of L40S); latency not verified")
 INFINIBAND = Link("InfiniBand NDR", 50e9, 10e-6, "400 Gb/s, one adapter a GPU; latency not verified")
-ETHERNET = Link("Ethernet 100 Gb/s", 12.5e9, 30e-6, "100 Gb/s shared by a host's ranks; latency not verified")
-GLOO = Link("gloo", 1e9, 100e-6, "not verified: egmf plan --calibrate measures it here")
+ETHERNET = Link("Ethernet 100 Gb/s", 12.5e9, 30e-6, "100 Gb/s shared by a host's ranks; latency not verified", True)
+GLOO = Link("gloo", 1e9, 100e-6, "not verified: egmf plan --calibrate measures it here", True)
 LINKS: Mapping[str, Link] = {
     "nvlink4": NVLINK4,
     "nvlink3": NVLINK3,

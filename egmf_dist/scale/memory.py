@@ -92,10 +92,10 @@ class Way:
 
     def said(self) -> str:
         """As options of ``egmf train``."""
-        words = [f"--training.zero_stage {self.stage}"]
-        words += ["--backbone.gradient_checkpointing true"] if self.checkpointing else []
-        words += [f"--training.offload {self.offload}"] if self.offload != "none" else []
-        words += ["--backbone.quantise 4bit"] if self.quantised else []
+        again, packed = ("true" if self.checkpointing else "false"), ("4bit" if self.quantised else "none")
+        # What is off, too: the settings may have it on.
+        words = [f"--training.zero_stage {self.stage} --backbone.gradient_checkpointing {again}"]
+        words += [f"--training.offload {self.offload} --backbone.quantise {packed}"]
         words += [f"micro-batches {self.micro} times smaller"] if self.micro > 1 else []
         options = [f"zero_hpz_partition_size: {self.hpz}"] if self.hpz > 1 else []
         options += ["zero_quantized_nontrainable_weights: 1"] if self.quantised_gathers else []

@@ -85,7 +85,7 @@ def plan(config: Config, options: PlanOptions) -> dict[str, Any]:
         "kind": KIND,
         "figures": PREDICTED,
         "machines": _machines(machines),
-        "said": list(said),
+        "said": [*said, *_not_known(config, machines)],
         "model": _model(whole),
         "memory": _memory(whole, sizes, config, machines),
         "messages": _messages(whole),
@@ -99,6 +99,16 @@ def plan(config: Config, options: PlanOptions) -> dict[str, Any]:
     if options.sweep:
         summary["sweep"] = sweep(whole, machines, loader)
     return summary
+
+
+def _not_known(config: Config, machines: Machines) -> list[str]:
+    """What these figures leave out, where the settings ask for it."""
+    said = []
+    if config.training.precision == "fp32" and not machines.hardware.serial:
+        said.append(f"products in fp32 are slower than {machines.hardware.name}'s rate in bf16, which is reckoned with")
+    if config.backbone.quantise != "none":
+        said.append("memory and seconds are those of unpacked weights; what four bits save stands in the advice")
+    return said
 
 
 def shape_of(config: Config) -> tuple[int, int]:

@@ -301,6 +301,8 @@ def _model(subject: Subject, layers: int | None) -> Any:
     from egmf_dist.model.precision import dtype_of
 
     config = subject.config
+    # Its kernels need the GPU that is not here.
+    config = replace(config, backbone=replace(config.backbone, liger=False))
     dtype = dtype_of(config.training.precision)
     settings = load_backbone_config(config.backbone)
     if config.backbone.attn_implementation in ("sdpa", "eager"):

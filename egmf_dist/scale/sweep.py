@@ -23,7 +23,7 @@ def sweep(whole: Rehearsal, machines: Machines, loader: Loader | None) -> list[d
     hosts = 1
     while hosts * machines.ranks_per_host <= max(MOST_RANKS, machines.ranks_per_host):
         ranks = hosts * machines.ranks_per_host
-        time = step_time(for_ranks(whole.step, ranks), machines.hardware, hosts, machines.ranks_per_host)
+        time = step_time(for_ranks(whole.step, whole.ranks, ranks), machines.hardware, hosts, machines.ranks_per_host)
         rate, binds = whole.samples * ranks / time.step, time.binds
         if loader is not None and loader.binds(rate, hosts, machines.ranks_per_host):
             rate, binds = loader.most(hosts, machines.ranks_per_host), "loader"

@@ -73,8 +73,8 @@ def step_time(count: Count, hardware: Hardware, hosts: int, ranks_per_host: int,
 def message_seconds(
     messages: Counter[tuple[str, int, int]], hardware: Hardware, hosts: int, ranks_per_host: int
 ) -> tuple[float, float]:
-    """Seconds inside of hosts and between them. A ring enters and leaves every host once for each of its adapters, so
-    what crosses is as fast as its slower link; where there is one host nothing crosses."""
+    """Seconds inside of hosts and between them. What crosses is as fast as its slowest link; where there is one host
+    nothing crosses."""
     ranks = hosts * ranks_per_host
     inside = outside = 0.0
     for (kind, size, group), times in messages.items():
@@ -82,10 +82,13 @@ def message_seconds(
         if n < 2:
             continue
         within = n <= ranks_per_host
-        link = hardware.inside if within or hardware.inside.bandwidth < hardware.outside.bandwidth else hardware.outside
-        latency = hardware.inside.latency if within else hardware.outside.latency
+        link = hardware.inside if within else hardware.outside
+        bandwidth = link.bandwidth
+        if not within:
+            # As many rings as a host has adapters, each with its part of the message; none is faster than the host.
+            bandwidth = min(bandwidth * (1 if link.shared else ranks_per_host), hardware.inside.bandwidth)
         passes = PASSES.get(kind, 1.0)
-        seconds = passes * (latency * math.log2(n) + size * (n - 1) / n / link.bandwidth)
+        seconds = passes * (link.latency * math.log2(n) + size * (n - 1) / n / bandwidth)
         if within:
             inside += times * seconds
         else:
@@ -93,9 +96,10 @@ def message_seconds(
     return inside, outside
 
 
-def for_ranks(count: Count, ranks: int) -> Count:
-    """The same messages among another number of ranks: what is handed over does not depend on it but for padding."""
+def for_ranks(count: Count, before: int, ranks: int) -> Count:
+    """The same messages among ``ranks`` in place of ``before``: what is handed over does not depend on it but for
+    padding. Groups of fewer (hpZ's, inside of a host) stay what they are."""
     messages: Counter[tuple[str, int, int]] = Counter()
-    for (kind, size, _), times in count.messages.items():
-        messages[kind, size, ranks] += times
+    for (kind, size, group), times in count.messages.items():
+        messages[kind, size, ranks if group in (0, before) else group] += times
     return Count(messages, count.work)

@@ -38,8 +38,8 @@ def train(config: Config, run: Run, start: Start) -> dict[str, Any]:
         EgmfError: bad settings or data, a checkpoint that does not fit, or too many non-finite steps in a row.
     """
     training = config.training
-    with started(config, run, start) as trainer:
-        progress, profiler = trainer.progress, Profiler(trainer)
+    with started(config, run, start) as trainer, Profiler(trainer) as profiler:
+        progress = trainer.progress
         first, stopped = progress.step, None
         if trainer.owes_validation:  # it was broken off
             if not validate(trainer):

@@ -102,7 +102,10 @@ class Phases:
 
 
 class Profiler:
-    """Profiles a trainer's steps as ``training.profile_steps`` says; every rank has one, rank 0's is written."""
+    """Profiles a trainer's steps as ``training.profile_steps`` says; every rank has one, rank 0's is written.
+
+    A run is profiled once: who goes on with it, after a worker's death or by ``--resume``, leaves what is there.
+    """
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer, self.steps = trainer, trainer.config.training.profile_steps
@@ -112,6 +115,15 @@ class Profiler:
         self._timed: list[dict[str, float]] = []
         self._whole: list[float] = []
         self._counted: dict[str, Any] = {}
+
+    def __enter__(self) -> Profiler:
+        if self.steps and distributed.on_rank_zero(self.trainer.run.profile.exists):
+            self.steps = 0
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._wrapped is not None:
+            self._wrapped.close()
 
     def step(self) -> contextlib.AbstractContextManager[None]:
         """Around one step, reading included; the same context that does nothing where nothing is profiled."""
@@ -180,7 +192,12 @@ class Profiler:
         kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
         with profile(activities=kinds) as recorded:
             yield
-        self._write(recorded)
+        try:
+            self._write(recorded)
+        except OSError as error:  # training is what the run is for
+            progress = self.trainer.progress
+            message = f"the profile could not be written: {self.trainer.run.profile}: {error.strerror or error}"
+            self.trainer.records.write({"kind": "warning", "step": progress.step, "message": message})
 
     def _write(self, recorded: Any) -> None:
         folder = self.trainer.run.profile

@@ -7,6 +7,7 @@ them.
 from __future__ import annotations
 
 import linecache
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,10 @@ from types import FrameType
 _WAITING = ("torch/distributed/", "deepspeed/comm/", "ray/train/collective/")
 """Parts of files' names in which a thread waits for other ranks."""
 _HANDLES = "deepspeed/runtime/"
-"""Where a collective is begun in one line and waited for in another, by its handle."""
+"""Where a collective is begun in one line and waited for in another, by its handle: ``handle.wait()``, or
+``instrument_w_nvtx(handle.wait)()``, which has a frame of its own in between."""
+_BETWEEN = "deepspeed/utils/nvtx.py"
+_WAIT = re.compile(r"\.wait\b")
 _OURS = Path(__file__).parents[1].name
 _LOADER = f"{_OURS}/data/loader.py"
 
@@ -29,8 +33,10 @@ def waits_for_ranks(frames: list[FrameType]) -> bool:
     """In a collective, or for one that was begun before."""
     if any(part in f.f_code.co_filename for f in frames for part in _WAITING):
         return True
-    inner = frames[0].f_code.co_filename if frames else ""
-    return _HANDLES in inner and ".wait(" in linecache.getline(inner, frames[0].f_lineno)
+    inner = next((f for f in frames if not f.f_code.co_filename.endswith(_BETWEEN)), None)
+    if inner is None or _HANDLES not in inner.f_code.co_filename:
+        return False
+    return _WAIT.search(linecache.getline(inner.f_code.co_filename, inner.f_lineno)) is not None
 
 
 def waits_for_loader(frames: list[FrameType]) -> bool:

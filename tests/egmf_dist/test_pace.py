@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import linecache
 import threading
 import time
-from types import SimpleNamespace
+from types import FrameType, SimpleNamespace
 
 import pytest
 
@@ -54,20 +53,35 @@ def test_short_windows_are_put_together() -> None:
     assert [len(said) for said in added] == [0] * 14 + [1]
 
 
-@pytest.mark.parametrize(("line", "waits"), [("handle.wait()", True), ("sleep(0.3)", False)])
+@pytest.mark.parametrize(
+    ("line", "waits"), [("handle.wait()", True), ("instrument_w_nvtx(handle.wait)()", True), ("hold()", False)]
+)
 def test_a_collective_that_was_begun_before_is_waited_for(
     line: str, waits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As in ZeRO-3's gathers: no frame of torch's collectives is on the stack then, only the handle's wait."""
+    from deepspeed.utils.nvtx import instrument_w_nvtx
+
     file = "/somewhere/deepspeed/runtime/zero/parameters.py"
     monkeypatch.setitem(linecache.cache, file, (len(line), None, [line], file))
-    handle = SimpleNamespace(wait=functools.partial(time.sleep, 0.3))
-    names = {"handle": handle, "sleep": time.sleep}
-    thread = threading.Thread(target=lambda: exec(compile(line, file, "exec"), names))
-    thread.start()
-    time.sleep(0.1)
-    assert waits_for_ranks(stack_of(thread.ident)) == waits
+    lock = threading.Lock()
+    handle = SimpleNamespace(wait=lock.acquire)
+    names = {"handle": handle, "hold": handle.wait, "instrument_w_nvtx": instrument_w_nvtx}
+    with lock:
+        thread = threading.Thread(target=lambda: exec(compile(line, file, "exec"), names), daemon=True)
+        thread.start()
+        until = time.monotonic() + 60
+        while not (frames := stack_of(thread.ident)) or not stands(frames, file):
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        assert waits_for_ranks(frames) == waits
     thread.join()
+
+
+def stands(frames: list[FrameType], file: str) -> bool:
+    """In the file's one line, or in what DeepSpeed puts between it and the handle."""
+    inner = frames[0].f_code.co_filename
+    return inner == file or (inner.endswith("utils/nvtx.py") and frames[1].f_code.co_filename == file)
 
 
 def test_a_thread_is_seen_at_its_loader(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,6 +93,6 @@ def test_a_thread_is_seen_at_its_loader(monkeypatch: pytest.MonkeyPatch) -> None
         time.sleep(0.6)
         spent = looks.read()
         assert spent.ranks == 0
-        assert 0.35 < spent.loader / spent.all < 0.65
+        assert 0.2 < spent.loader / spent.all < 0.8
         time.sleep(0.2)
         assert looks.read().loader == 0

@@ -18,6 +18,7 @@ from egmf_dist.scale.loader import Loader
 from egmf_dist.scale.memory import Sizes, Way
 from egmf_dist.scale.options import PlanOptions
 from egmf_dist.scale.plan import check_options
+from egmf_dist.scale.rehearsal import Rehearsal, deeper
 from egmf_dist.scale.sweep import draw, sweep
 from egmf_dist.scale.timing import for_ranks, message_seconds, step_time
 
@@ -88,9 +89,29 @@ def test_a_ring_takes_what_the_formula_says():
     inside, outside = message_seconds(count.messages, HARDWARE["h200"], 1, 8)
     assert inside == pytest.approx(2 * (3e-6 * 3 + 8e9 * 7 / 8 / 450e9))
     assert outside == 0
-    inside, outside = message_seconds(for_ranks(count, 16).messages, HARDWARE["h200"], 2, 8)
+    wider = for_ranks(count, 8, 16)
+    inside, outside = message_seconds(wider.messages, HARDWARE["h200"], 2, 8)
     assert inside == 0
-    assert outside == pytest.approx(2 * (10e-6 * 4 + 8e9 * 15 / 16 / 50e9))
+    assert outside == pytest.approx(2 * (10e-6 * 4 + 8e9 * 15 / 16 / 400e9))  # eight adapters of 50 GB/s a host
+    shared = find_hardware("h200", (None, "ethernet"))
+    assert message_seconds(wider.messages, shared, 2, 8)[1] == pytest.approx(2 * (30e-6 * 4 + 8e9 * 15 / 16 / 12.5e9))
+    among_four = Count(messages=Counter({("all-gather", 1000, 4): 1, ("all-gather", 10, 8): 1}))
+    assert for_ranks(among_four, 8, 64).messages == {("all-gather", 1000, 4): 1, ("all-gather", 10, 64): 1}
+
+
+def rehearsed(layers: int) -> Rehearsal:
+    """A message that grows with the layers in one buffer with one that does not, and one message a layer."""
+    messages = Counter({("all-reduce", 1000 + 64 * layers, 8): 2, ("all-gather", 50, 8): 3 * layers})
+    work = Counter({(500 + 10 * layers, 100): 1, (7, 8): 4 * layers})
+    numbers = [8, 1, 3, *[100 * layers] * 9]
+    return Rehearsal(*numbers, 1000, 1000, 64, Count(messages, work), Count(messages, work), layers=layers)
+
+
+def test_a_deeper_model_comes_to_what_it_would_itself() -> None:
+    found, wanted = deeper(rehearsed(4), rehearsed(6), 80), rehearsed(80)
+    assert found.step.bytes_by_kind == wanted.step.bytes_by_kind
+    assert found.step.flops == wanted.step.flops
+    assert found.peak_bytes == wanted.peak_bytes
 
 
 def test_an_operator_takes_the_longer_of_products_and_bytes():
@@ -103,18 +124,17 @@ def test_an_operator_takes_the_longer_of_products_and_bytes():
 
 
 def test_a_sweep_loses_efficiency_where_links_bind_and_says_what_binds(tmp_path):
-    from egmf_dist.scale.rehearsal import Rehearsal
-
     messages = Counter({("all-gather", 150_000_000_000, 8): 2})
     rehearsal = Rehearsal(
         8, 3, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1000, 1000, 64, Count(), Count(messages, work(1e15).count.work)
     )
-    rows = sweep(rehearsal, EIGHT, QUICK)
+    machines = Machines(find_hardware("h200", (None, "ethernet")), 1, 8)
+    rows = sweep(rehearsal, machines, QUICK)
     assert [row["ranks"] for row in rows] == [8, 16, 32, 64, 128, 256, 512, 1024]
     assert rows[0]["efficiency"] == 1
     assert rows[-1]["efficiency"] < rows[1]["efficiency"] < 0.5
     assert {row["binds"] for row in rows} == {"compute", "link"}
-    assert {row["binds"] for row in sweep(rehearsal, EIGHT, SLOW)} >= {"loader"}
+    assert {row["binds"] for row in sweep(rehearsal, machines, SLOW)} >= {"loader"}
     assert draw(rows, "a title", tmp_path).stat().st_size > 10_000
 
 
@@ -150,10 +170,12 @@ def test_every_machine_says_where_its_figures_are_from():
             assert link.source
 
 
-@pytest.mark.parametrize("options", [{"stage3_nothing": 1}, {"reduce_bucket_size": -1}])
+@pytest.mark.parametrize("options", [{"stage3_nothing": 1}, {"reduce_bucket_size": -1}, {"allgather_bucket_size": 7}])
 def test_an_option_of_zero_that_does_not_exist_is_refused(options):
     config = Config()
-    with pytest.raises(EgmfError, match=r"training.zero_options .* numbers from 0 by the names stage3_param"):
+    with pytest.raises(
+        EgmfError, match=r"training.zero_options .* numbers from 0 \(.*even\) by the names stage3_param"
+    ):
         check_config(replace(config, training=replace(config.training, zero_options=options)))
     check_config(replace(config, training=replace(config.training, zero_options={"reduce_bucket_size": 1})))
 

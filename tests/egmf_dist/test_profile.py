@@ -31,7 +31,7 @@ def test_a_phase_inside_of_another_is_not_counted_twice():
     whole = time.perf_counter() - begin
     assert seconds["gathers"] >= 0.05
     assert 0.02 <= seconds["backward"] < whole - 0.05
-    assert sum(seconds.values()) == pytest.approx(whole, rel=0.05)
+    assert 0.07 <= sum(seconds.values()) <= whole
     assert list(seconds) == list(PHASES)
 
 
@@ -64,6 +64,26 @@ def test_a_profile_that_is_there_is_not_written_over(tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_who_goes_on_with_a_profiled_run_leaves_its_profile(tmp_path):
+    """A worker's death or a stop must not end in a folder that is there already."""
+    own = trainer(2)
+    own.run = Run(tmp_path / "run")
+    with Profiler(own) as profiler:
+        assert profiler.steps == 2
+    own.run.profile.mkdir(parents=True)
+    with Profiler(own) as profiler:
+        assert profiler.steps == 0
+
+
+def test_settings_that_cannot_be(tmp_path):
+    flex = replace(Config().backbone, attn_implementation="flex_attention")
+    with pytest.raises(EgmfError, match=r"profile_steps is 2; it must be 0 with backbone.attn_implementation flex_att"):
+        check_config(Config(training=TrainingConfig(profile_steps=2), backbone=flex))
+    config = Config(training=TrainingConfig(zero_options={"zero_hpz_partition_size": 4}))
+    with pytest.raises(EgmfError, match=r"zero_hpz_partition_size 4 for 6 ranks; it must divide them"):
+        preflight(config, 6, Run(tmp_path / "run"), "never")
+
+
 def test_a_run_too_short_to_be_profiled_is_refused():
     check_config(Config(training=TrainingConfig(steps=6, profile_steps=2)))
     with pytest.raises(EgmfError, match=r"training.profile_steps is 3; it must be at most training.steps - 4 \(2\)"):
@@ -93,8 +113,8 @@ def test_what_is_computed_again_is_no_work_of_the_models(monkeypatch, tmp_path):
 
 
 def test_the_index_of_many_samples_is_measured_in_a_process_of_its_own():
-    found = measure_index(20_000)
-    assert found["read"] == found["samples"] == 20_000
+    found = measure_index(100_000)
+    assert found["read"] == found["samples"] == 100_000
     assert found["open_s"] > 0
     # A process that holds the index holds its bytes.
     assert 0.5 * found["file_bytes"] < found["resident_bytes"] < 4 * found["file_bytes"]
