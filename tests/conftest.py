@@ -64,6 +64,19 @@ SENTIMENT = Task(
 )
 
 
+SCHEDULING = os.sched_getscheduler(0)
+
+
+@pytest.fixture(autouse=True)
+def _usual_scheduling():
+    """A test or fixture that changes how its process is scheduled changes it for all that is started after it."""
+    yield
+    after = os.sched_getscheduler(0)
+    if after != SCHEDULING:
+        os.sched_setscheduler(0, SCHEDULING, os.sched_param(0))
+        pytest.fail(f"this process was given the scheduling policy {after} in place of {SCHEDULING}")
+
+
 @pytest.fixture(scope="session")
 def tasks() -> dict[str, Task]:
     """A classification and a regression, both bilingual."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from fractions import Fraction
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,14 @@ class Clip:
 
     def write(self, path: Path) -> Path:
         """The clip as a file, its container by the suffix or ``format``."""
+        if self.video == "libsvtav1":
+            # Run by root, SVT-AV1 gives the process that encodes real-time priority (SCHED_FIFO), and whatever that
+            # process starts later inherits it: ranks that wait for each other in a loop then starve all others.
+            with ProcessPoolExecutor(1, get_context("spawn")) as alone:
+                return alone.submit(self._write, path).result()
+        return self._write(path)
+
+    def _write(self, path: Path) -> Path:
         import av
 
         with av.open(str(path), "w", format=self.format, options=self.options) as container:
