@@ -17,8 +17,16 @@ from starlette.requests import Request
 from egmf_dist.errors import EgmfError
 from egmf_dist.inference.utterance import Utterance, as_utterance
 from egmf_dist.serve.settings import (
-    CHARACTERS, CONTEXT_TURNS, FORM_FIELDS, LINES, OVERHEAD_BYTES, TASKS, TEXT_BYTES, RefusedError, Serving,
-)  # fmt: skip
+    CHARACTERS,
+    CONTEXT_TURNS,
+    FORM_FIELDS,
+    LINES,
+    OVERHEAD_BYTES,
+    TASKS,
+    TEXT_BYTES,
+    RefusedError,
+    Serving,
+)
 
 FIELDS = ("id", "text", "speaker", "language", "context", "task", "features", "explain")
 """Of a JSON object; a form has the same but ``features``, and ``clip``."""

@@ -57,7 +57,6 @@ class Protocol(H11Protocol):
             return
         self._timer = self.loop.call_later(HEADER_SECONDS, self._watch, now)
 
-
     def _drop(self, before: int | None) -> None:
         """End a connection that was closed and of whose answer nothing more is read: ``close`` alone would wait for
         such a client for ever, and keep the answer and one of :data:`CONNECTIONS` for it."""

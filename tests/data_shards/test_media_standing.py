@@ -81,7 +81,7 @@ def test_a_process_whose_restart_fails_once_is_begun_again(tmp_path, standing, m
     with monkeypatch.context() as broken:
         broken.setenv("EGMF_TEST_BROKEN", "1")
         assert standing.extract(clip(tmp_path, "crash.mp4"), ["a"]).outcomes["a"].status == FAILED
-        with pytest.raises(MediaError, match="cannot begin: .*cannot be made just now"):
+        with pytest.raises(MediaError, match=r"cannot begin: .*cannot be made just now"):
             standing.extract(clip(tmp_path, "good.mp4"), ["a"])
     for _ in range(2):  # the one that was begun while it was broken may still be there
         try:
@@ -103,7 +103,7 @@ def test_a_restart_that_the_machine_refuses_is_tried_again_and_never_an_error_of
         broken.setattr("multiprocessing.process.BaseProcess.start", start)
         assert standing.extract(clip(tmp_path, "crash.mp4"), ["a"]).outcomes["a"].status == FAILED
         for _ in range(2):
-            with pytest.raises(MediaError, match="cannot begin: .*temporarily unavailable"):
+            with pytest.raises(MediaError, match=r"cannot begin: .*temporarily unavailable"):
                 standing.extract(clip(tmp_path, "good.mp4"), ["a"])
     assert standing.extract(clip(tmp_path, "good.mp4"), ["a"]).outcomes["a"].status == OK
     assert len(standing._all) == 1
