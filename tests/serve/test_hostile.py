@@ -42,11 +42,11 @@ def form(fields: dict[str, bytes], more: str = "", end: bytes = b"--b--\r\n") ->
 
 
 def refused(client: TestClient, status: int, **request: Any) -> str:
-    """The one line of a refusal, which came soon."""
-    begin = time.monotonic()
+    """The one line of a refusal that took little work: not by the clock, for others may work here, too."""
+    begin = time.process_time()
     answer = client.post("/predict", **request)
     assert answer.status_code == status, answer.text[:400]
-    assert time.monotonic() - begin < 10
+    assert time.process_time() - begin < 10
     said = answer.json()["error"]
     assert "\n" not in said
     assert len(said) < 300
@@ -108,7 +108,7 @@ def test_more_frames_than_a_minute_has_are_refused_where_the_rate_is_not_known(c
     ("asked", "says"),
     [
         ({"context": ["a"] * 101}, "has 101 turns of context; at most 100"),
-        ({"context": ["a"] * 1_000_000}, "has 1000000 turns of context; at most 100"),
+        ({"context": ["a"] * 500_000}, "has 500000 turns of context; at most 100"),
         ({"context": [["Ann", "a" * 11_000], "b" * 11_000]}, "has 22004 characters of text, context and names"),
         ({"context": [["a"] * 300_000]}, "has a context that is no list of turns"),
         ({"speaker": "a" * 1_000_000}, "has 1000001 characters of text, context and names"),
