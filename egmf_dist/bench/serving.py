@@ -206,12 +206,13 @@ def form(fields: Mapping[str, str], clip: bytes, name: str = "a.mp4") -> bytes:
 
 
 def ask_for(client: Client, seconds: float, clients: int, turns: Sequence[str] = TURNS) -> Requests:
-    """Ask as several clients at once, each one request after another, for some seconds."""
+    """Ask as several clients at once, each one request after another, for some seconds, and each kind at least once
+    however slow the machine is."""
     found, lock, end = Requests(), threading.Lock(), time.monotonic() + seconds
 
     def one(first: int) -> None:
         for place in itertools.count(first):
-            if time.monotonic() >= end:
+            if time.monotonic() >= end and place - first >= len(turns):
                 return
             kind, begin = turns[place % len(turns)], time.monotonic()
             try:

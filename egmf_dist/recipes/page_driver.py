@@ -6,6 +6,7 @@ Chromium is the system's own (Debian's ``chromium``); playwright brings none. It
 from __future__ import annotations
 
 import shutil
+import time
 import wave
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,13 @@ OVERFLOWING = """() => {
   return found;
 }"""  # noqa: E501
 """Elements whose content is wider than they are."""
+
+
+SHOWN_FOR = "seconds => { const video = document.getElementById('video'); "
+SHOWN_FOR += "return video.videoWidth > 0 && video.currentTime > seconds; }"
+"""Whether a recording shows a picture, and has for so long."""
+ANSWERS = "[...document.querySelectorAll('#tasks .task')].map(node => "
+ANSWERS += "[node.querySelector('h3').textContent, node.querySelector('.answer').textContent])"
 
 
 def missing() -> str:
@@ -82,9 +90,18 @@ class Shown:
         """Record from camera and microphone, and take it as the clip."""
         self.page.click("#record")
         self.page.wait_for_selector("#record[aria-pressed=true]", timeout=WAIT_MS)
-        self.page.wait_for_timeout(1000 * seconds)
+        # By the recording's own clock: a machine that is busy may take seconds to show a camera's first picture.
+        end = time.monotonic() + WAIT_MS / 1000
+        while not self.page.evaluate(SHOWN_FOR, seconds):
+            if time.monotonic() > end:
+                raise EgmfError("the page shows nothing of the camera")
+            self.page.wait_for_timeout(50)
         self.page.click("#record")
         self.page.wait_for_selector("#remove:not([hidden])", timeout=WAIT_MS)
+
+    def answers(self) -> dict[str, str]:
+        """What stands as the answer of each task."""
+        return dict(self.page.evaluate(ANSWERS))
 
     def listen(self) -> None:
         """Note from now on what goes wrong, and who is asked."""

@@ -111,7 +111,7 @@ class Door:
             return RefusedError(403, "the server is asked by another name than its own (Host); it answers to "
                                 f"{', '.join(self._hosts)}")  # fmt: skip
         origin = headers.get("origin")
-        if scope["method"] == "POST" and origin is not None and urlsplit(origin).netloc != host:
+        if scope["method"] == "POST" and origin is not None and _place(origin) != host:
             return RefusedError(403, "a page of another server asks (Origin); ask from the server's own page")
         if self._token is not None and scope["path"] not in OPEN:
             kind, _, given = headers.get("authorization", "").partition(" ")
@@ -122,6 +122,14 @@ class Door:
 
 def _digest(token: str) -> bytes:
     return sha256(token.encode()).digest()
+
+
+def _place(origin: str) -> str | None:
+    """Host and port of a page's address; None where it is no address, which no server's own page sends."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
 
 
 def _name(host: str) -> str:

@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
-from starlette.datastructures import FormData, UploadFile
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from egmf_dist.errors import EgmfError
 from egmf_dist.inference.utterance import Utterance, as_utterance
-from egmf_dist.serve.settings import CHARACTERS, LINES, OVERHEAD_BYTES, TEXT_BYTES, RefusedError, Serving
+from egmf_dist.serve.settings import (
+    CHARACTERS,
+    CONTEXT_TURNS,
+    FORM_FIELDS,
+    LINES,
+    OVERHEAD_BYTES,
+    TASKS,
+    TEXT_BYTES,
+    RefusedError,
+    Serving,
+)
 
 FIELDS = ("id", "text", "speaker", "language", "context", "task", "features", "explain")
 """Of a JSON object; a form has the same but ``features``, and ``clip``."""
 MULTIPART, JSON = "multipart/form-data", "application/json"
 JSON_LINES = ("application/x-ndjson", "application/jsonl", "application/x-jsonlines")
+_BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,\-./:=? ]{0,69}[0-9A-Za-z'()+_,\-./:=?]")
 DRAIN_SECONDS = 2.0
 """How long a refused body is still read, so that the client hears why before its connection ends."""
 
@@ -65,27 +78,43 @@ def question_of(data: Any, number: int = 0, recorded: bool = False) -> Question:
     odd = next((name for name in data if name not in FIELDS), None)
     if odd is not None:
         hint = "; a clip is uploaded as multipart/form-data" if odd == "clip" else ""
-        raise EgmfError(f"has no use for {odd!r}; it may have {', '.join(FIELDS)}{hint}")
+        raise EgmfError(f"has no use for {odd[:40]!r}; it may have {', '.join(FIELDS)}{hint}")
     features = data.get("features", {})
     if isinstance(features, Mapping) and any(isinstance(array, str) for array in features.values()):
         raise EgmfError("features are arrays of numbers by stream; names of files are not taken")
     explain, tasks = data.get("explain", False), data.get("task")
     if not isinstance(explain, bool):
-        raise EgmfError(f"explain is {explain!r}; true or false is needed")
+        shown = repr(explain[:40]) if isinstance(explain, str) else f"a {type(explain).__name__}"
+        raise EgmfError(f"explain is {shown}; true or false is needed")
     if isinstance(tasks, str):
-        tasks = [name.strip() for name in tasks.split(",") if name.strip()]
+        tasks = [name.strip() for name in tasks.split(",", TASKS) if name.strip()]
     if tasks is not None and not (isinstance(tasks, list) and tasks and all(isinstance(name, str) for name in tasks)):
         raise EgmfError("task is no name, nor a list of names")
+    _check_size(data, tasks or [])
     own = {name: data[name] for name in ("text", "speaker", "language", "context", "features") if name in data}
     own |= {"id": str(data.get("id", "") or number)} | ({"clip": "clip"} if recorded else {})
-    utterance = replace(as_utterance(own, number), clip=None)
-    parts = [
-        utterance.text,
-        *(part for turn in utterance.context for part in ([turn] if isinstance(turn, str) else turn)),
-    ]
-    if sum(map(len, parts)) > CHARACTERS:
-        raise EgmfError(f"text and context have {sum(map(len, parts))} characters; at most {CHARACTERS} are read")
-    return Question(utterance, tasks, explain)
+    return Question(replace(as_utterance(own, number), clip=None), tasks, explain)
+
+
+def _check_size(data: Mapping[str, Any], tasks: list[str]) -> None:
+    """Refuse what is too much before anything looks at every part of it, or repeats it in a complaint."""
+    if isinstance(data.get("id"), list | dict):
+        raise EgmfError(f"has a {type(data['id']).__name__} as id; a string, or a number, is needed")
+    if len(tasks) > TASKS:
+        raise EgmfError(f"names more than {TASKS} tasks")
+    context = data.get("context", ())
+    turns = context if isinstance(context, list) else []
+    if len(turns) > CONTEXT_TURNS:
+        raise EgmfError(f"has {len(turns)} turns of context; at most {CONTEXT_TURNS} are taken")
+    parts = [*tasks, *(data.get(name) for name in ("id", "text", "speaker", "language"))]
+    for turn in turns:
+        words = [turn] if isinstance(turn, str) else turn
+        if not (isinstance(words, list) and 1 <= len(words) <= 2 and all(isinstance(word, str) for word in words)):
+            raise EgmfError("has a context that is no list of turns; [speaker, text], or the text alone, is a turn")
+        parts += words
+    characters = sum(len(part) for part in parts if isinstance(part, str))
+    if characters > CHARACTERS:
+        raise EgmfError(f"has {characters} characters of text, context and names; at most {CHARACTERS} are read")
 
 
 async def read_body(request: Request, serving: Serving) -> Body:
@@ -152,14 +181,51 @@ async def drain(request: Request) -> None:
         return
 
 
+class _FormParser(MultiPartParser):
+    """Also says whether the form was whole: starlette takes one that breaks off for one with fewer parts."""
+
+    ended = False
+
+    def on_end(self) -> None:
+        """The last boundary came."""
+        self.ended = True
+
+
+def _form_headers(request: Request) -> Headers:
+    """What the parser may know of the request: the boundary alone.
+
+    It would decode every field by whatever ``charset`` the request names: some of Python's codecs take time in the
+    square of the length, raise what nobody expects, or let halves of characters through.
+
+    Raises:
+        RefusedError: another charset than UTF-8 is named, or the boundary is none.
+    """
+    _, options = parse_options_header(request.headers["content-type"])
+    charset = options.get(b"charset", b"utf-8").decode("latin-1")
+    if charset.strip().lower() not in ("utf-8", "utf8"):
+        raise RefusedError(400, f"the form cannot be read: its charset is {charset[:40]!r}; UTF-8 is needed")
+    if b"boundary" not in options:
+        return Headers({"content-type": MULTIPART})
+    boundary = options[b"boundary"].decode("latin-1")
+    if not _BOUNDARY.fullmatch(boundary):
+        raise RefusedError(400, "the form cannot be read: its boundary is none; 1 to 70 letters and digits are one")
+    return Headers({"content-type": f'{MULTIPART}; boundary="{boundary}"'})
+
+
 async def _form(request: Request, serving: Serving) -> FormData:
     stream = limited(request, serving.max_bytes + OVERHEAD_BYTES + TEXT_BYTES)
     # What comes in lies in a file without a name, so that nothing is left of it whatever happens to this process.
-    parser = MultiPartParser(request.headers, stream, max_files=1, max_fields=2 * len(FIELDS), max_part_size=TEXT_BYTES)
+    parser = _FormParser(
+        _form_headers(request), stream,
+        max_files=1, max_fields=FORM_FIELDS, max_part_size=TEXT_BYTES // FORM_FIELDS,
+    )  # fmt: skip
     try:
         form = await parser.parse()
     except MultiPartException as error:
         raise RefusedError(400, f"the form cannot be read: {error.message}") from error
+    if not parser.ended:
+        await form.close()
+        raise RefusedError(400, "the form cannot be read: it ends before its last boundary, so a part may be missing")
     clip = form.get("clip")
     if isinstance(clip, UploadFile) and (clip.size or 0) > serving.max_bytes:
         size = clip.size
@@ -183,7 +249,7 @@ def _question_of_form(form: FormData) -> Question:
         elif name == "explain":
             data[name] = _flag(value)
         elif name == "task":
-            data[name] = [*data.get(name, []), *(word.strip() for word in value.split(",") if word.strip())]
+            data[name] = [*data.get(name, []), *(word.strip() for word in value.split(",", TASKS) if word.strip())]
         elif value.strip():
             data[name] = _turns(value) if name == "context" else value
     data = {name: value for name, value in data.items() if value != []}
@@ -206,6 +272,8 @@ def _turns(value: str) -> list[Any]:
     if value.lstrip().startswith("["):
         found = _parsed(value.encode())
         return found if isinstance(found, list) else [found]
+    if len(value) > 2 * CHARACTERS:  # before it is taken apart: half of it may be ends of lines
+        raise EgmfError(f"has {len(value)} characters of context; at most {CHARACTERS} are read")
     turns: list[Any] = []
     for line in filter(str.strip, value.splitlines()):
         speaker, colon, text = line.partition(": ")

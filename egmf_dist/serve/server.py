@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -18,7 +19,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from egmf_dist.errors import EgmfError
-from egmf_dist.serve.door import LOCAL
+from egmf_dist.serve.door import LOCAL, SEND_SECONDS
 from egmf_dist.serve.service import Service
 
 HEADER_SECONDS = 5.0
@@ -45,12 +46,25 @@ class Protocol(H11Protocol):
 
     def _watch(self, before: Any) -> None:
         """End a connection that was between requests a while ago and still is between the same."""
+        if self.transport.is_closing():  # it is not lost yet: what was written is not read
+            self._drop(None)
+            return
         idle = self.cycle is None or self.cycle.response_complete
         now = (self.cycle,) if idle else None
         if now is not None and now == before:
             self.transport.close()
+            self._drop(None)
             return
         self._timer = self.loop.call_later(HEADER_SECONDS, self._watch, now)
+
+    def _drop(self, before: int | None) -> None:
+        """End a connection that was closed and of whose answer nothing more is read: ``close`` alone would wait for
+        such a client for ever, and keep the answer and one of :data:`CONNECTIONS` for it."""
+        left = self.transport.get_write_buffer_size()
+        if before is not None and left >= before:
+            self.transport.abort()
+            return
+        self._timer = self.loop.call_later(SEND_SECONDS, self._drop, left)
 
 
 class Server(uvicorn.Server):
@@ -92,6 +106,25 @@ class Server(uvicorn.Server):
         while self._service.running and time.monotonic() < end:
             await asyncio.sleep(0.02)
         self.should_exit = True
+
+
+@contextlib.contextmanager
+def ended_in_order() -> Iterator[None]:
+    """SIGTERM raises SystemExit from here on, so that what a server that still loads has made is removed; a second
+    one ends it at once."""
+    if threading.current_thread() is not threading.main_thread():  # no other may say what a signal does
+        yield
+        return
+
+    def end(number: int, frame: Any) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def bind(host: str, port: int) -> socket.socket:

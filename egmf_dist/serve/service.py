@@ -6,6 +6,7 @@ Nothing here knows HTTP; :mod:`egmf_dist.serve.app` does.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import secrets
 import shutil
@@ -29,7 +30,7 @@ from egmf_dist.serve.answer import MOMENTS, explained, gates_by_time, shown, var
 from egmf_dist.serve.batching import Batcher
 from egmf_dist.serve.metrics import Metrics
 from egmf_dist.serve.question import Question
-from egmf_dist.serve.settings import UPLOADS_A_PLACE, RefusedError, Serving
+from egmf_dist.serve.settings import FRAMES, UPLOADS_A_PLACE, RefusedError, Serving
 from egmf_media.batch.standing import Extracted, Recipe, Standing
 from egmf_media.errors import AbsentError, MediaError
 from egmf_media.preview import Preview
@@ -39,6 +40,7 @@ from egmf_shards import CLASSIFICATION, Sample
 EXAMPLE_SECONDS, EXAMPLE_SIZE = 3.0, (320, 240)
 EXAMPLE_WORDS = {"en": "I did not expect that.", "zh": "我没有想到。"}
 _PLACE = "egmf-serve-"
+log = logging.getLogger("egmf.serve")
 
 
 class Service:
@@ -217,10 +219,16 @@ class Service:
             return await self._answer(asked)
         except EgmfError as error:
             return {"id": asked.utterance.id, "error": str(error)}
+        except RefusedError:
+            raise
+        except Exception as error:  # one line's, not the whole body's
+            log.error("line %s of a body failed", place, exc_info=error)
+            return {"id": asked.utterance.id, "error": "the server failed at this line; its log says why"}
 
     async def _answer(self, question: Question) -> dict[str, Any]:
         extracted, clip = None, None
         self.model.check_tasks(question.tasks)
+        self._check_frames(question.utterance)
         if question.clip is not None:
             extracted, clip = await self._extract(question)
         # Words may be long and features wide: checking them is not done between other people's requests.
@@ -229,6 +237,15 @@ class Service:
             return await self._explain(question.utterance.id, samples, clip)
         answers, _ = await asyncio.wrap_future(self._batcher.submit(samples))
         return row_of(question.utterance.id, answers)
+
+    def _check_frames(self, utterance: Utterance) -> None:
+        """Refuse more frames than the longest clip would have: a model without a small ``model.max_stream_tokens``
+        attends over all of them, in memory of their square."""
+        for stream, array in utterance.features.items():
+            rate = self.rates.get(stream)
+            most = FRAMES if rate is None else math.ceil(self.serving.max_seconds * rate) + 1
+            if isinstance(array, list) and len(array) > most:
+                raise EgmfError(f"has {len(array)} frames of {stream[:40]}; at most {most} are taken")
 
     async def transcribe(self, upload: UploadFile) -> dict[str, str]:
         """``text``, ``language`` and ``model`` of what is said in a clip; without words the ``reason``.

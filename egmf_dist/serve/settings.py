@@ -12,6 +12,12 @@ TEXT_BYTES = 4 << 20
 """Of a JSON or JSON lines body, and of all fields beside a clip."""
 CHARACTERS = 20_000
 """Of the words and the context of one utterance."""
+CONTEXT_TURNS, TASKS = 100, 100
+"""Of one utterance: the model reads fewer turns, and checking very many would hold up whoever else asks."""
+FORM_FIELDS = 16
+"""Of a form, beside its clip; each may hold its share of TEXT_BYTES, so that all together hold no more."""
+FRAMES = 3000
+"""Of one feature stream that comes as numbers, where its rate is not known: a minute at 50 frames a second."""
 LINES = 256
 """Of one body of JSON lines."""
 FRAMES_A_SECOND = 120

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,8 @@ def _page() -> dict[str, Any]:
     with started(MODEL) as server:
         camera = _camera(out, one)
         with opened(server.url, 1400, camera=camera[0], microphone=camera[1]) as shown:
-            said = shown.answer(clip, one.text)
+            shown.answer(clip, one.text)
+            said = shown.answers()
             shown.page.screenshot(path=out / "upload-1400.png", full_page=True)
             shown.page.click("#remove")
             shown.record(2.0)
@@ -156,20 +158,39 @@ def _page() -> dict[str, Any]:
         code = server.stop()
     for path in camera:
         path.unlink()
-    mood, number = right["mood"]["answer"], f"{right['activation']['value']:.2f}"
-    if mood not in said or number not in said or wrong or code:
-        raise EgmfError(f"the page says {said[:200]!r} and egmf predict {mood}, {number}; {wrong}, exit code {code}")
+    wrong += faults(right, said, recorded) + ([f"egmf serve ended with code {code}"] if code else [])
+    if wrong:
+        raise EgmfError("; ".join(wrong))
+    mood, number = said["mood"], said["activation"]
     print(
         f"the page answers {mood} and {number} as egmf predict does (made as {one.mood}, {one.activation})", flush=True
     )
-    seen = "vision" not in recorded.partition("What was absent, and why")[2].partition("What each stream")[0]
-    print(f"recorded from a camera that shows the photograph: a face was {'' if seen else 'not '}seen; pictures: {out}")
+    print(f"recorded from a camera that shows the photograph: a face was seen; pictures: {out}", flush=True)
     return {
         "driven": True,
         "mood": mood,
         "activation": right["activation"]["value"],
         "made_as": [one.mood, one.activation],
     }
+
+
+def faults(right: Mapping[str, Any], said: Mapping[str, str], recorded: str) -> list[str]:
+    """What is wrong with what the page showed.
+
+    Args:
+        right: the answers of ``egmf predict``.
+        said: what the page shows as the answer of each task; not all that it shows, where every legal answer stands.
+        recorded: all of what it shows of a recording of the photograph.
+    """
+    wanted = {"mood": right["mood"]["answer"], "activation": f"{right['activation']['value']:.2f}"}
+    found = [
+        f"the page answers {said.get(task)!r} to {task} and egmf predict {answer!r}"
+        for task, answer in wanted.items()
+        if said.get(task) != answer
+    ]
+    if "vision" in recorded.partition("What was absent, and why")[2].partition("What each stream")[0]:
+        found.append("no face of the photograph was seen in the recording of the camera that shows it")
+    return found
 
 
 def _camera(folder: Path, made: Any) -> tuple[Path, Path]:

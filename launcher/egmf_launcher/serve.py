@@ -63,10 +63,10 @@ def serve(
         hosts = [Host("localhost", replicas)] if hostfile is None else parse_hostfile(hostfile)
         return serve_under_ray(model, (host, port), token, serving, hosts)
     from egmf_dist.serve.app import build_app
-    from egmf_dist.serve.server import bind, hosts_of, is_loopback, run
+    from egmf_dist.serve.server import bind, ended_in_order, hosts_of, is_loopback, run
     from egmf_dist.serve.service import Service
 
-    with bind(host, port) as listening:
+    with ended_in_order(), bind(host, port) as listening:
         service = Service.open(model, serving)
         try:
             app = build_app(service, token, hosts_of(host))

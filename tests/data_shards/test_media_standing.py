@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,6 +74,39 @@ def test_a_process_that_ends_while_nobody_asks_is_no_clips_fault(tmp_path, stand
     one.process.kill()
     one.process.join()
     assert standing.extract(clip(tmp_path, "good.mp4"), ["a"]).outcomes["a"].status == OK
+
+
+def test_a_process_whose_restart_fails_once_is_begun_again(tmp_path, standing, monkeypatch):
+    """Or all clips would be refused from then on: the place would be lost with its process."""
+    with monkeypatch.context() as broken:
+        broken.setenv("EGMF_TEST_BROKEN", "1")
+        assert standing.extract(clip(tmp_path, "crash.mp4"), ["a"]).outcomes["a"].status == FAILED
+        with pytest.raises(MediaError, match=r"cannot begin: .*cannot be made just now"):
+            standing.extract(clip(tmp_path, "good.mp4"), ["a"])
+    for _ in range(2):  # the one that was begun while it was broken may still be there
+        try:
+            found = standing.extract(clip(tmp_path, "good.mp4"), ["a"])
+            break
+        except MediaError:
+            continue
+    assert found.outcomes["a"].status == OK
+
+
+def test_a_restart_that_the_machine_refuses_is_tried_again_and_never_an_error_of_its_own(
+    tmp_path, standing, monkeypatch
+):
+    with monkeypatch.context() as broken:
+
+        def start(process: Any) -> None:
+            raise OSError(11, "Resource temporarily unavailable")
+
+        broken.setattr("multiprocessing.process.BaseProcess.start", start)
+        assert standing.extract(clip(tmp_path, "crash.mp4"), ["a"]).outcomes["a"].status == FAILED
+        for _ in range(2):
+            with pytest.raises(MediaError, match=r"cannot begin: .*temporarily unavailable"):
+                standing.extract(clip(tmp_path, "good.mp4"), ["a"])
+    assert standing.extract(clip(tmp_path, "good.mp4"), ["a"]).outcomes["a"].status == OK
+    assert len(standing._all) == 1
 
 
 def test_several_threads_wait_for_their_turn(tmp_path, standing):

@@ -14,11 +14,13 @@ from egmf_media.specification import SOUND, Specification
 
 class Fatal:
     """Ends its process on ``crash*``, hangs on ``hang*``, wants 2 GiB on ``vast*``, raises on ``raise*``,
-    and gives the file's size otherwise."""
+    and gives the file's size otherwise. With EGMF_TEST_BROKEN in the environment it cannot be made."""
 
     missing = ""
 
     def __init__(self, settings) -> None:
+        if os.environ.get("EGMF_TEST_BROKEN"):
+            raise RuntimeError("cannot be made just now")
         self.specification = Specification("own_extractors:Fatal", 1, SOUND, 1.0, 1, DECODING)
 
     def extract(self, path, limits, counts):

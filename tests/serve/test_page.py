@@ -33,6 +33,8 @@ def test_a_clip_is_uploaded_and_answered_at_both_widths_in_both_languages(server
         said = shown.answer(recorded / "clips" / "c3.mp4", "word 3")
         for words in ("What each stream says: emotion", "The gate over time", "Features made by audio: prosody 1"):
             assert words in said
+        assert list(shown.answers()) == ["emotion", "sentiment"]
+        assert shown.answers()["emotion"] in ("calm", "excited")
         assert shown.overflowing() == []
         for width, dark, language in ((390, True, "zh"), (1400, True, "zh"), (390, False, "en")):
             shown.page.set_viewport_size({"width": width, "height": 844})
@@ -55,6 +57,30 @@ def test_a_recording_of_camera_and_microphone_is_answered(server, camera):
         assert "audio" not in absent
         assert "vision" not in absent
         assert (shown.overflowing(), shown.complaints, shown.foreign) == ([], [], [])
+
+
+def test_a_second_click_while_the_person_is_asked_opens_no_second_camera(server, camera):
+    """Its stream would never be stopped."""
+    with opened(server.url, 390, camera=camera[0], microphone=camera[1]) as shown:
+        shown.page.evaluate(
+            """() => {
+                const own = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+                window.streams = [];
+                navigator.mediaDevices.getUserMedia = async wanted => {
+                    const stream = await own(wanted);
+                    window.streams.push(stream);
+                    await new Promise(done => setTimeout(done, 300));
+                    return stream;
+                };
+                for (let n = 0; n < 3; n++) document.getElementById("record").click();
+            }"""
+        )
+        shown.page.wait_for_selector("#record[aria-pressed=true]")
+        shown.page.click("#record")
+        shown.page.wait_for_selector("#remove:not([hidden])")
+        live = "window.streams.flatMap(one => one.getTracks()).filter(one => one.readyState === 'live').length"
+        assert shown.page.evaluate("window.streams.length") == 1
+        assert shown.page.evaluate(live) == 0
 
 
 def test_what_goes_wrong_is_said_where_it_is_heard(server, tmp_path):

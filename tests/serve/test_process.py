@@ -5,9 +5,12 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import signal
 import socket
+import subprocess
+import sys
 import tempfile
-from pathlib import Path
+import time
 from urllib.parse import urlsplit
 
 import pytest
@@ -15,7 +18,7 @@ import pytest
 from egmf_dist.bench.serving import Client, answered_at_stop, ask_for, form, started
 from egmf_launcher.cli import main
 
-SECONDS, CLIENTS = 8.0, 6
+SECONDS, CLIENTS, WARM = 8.0, 6, 12
 
 
 def get(url: str, path: str) -> tuple[int, bytes]:
@@ -42,6 +45,8 @@ def test_load_of_every_kind_harms_no_good_request_and_a_stop_answers_what_is_run
         assert found.statuses["huge"][413] >= 1
         assert found.statuses["broken"][422] >= 1
         assert json.loads(get(server.url, "/health")[1])["status"] == "ok"
+        # By count and not by the clock: a process that has answered too little still grows for the first time.
+        assert [client.ask("good") for _ in range(WARM)] == [200] * WARM
         before = server.memory()
         ask_for(client, SECONDS / 2, CLIENTS)
         assert server.memory() < before + (96 << 20)
@@ -81,15 +86,32 @@ def test_connections_that_say_nothing_are_ended_and_keep_nobody_out(exported):
         (["--port", "0"], "no egmf.json in it; give a folder that egmf export wrote, or a run's"),
     ],
 )
-def test_a_server_that_cannot_be_says_why_in_one_line_and_leaves_nothing(words, says, capsys, tmp_path):
-    before = {path.name for path in Path(tempfile.gettempdir()).glob("egmf-serve-*")}
+def test_a_server_that_cannot_be_says_why_in_one_line_and_leaves_nothing(words, says, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # others' tests make such folders in the shared one
     with socket.create_server(("127.0.0.1", 0)) as taken:
         words = [str(taken.getsockname()[1]) if word == "TAKEN" else word for word in words]
         assert main(["serve", str(tmp_path / "nowhere"), *words]) == 2
     said = capsys.readouterr().err.strip()
     assert says in said
     assert said.count("\n") == 0
-    assert {path.name for path in Path(tempfile.gettempdir()).glob("egmf-serve-*")} == before
+    assert list(tmp_path.glob("egmf-serve-*")) == []
+
+
+def test_a_server_that_is_told_to_stop_while_it_loads_leaves_nothing(exported, tmp_path):
+    command = [sys.executable, "-m", "egmf_launcher.cli", "serve", str(exported), "--port", "0"]
+    process = subprocess.Popen(command, env=os.environ | {"TMPDIR": str(tmp_path)}, stdout=subprocess.DEVNULL)
+    try:
+        end = time.monotonic() + 300
+        while not (made := list(tmp_path.glob("egmf-serve-*"))) and time.monotonic() < end:
+            assert process.poll() is None
+            time.sleep(0.01)
+        assert made
+        process.terminate()
+        assert process.wait(60) == 128 + signal.SIGTERM
+        assert list(tmp_path.glob("egmf-serve-*")) == []
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_without_ray_serve_a_line_says_what_to_install(monkeypatch, capsys, tmp_path):

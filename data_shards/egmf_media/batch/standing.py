@@ -84,14 +84,16 @@ class Standing:
     def __init__(self, recipe: Recipe, count: int = 1) -> None:
         self.recipe = recipe
         self._closed = threading.Event()
-        self._free: queue.Queue[_Process] = queue.Queue()
+        self._free: queue.Queue[_Process | None] = queue.Queue()
+        """Who waits for a clip; None is the place of one that could not be begun, which whoever takes it tries again.
+        A place is never lost."""
         self._all: set[_Process] = set()
         self._lock = threading.Lock()
-        begun = [self._begin() for _ in range(count)]
         try:
+            begun = [self._begin() for _ in range(count)]
             for one in begun:
                 self._await_ready(one)
-        except MediaError:
+        except BaseException:  # also SystemExit of a signal: processes that wait on would keep this one from its end
             self.close()
             raise
         for one in begun:
@@ -170,15 +172,15 @@ class Standing:
     def _take(self) -> _Process:
         while not self._closed.is_set():
             with suppress(queue.Empty):
-                one = self._free.get(timeout=0.2)
+                one = self._free.get(timeout=0.2) or self._begun_again()
                 try:
                     if one.ready and (one.pipe.poll() or not one.process.is_alive()):  # ended while nobody used it
                         raise MediaError(f"a process for clips ended ({ended(one.process.exitcode)})")
                     self._await_ready(one)
                 except MediaError:
+                    self._replace(one)
                     if self._closed.is_set() or not one.ready:
                         raise
-                    self._replace(one)
                     continue
                 return one
         raise MediaError("clips are no longer taken: the server stops")
@@ -186,17 +188,36 @@ class Standing:
     def _give_back(self, one: _Process) -> None:
         self._free.put(one)
 
+    def _begun_again(self) -> _Process:
+        """A process for a place that has none."""
+        try:
+            return self._begin()
+        except MediaError:
+            self._free.put(None)
+            raise
+
     def _begin(self) -> _Process:
         context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
+        try:
+            ours, theirs = context.Pipe()
+        except OSError as error:
+            raise MediaError(f"a process for clips cannot begin: {one_line(error)}") from error
         process = context.Process(target=_work, args=(theirs, self.recipe), daemon=True)
-        with one_thread_each():
-            process.start()
-        theirs.close()
+        try:
+            with one_thread_each():
+                process.start()
+        except OSError as error:  # no memory, files or processes left, perhaps for a moment
+            ours.close()
+            raise MediaError(f"a process for clips cannot begin: {one_line(error)}") from error
+        finally:
+            theirs.close()
         one = _Process(process, ours, time.monotonic())
         with self._lock:
-            self._all.add(one)
-        return one
+            if not self._closed.is_set():
+                self._all.add(one)
+                return one
+        one.end()
+        raise MediaError("clips are no longer taken: the server stops")
 
     def _await_ready(self, one: _Process) -> None:
         if one.ready:
@@ -232,8 +253,12 @@ class Standing:
         one.end()
         with self._lock:
             self._all.discard(one)
-        if not self._closed.is_set():
-            self._free.put(self._begin())
+        if self._closed.is_set():
+            return
+        fresh = None
+        with suppress(MediaError):  # whoever takes its place tries again, and says why it cannot be
+            fresh = self._begin()
+        self._free.put(fresh)
 
 
 class _LostError(Exception):
