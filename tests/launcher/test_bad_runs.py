@@ -180,7 +180,7 @@ def test_legal_numbers_that_do_not_fit_are_refused_before_ranks_start(
     config, run = load_config("c.yaml", ["--objective.number", "soft"]), Run(Path("runs/new"))
     preflight(config, 2, run, "never")
     monkeypatch.setattr(numbers, "LOGITS", 1000)
-    with pytest.raises(EgmfError, match=r"objective.number is 'soft': the 13 legal numbers of task 'sentiment' in"):
+    with pytest.raises(EgmfError, match=r"objective.number is 'soft': the 13 legal answers of task 'sentiment' in"):
         preflight(config, 2, run, "never")
 
 

@@ -49,11 +49,14 @@ def test_a_clip_is_uploaded_and_answered_at_both_widths_in_both_languages(server
 
 def test_a_recording_of_camera_and_microphone_is_answered(server, camera):
     with opened(server.url, 390, camera=camera[0], microphone=camera[1]) as shown:
-        shown.record(1.5)
-        said = shown.ask()
-        assert "emotion" in said
-        assert "What was absent, and why\ntext: not given" in said
-        absent = said.partition("What was absent, and why")[2].partition("What each stream says")[0]
+        for _ in range(4):  # a browser's invented devices give silence, or no picture, where the machine is busy
+            shown.record(2.0)
+            said = shown.ask()
+            assert "emotion" in said
+            assert "What was absent, and why\ntext: not given" in said
+            absent = said.partition("What was absent, and why")[2].partition("What each stream says")[0]
+            if "audio" not in absent and "vision" not in absent:
+                break
         assert "audio" not in absent
         assert "vision" not in absent
         assert (shown.overflowing(), shown.complaints, shown.foreign) == ([], [], [])
