@@ -99,6 +99,21 @@ def wandb_records(file: Path) -> Iterator[Any]:
             parts = b""
 
 
+def wandb_history(folders: list[Path], name: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """What the parts of an offline run hold: numbers in their order, and the settings."""
+    seen: list[dict[str, Any]] = []
+    settings: dict[str, Any] = {}
+    for folder in folders:
+        for record in wandb_records(folder / f"run-{name}.wandb"):
+            if record.HasField("run"):
+                assert record.run.project == "a project"
+                settings |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
+            if record.HasField("history"):
+                items = record.history.item
+                seen.append({item.key or item.nested_key[0]: json.loads(item.value_json) for item in items})
+    return seen, settings
+
+
 def test_wandb_offline(calm: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Without a key nobody is asked for one; a start's part and the report's have one id."""
     pytest.importorskip("wandb", reason="wandb is not installed; it is in the extra wandb")
@@ -109,17 +124,12 @@ def test_wandb_offline(calm: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert start["trackers"]["wandb"].startswith("offline (no API key: `wandb login`); `wandb sync ")
     folders = sorted(path for path in (run.folder / "wandb").iterdir() if path.name.startswith("offline-run-"))
     assert len(folders) == 3
-    seen: list[dict[str, Any]] = []
-    settings = {}
-    for folder in folders:
-        file = folder / f"run-{known['id']}.wandb"
-        for record in wandb_records(file):
-            if record.HasField("run"):
-                assert record.run.project == "a project"
-                settings |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
-            if record.HasField("history"):
-                items = record.history.item
-                seen.append({item.key or item.nested_key[0]: json.loads(item.value_json) for item in items})
+    until = time.monotonic() + 60  # wandb's own process may write its last block after a run was finished
+    while True:
+        seen, settings = wandb_history(folders, known["id"])
+        if any("test/emotion/accuracy" in h for h in seen) or time.monotonic() > until:
+            break
+        time.sleep(0.2)
     assert [(h["step"], h["train/loss"]) for h in seen if "train/loss" in h] == [
         *enumerate(LOSSES[:3], 1),
         *enumerate(LOSSES[2:], 3),
