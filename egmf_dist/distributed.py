@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any, NoReturn, TypeVar
 
@@ -106,6 +106,15 @@ def sum_over_ranks(values: list[float]) -> list[float]:
     tensor = torch.tensor(values, dtype=torch.float64)
     dist.all_reduce(tensor, group=hosts_group())
     return [float(v) for v in tensor.tolist()]
+
+
+def share_numbers(values: Sequence[float]) -> list[list[float]]:
+    """Every rank's numbers on every rank, in rank order, by one sum between the hosts; as many on each rank."""
+    ranks, own, width = world_size(), rank(), len(values)
+    slots = [0.0] * (ranks * width)
+    slots[own * width : (own + 1) * width] = values
+    everyone = sum_over_ranks(slots)
+    return [everyone[r * width : (r + 1) * width] for r in range(ranks)]
 
 
 def sum_on_device(tensor: torch.Tensor) -> None:

@@ -2,7 +2,7 @@
 
 A synthetic voice (espeak-ng) at another pitch, speed and loudness says sentences that tell nothing; one photograph of
 a face moves, is upright and bright or tilted and dark. ``activation`` is a number that the voice alone has, ``mood``
-needs voice and face. It is a proof of the road from clips to answers, and says nothing about people.
+needs voice and face. It is an end-to-end check from clips to answers, and says nothing about people.
 """
 
 from __future__ import annotations

@@ -139,9 +139,4 @@ def looking() -> Iterator[Looking]:
 
 def shared(spent: Spent) -> list[Spent]:
     """Every rank's, on every rank; a collective between the hosts."""
-    ranks, rank = distributed.world_size(), distributed.rank()
-    width = len(Spent._fields)
-    own = [0.0] * (ranks * width)
-    own[rank * width : (rank + 1) * width] = spent
-    all_ = distributed.sum_over_ranks(own)
-    return [Spent(*all_[r * width : (r + 1) * width]) for r in range(ranks)]
+    return [Spent(*one) for one in distributed.share_numbers(spent)]

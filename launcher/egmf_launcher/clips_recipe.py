@@ -1,4 +1,4 @@
-"""``egmf clips``: recordings made here, features, training, answers, the server and its page; proof of the road.
+"""``egmf clips``: recordings made here, features, training, answers, the server and its page, end to end.
 
 What it needs is made by :mod:`egmf_dist.recipes.clips`; every step that was done before is not done again.
 """

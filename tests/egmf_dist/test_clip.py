@@ -7,26 +7,21 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from clip_model import random_run
 from clips import Clip
-from families import FAMILIES, save_model
 from tiny_encoders import whisper
 
 from egmf_dist import load
-from egmf_dist.build import build_egmf, read_backbone
-from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, TrainingConfig, dump_config
-from egmf_dist.data.run_data import RunData
+from egmf_dist.config import BackboneConfig, Config, DataConfig
 from egmf_dist.errors import EgmfError
 from egmf_dist.features import specifications_of
 from egmf_dist.inference.export import export
 from egmf_dist.inference.opened import check_trained
-from egmf_dist.model.adapter import save_adapter
-from egmf_dist.model.identity import backbone_identity
 from egmf_dist.run.folder import Run
 from egmf_dist.run.identity import Identity, check_identity
 from egmf_launcher.cli import main
@@ -75,29 +70,7 @@ def data(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def run(data, tmp_path_factory) -> Run:
     """A run on those shards whose best adapter is random."""
-    root = tmp_path_factory.mktemp("runs")
-    kind, start, settings, _ = FAMILIES["qwen2"] if "qwen2" in FAMILIES else next(iter(FAMILIES.values()))
-    backbone = save_model(root / "backbone", kind, start, settings)
-    config = Config(
-        data=DataConfig(shards=[str(data / "mine")]),
-        backbone=BackboneConfig(path=str(backbone), lora_rank=4, lora_dropout=0.0),
-        model=ModelConfig(width=32, heads=2, pseudo_tokens=2),
-        training=TrainingConfig(precision="fp32"),
-    )
-    shards = ShardSet.open(config.data.shards, "train")
-    run_data = RunData.of(shards, config.data)
-    torch.manual_seed(0)
-    model = build_egmf(config, read_backbone(config, run_data)[0], run_data)
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and "lora_B" in name:
-            parameter.data += 0.05 * torch.randn_like(parameter)
-    made = Run(root / "run")
-    made.folder.mkdir()
-    identity = Identity(1, shards.index_hash, 0, backbone_identity(config.backbone), run_data.specifications)
-    about = {"step": 7, "score": 0.5, "selected_by": "valid", "config": asdict(config), "data": run_data.to_json()}
-    save_adapter(model, made, 7, about | {"identity": identity.to_json()})
-    dump_config(config, made.config)
-    return made
+    return random_run(tmp_path_factory.mktemp("runs"), [data / "mine"])
 
 
 @pytest.fixture(scope="module")

@@ -69,8 +69,8 @@ def record(folder: Path, extractors: str) -> Path:
     return folder
 
 
-def exported_model(folder: Path, shards: list[Path]) -> Path:
-    """A run on shards whose best adapter is random, exported."""
+def random_run(folder: Path, shards: list[Path]) -> Run:
+    """A run on shards whose best adapter is random."""
     kind, start, settings, _ = FAMILIES["qwen2"]
     backbone = save_model(folder / "backbone", kind, start, settings)
     config = Config(
@@ -92,5 +92,10 @@ def exported_model(folder: Path, shards: list[Path]) -> Path:
     about = {"step": 7, "score": 0.5, "selected_by": "valid", "config": asdict(config), "data": data.to_json()}
     save_adapter(model, run, 7, about | {"identity": identity.to_json()})
     dump_config(config, run.config)
-    export(run, folder / "exported")
+    return run
+
+
+def exported_model(folder: Path, shards: list[Path]) -> Path:
+    """The same, exported."""
+    export(random_run(folder, shards), folder / "exported")
     return folder / "exported"

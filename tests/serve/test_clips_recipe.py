@@ -1,4 +1,4 @@
-"""The proof of the road fails where the page answers something else, or sees no face."""
+"""The end-to-end check fails where the page answers something else, or sees no face."""
 
 from __future__ import annotations
 
