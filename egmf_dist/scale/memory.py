@@ -62,34 +62,6 @@ class Way:
     """Ranks that keep a copy of frozen weights between them; 1: all ranks keep one."""
     quantised_gathers: bool = False
 
-    def put_into(self, config: Config) -> Config:
-        """The configuration with these settings."""
-        training = config.training
-        options = dict(training.zero_options)
-        for name, value, off in (
-            ("zero_hpz_partition_size", self.hpz, 1),
-            ("zero_quantized_nontrainable_weights", int(self.quantised_gathers), 0),
-        ):
-            options.pop(name, None)
-            if value != off:
-                options[name] = value
-        return replace(
-            config,
-            training=replace(
-                training,
-                zero_stage=self.stage,
-                offload=self.offload,
-                micro_batch=max(1, training.micro_batch // self.micro),
-                micro_tokens=training.micro_tokens // self.micro,
-                zero_options=options,
-            ),
-            backbone=replace(
-                config.backbone,
-                gradient_checkpointing=self.checkpointing,
-                quantise="4bit" if self.quantised else "none",
-            ),
-        )
-
     def said(self) -> str:
         """As options of ``egmf train``."""
         again, packed = ("true" if self.checkpointing else "false"), ("4bit" if self.quantised else "none")
