@@ -144,8 +144,12 @@ class TestMemory:
         assert found["apart"] < 1e-4
         assert found["peak_gib"] < 2.0, found
 
-    def test_sixty_four_samples_at_a_vocabulary_of_262k(self, tasks, run_ranks, tmp_path):
+    def test_sixty_four_samples_at_a_vocabulary_of_262k(self, tasks, run_ranks, tmp_path, monkeypatch):
         """Logits stand where a token is asked for alone: loss, gradient and scores within 1 GiB above the model."""
+        # Blocks go back to the system as they are freed. By itself glibc comes to keep those of up to 32 MiB, and what
+        # it keeps changed a step's peak by 0.1 GiB from one run to the next.
+        for threshold in ("MMAP", "TRIM"):
+            monkeypatch.setenv(f"MALLOC_{threshold}_THRESHOLD_", str(2**17))
         kind, start, settings, _ = FAMILIES["gemma3"]
         folder = save_model(tmp_path / "words", kind, start, settings | {"hidden_size": 16}, vocabulary=262_144)
         numbers = replace(tasks["sentiment"], low=-3.0, high=3.0, step=0.1)
