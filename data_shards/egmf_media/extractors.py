@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from egmf_media.audio.egemaps import Egemaps
 from egmf_media.audio.prosody import Prosody
 from egmf_media.encoders.encoder import Encoder
 from egmf_media.errors import MediaError
@@ -27,6 +28,10 @@ def _prosody(settings: Mapping[str, Any]) -> Extractor:
     return Prosody()
 
 
+def _egemaps(settings: Mapping[str, Any]) -> Extractor:
+    return Egemaps()
+
+
 def _face(settings: Mapping[str, Any]) -> Extractor:
     folder = settings.get("weights")
     return Face(None if folder is None else Path(folder), settings.get("rate", RATE))
@@ -41,6 +46,7 @@ def _encoder(settings: Mapping[str, Any]) -> Extractor:
 
 KINDS: dict[str, tuple[Callable[[Mapping[str, Any]], Extractor], Mapping[str, Any]]] = {
     "prosody": (_prosody, {}),
+    "egemaps": (_egemaps, {}),
     "face": (_face, {"rate": (int, float), "weights": str}),
     "encoder": (_encoder, {"model": str, "layers": list, "rate": (int, float), "crop": str, "pooling": str}),
 }

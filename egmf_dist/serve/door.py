@@ -111,13 +111,18 @@ class Door:
             return RefusedError(403, "the server is asked by another name than its own (Host); it answers to "
                                 f"{', '.join(self._hosts)}")  # fmt: skip
         origin = headers.get("origin")
-        if scope["method"] == "POST" and origin is not None and _place(origin) != host:
+        if scope["method"] == "POST" and origin is not None and not self._is_own(origin, host):
             return RefusedError(403, "a page of another server asks (Origin); ask from the server's own page")
         if self._token is not None and scope["path"] not in OPEN:
             kind, _, given = headers.get("authorization", "").partition(" ")
             if kind.lower() != "bearer" or not hmac.compare_digest(_digest(given.strip()), self._token):
                 return RefusedError(401, "a token is needed: Authorization: Bearer TOKEN")
         return None
+
+    def _is_own(self, origin: str, host: str) -> bool:
+        """Whether a page came from here: a proxy may ask by another name than its pages are found under."""
+        place = _place(origin)
+        return place is not None and (place == host or _name(place) in self._service.serving.names)
 
 
 def _digest(token: str) -> bytes:

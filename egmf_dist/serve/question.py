@@ -24,6 +24,8 @@ from egmf_dist.serve.settings import (
     OVERHEAD_BYTES,
     TASKS,
     TEXT_BYTES,
+    UPLOAD_BYTES_A_SECOND,
+    UPLOAD_GRACE_SECONDS,
     RefusedError,
     Serving,
 )
@@ -125,13 +127,14 @@ async def read_body(request: Request, serving: Serving) -> Body:
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     form: FormData | None = None
+    patience = Patience(serving.upload_seconds)
     try:
-        async with asyncio.timeout(serving.upload_seconds):
+        async with patience.bound:
             if kind == MULTIPART:
-                form = await _form(request, serving)
+                form = await _form(request, serving, patience)
                 return Body(kind, [_question_of_form(form)], form)
             if kind in (JSON, *JSON_LINES):
-                data = b"".join([part async for part in limited(request, TEXT_BYTES)])
+                data = b"".join([part async for part in limited(request, TEXT_BYTES, patience)])
                 return Body(kind, _lines(data) if kind in JSON_LINES else [question_of(_parsed(data))])
         known = ", ".join([MULTIPART, JSON, JSON_LINES[0]])
         raise RefusedError(415, f"content-type is {kind[:80]!r}; one of {known} is needed")
@@ -139,7 +142,7 @@ async def read_body(request: Request, serving: Serving) -> Body:
         if form is not None:
             await form.close()
         if isinstance(error, TimeoutError):
-            raise RefusedError(408, f"the body took longer than {serving.upload_seconds:g} s to come in") from error
+            raise RefusedError(408, patience.lost()) from error
         if isinstance(error, EgmfError):
             raise RefusedError(422, said(error)) from error
         raise
@@ -151,7 +154,38 @@ def said(error: EgmfError) -> str:
     return text if text.startswith(("utterance ", "the clip", "the model")) else f"the request {text}"
 
 
-async def limited(request: Request, most: int) -> AsyncGenerator[bytes, None]:
+class Patience:
+    """How long a body is waited for: to the end of its time, and only while it comes in at some speed.
+
+    Made inside the loop, where its time begins.
+
+    Args:
+        seconds: that the whole body may take.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._begin = seconds, asyncio.get_running_loop().time()
+        self._slow = True
+        self.bound = asyncio.timeout_at(self._end(0))
+        """Inside it the body is read."""
+
+    def _end(self, seen: int) -> float:
+        by_speed = UPLOAD_GRACE_SECONDS + seen / UPLOAD_BYTES_A_SECOND
+        self._slow = by_speed < self._seconds
+        return self._begin + min(by_speed, self._seconds)
+
+    def seen(self, count: int) -> None:
+        """So many bytes have come in."""
+        self.bound.reschedule(self._end(count))
+
+    def lost(self) -> str:
+        """Why nobody waits any more."""
+        if self._slow:
+            return f"the body came in at less than {UPLOAD_BYTES_A_SECOND} bytes a second"
+        return f"the body took longer than {self._seconds:g} s to come in"
+
+
+async def limited(request: Request, most: int, patience: Patience) -> AsyncGenerator[bytes, None]:
     """A body as it comes in, refused as soon as it is seen to be larger.
 
     Raises:
@@ -166,6 +200,7 @@ async def limited(request: Request, most: int) -> AsyncGenerator[bytes, None]:
         seen += len(part)
         if seen > most:
             raise refusal
+        patience.seen(seen)
         yield part
 
 
@@ -212,8 +247,8 @@ def _form_headers(request: Request) -> Headers:
     return Headers({"content-type": f'{MULTIPART}; boundary="{boundary}"'})
 
 
-async def _form(request: Request, serving: Serving) -> FormData:
-    stream = limited(request, serving.max_bytes + OVERHEAD_BYTES + TEXT_BYTES)
+async def _form(request: Request, serving: Serving, patience: Patience) -> FormData:
+    stream = limited(request, serving.max_bytes + OVERHEAD_BYTES + TEXT_BYTES, patience)
     # What comes in lies in a file without a name, so that nothing is left of it whatever happens to this process.
     parser = _FormParser(
         _form_headers(request), stream,

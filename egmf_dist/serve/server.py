@@ -11,7 +11,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import uvicorn
@@ -149,9 +149,9 @@ def is_loopback(host: str) -> bool:
     return host == "localhost"
 
 
-def hosts_of(host: str) -> list[str] | None:
-    """By which names a server may be asked; None: by any."""
-    return [*LOCAL, *([host] if host not in LOCAL else [])] if is_loopback(host) else None
+def hosts_of(host: str, names: Sequence[str] = ()) -> list[str] | None:
+    """By which names a server may be asked, ``names`` of a proxy among them; None: by any."""
+    return list(dict.fromkeys((*LOCAL, host, *names))) if is_loopback(host) else None
 
 
 def run(app: FastAPI, service: Service, listening: socket.socket) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 
 from egmf_dist.errors import EgmfError
 from egmf_media.limits import Limits
@@ -22,6 +23,8 @@ LINES = 256
 """Of one body of JSON lines."""
 FRAMES_A_SECOND = 120
 """Of video: a clip of the longest length with more pictures is no recording."""
+UPLOAD_GRACE_SECONDS, UPLOAD_BYTES_A_SECOND = 10.0, 4 << 10
+"""A body that after the first is seen to come in more slowly than the second holds a place for nothing."""
 UPLOADS_A_PLACE = 4
 """Bodies that may come in at once for each place of the queue: a slow client holds one of these, and no place."""
 OVERHEAD_BYTES = 64 << 10
@@ -54,6 +57,8 @@ class Serving:
     """a Whisper, by folder or name on the hub, that the page may ask for words"""
     backbone: str | None = None
     """where the LLM lies now; null: as the folder says"""
+    names: list[str] = field(default_factory=list)
+    """by which it is asked besides its own, such as the name of a proxy before it: ["answers.example.org"]"""
 
     def check(self) -> None:
         """Refuse what cannot be meant.
@@ -70,6 +75,9 @@ class Serving:
                 raise EgmfError(f"--{name.replace('_', '-')} is {value:g}; seconds above 0 are needed")
         if self.batch is not None and self.batch < 1:
             raise EgmfError(f"--batch is {self.batch}; it must be 1 or more")
+        odd = next((name for name in self.names if not re.fullmatch(r"[0-9a-z.-]+|\[[0-9a-f:.]+\]", name)), None)
+        if odd is not None:
+            raise EgmfError(f"--names: {odd!r} is none; small letters, digits, dots and dashes are, without a port")
 
     @property
     def limits(self) -> Limits:

@@ -69,7 +69,7 @@ def serve(
     with ended_in_order(), bind(host, port) as listening:
         service = Service.open(model, serving)
         try:
-            app = build_app(service, token, hosts_of(host))
+            app = build_app(service, token, hosts_of(host, serving.names))
             if token is None and not is_loopback(host):
                 print(f"warning: whoever reaches {host} may ask; --token, or {TOKEN}, guards it", file=sys.stderr)
             if service.why_no_clips:

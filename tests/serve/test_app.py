@@ -18,6 +18,7 @@ from hostile_clips import many_frames, vast_pictures
 from tiny_encoders import whisper
 
 from egmf_dist import Utterance
+from egmf_dist.errors import EgmfError
 from egmf_dist.inference.model import Model, load
 from egmf_dist.inference.predict import row_of
 from egmf_dist.serve.app import build_app
@@ -315,6 +316,47 @@ def test_a_huge_body_is_refused_while_it_comes_in_and_a_slow_one_when_its_time_i
     assert "larger than" in huge[1]
     assert slow == (408, "the body took longer than 0.5 s to come in")
     assert left(service) == []
+
+
+def test_a_body_that_comes_in_drops_holds_its_place_for_a_moment_alone(service, monkeypatch):
+    monkeypatch.setattr("egmf_dist.serve.question.UPLOAD_GRACE_SECONDS", 0.3)
+    monkeypatch.setattr("egmf_dist.serve.question.UPLOAD_BYTES_A_SECOND", 1000)
+
+    async def work(client: httpx.AsyncClient) -> list[httpx.Response]:
+        drops = client.post("/predict", content=parts(b"{", 100, 0.2), headers={"content-type": "application/json"})
+        words = b'{"text": "I got the job!"}'
+        steady = parts(b" " * 500, 4, 0.3)  # longer than the grace, at more than enough speed
+
+        async def whole() -> AsyncIterator[bytes]:
+            async for part in steady:
+                yield part
+            yield words
+
+        steadily = client.post("/predict", content=whole(), headers={"content-type": "application/json"})
+        return list(await asyncio.gather(drops, steadily))
+
+    drops, steadily = asked(service, work)
+    assert (drops.status_code, drops.json()["error"]) == (408, "the body came in at less than 1000 bytes a second")
+    assert steadily.status_code == 200
+
+
+def test_a_proxy_may_ask_by_its_own_name_and_for_its_own_pages(service, monkeypatch):
+    monkeypatch.setattr(service, "serving", replace(SERVING, names=["answers.example.org"]))
+    client = TestClient(build_app(service, hosts=hosts_of("127.0.0.1", service.serving.names)), base_url=URL)
+    words, page = {"text": "I got the job!"}, "https://answers.example.org"
+    for host, origin, status in (
+        ("answers.example.org", page, 200),  # the proxy hands on the name that it was asked by
+        ("127.0.0.1:8000", page, 200),  # or asks by the server's own
+        ("127.0.0.1:8000", "https://evil.example.org", 403),
+        ("evil.example.org", "https://evil.example.org", 403),
+    ):
+        assert client.post("/predict", json=words, headers={"host": host, "origin": origin}).status_code == status
+
+
+@pytest.mark.parametrize("name", ["https://a.example", "a.example:80", "A b", ""])
+def test_a_name_that_is_none_is_refused(name):
+    with pytest.raises(EgmfError, match="--names"):
+        replace(SERVING, names=[name]).check()
 
 
 def test_whoever_comes_when_all_places_are_taken_is_told_when_to_come_again(service, monkeypatch):

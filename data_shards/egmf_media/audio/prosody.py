@@ -16,13 +16,13 @@ from egmf_media.audio.mel import BANDS, FFT, HIGHEST, HOP, LOWEST, SHAPE, WINDOW
 from egmf_media.audio.pitch import HIGHEST as HIGHEST_PITCH
 from egmf_media.audio.pitch import LOWEST as LOWEST_PITCH
 from egmf_media.audio.pitch import OCTAVE, VOICED, WIDTH, pitch
+from egmf_media.audio.pooling import POOLED, heard_hops, pooled, rows_of
 from egmf_media.decode.container import DECODING
 from egmf_media.decode.sound import RATE, Sound, read_sound
 from egmf_media.limits import Limits
 from egmf_media.specification import SOUND, Specification
 
 VERSION = 1
-POOLED = 10
 _BLOCK = 3000
 """Hops that are looked at together: 30 s."""
 _MEL = tuple(f"mel{n}" for n in range(BANDS))
@@ -77,9 +77,7 @@ class Prosody:
 def prosody(sound: Sound) -> np.ndarray:
     """float32 ``[frames, len(COLUMNS)]`` of 16 kHz mono sound; the last frame may be of five hops and more."""
     hops = max(1, -(-len(sound.samples) // HOP))
-    # Not a row more for the few milliseconds by which an encoder fills its last packet up, which one container
-    # remembers and another does not.
-    rows = max(1, round(hops / POOLED))
+    rows = rows_of(hops)
     base = np.empty((hops, BANDS + len(SHAPE) + 1), np.float32)
     hertz = np.empty(hops, np.float32)
     before = None
@@ -89,33 +87,9 @@ def prosody(sound: Sound) -> np.ndarray:
         base[here, :-1], before = spectra(frames(sound.samples, first, count, WINDOW), before)
         hertz[here], base[here, -1] = pitch(frames(sound.samples, first, count, WIDTH))
     described = np.concatenate([base, deltas(base[:, : BANDS + 1])], 1)
-    heard = _heard(sound, hops)
+    heard = heard_hops(sound, hops)
     voiced = heard & (hertz > 0)
     tone = np.where(voiced, 12 * np.log2(np.maximum(hertz, 1) / 27.5), 0).astype(np.float32)[:, None]
-    mean, deviation, share = _pooled(described, heard, rows)
-    tone_mean, tone_deviation, voiced_share = _pooled(tone, voiced, rows)
+    mean, deviation, share = pooled(described, heard, rows)
+    tone_mean, tone_deviation, voiced_share = pooled(tone, voiced, rows)
     return np.concatenate([mean, deviation, tone_mean, tone_deviation, voiced_share, share], 1)
-
-
-def _heard(sound: Sound, hops: int) -> np.ndarray:
-    """Whether more than half of a hop is decoded sound; bool ``[hops]``."""
-    edges = np.zeros(hops * HOP + 1, np.int32)
-    for first, last in sound.heard:
-        edges[first] += 1
-        edges[min(last, hops * HOP)] -= 1
-    there = np.cumsum(edges[:-1]).reshape(hops, HOP)
-    inside = np.minimum(HOP, np.maximum(len(sound.samples) - np.arange(hops) * HOP, 1))
-    return np.asarray(2 * (there > 0).sum(1) >= inside)
-
-
-def _pooled(x: np.ndarray, weight: np.ndarray, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean and deviation of the frames that count, and their share; float32 ``[rows, C]``, ``[rows, 1]``."""
-    x, weight = x[: rows * POOLED], weight[: rows * POOLED]
-    lacking = rows * POOLED - len(x)
-    w = np.pad(weight, (0, lacking)).reshape(rows, POOLED, 1).astype(np.float32)
-    there = np.pad(np.ones(len(x), np.float32), (0, lacking)).reshape(rows, POOLED, 1).sum(1)
-    blocks = np.pad(x, ((0, lacking), (0, 0))).reshape(rows, POOLED, -1)
-    n = np.maximum(w.sum(1), 1)
-    mean = (blocks * w).sum(1) / n
-    deviation = np.sqrt(((blocks - mean[:, None]) ** 2 * w).sum(1) / n)
-    return mean, deviation, w.sum(1) / there

@@ -82,7 +82,7 @@ def deployment(model: Path, token: str | None, serving: Serving, host: str, repl
             from egmf_dist.serve.app import build_app
             from egmf_dist.serve.server import hosts_of
 
-            return build_app(self.service, token, hosts_of(host))
+            return build_app(self.service, token, hosts_of(host, serving.names))
 
     # The application's own bounds answer 429, so the proxy lets through what they count.
     most = (1 + UPLOADS_A_PLACE) * serving.max_queue + 16
