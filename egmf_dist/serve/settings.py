@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from egmf_dist.errors import EgmfError
 from egmf_media.limits import Limits
@@ -57,7 +57,7 @@ class Serving:
     """a Whisper, by folder or name on the hub, that the page may ask for words"""
     backbone: str | None = None
     """where the LLM lies now; null: as the folder says"""
-    names: list[str] = field(default_factory=list)
+    names: tuple[str, ...] = ()
     """by which it is asked besides its own, such as the name of a proxy before it: ["answers.example.org"]"""
 
     def check(self) -> None:

@@ -341,7 +341,7 @@ def test_a_body_that_comes_in_drops_holds_its_place_for_a_moment_alone(service, 
 
 
 def test_a_proxy_may_ask_by_its_own_name_and_for_its_own_pages(service, monkeypatch):
-    monkeypatch.setattr(service, "serving", replace(SERVING, names=["answers.example.org"]))
+    monkeypatch.setattr(service, "serving", replace(SERVING, names=("answers.example.org",)))
     client = TestClient(build_app(service, hosts=hosts_of("127.0.0.1", service.serving.names)), base_url=URL)
     words, page = {"text": "I got the job!"}, "https://answers.example.org"
     for host, origin, status in (
@@ -356,7 +356,7 @@ def test_a_proxy_may_ask_by_its_own_name_and_for_its_own_pages(service, monkeypa
 @pytest.mark.parametrize("name", ["https://a.example", "a.example:80", "A b", ""])
 def test_a_name_that_is_none_is_refused(name):
     with pytest.raises(EgmfError, match="--names"):
-        replace(SERVING, names=[name]).check()
+        replace(SERVING, names=(name,)).check()
 
 
 def test_whoever_comes_when_all_places_are_taken_is_told_when_to_come_again(service, monkeypatch):

@@ -81,6 +81,8 @@ def test_a_second_click_while_the_person_is_asked_opens_no_second_camera(server,
             }"""
         )
         shown.page.wait_for_selector("#record[aria-pressed=true]")
+        shown.page.click("#go")
+        assert shown.page.inner_text("#error") == "Stop the recording first."
         shown.page.click("#record")
         shown.page.wait_for_selector("#remove:not([hidden])")
         live = "window.streams.flatMap(one => one.getTracks()).filter(one => one.readyState === 'live').length"
@@ -94,10 +96,17 @@ def test_what_goes_wrong_is_said_where_it_is_heard(server, tmp_path):
         page = shown.page
         page.click("#go")
         assert page.inner_text("#error") == "Give a recording, or words."
-        page.set_input_files("#file", str(tmp_path / "a.mp4"))
+        page.select_option("#tongue", "zh")
         page.click("#go")
+        assert (page.inner_text("#error"), page.get_attribute("#error", "lang")) == ("请给出录像或文字。", "zh-CN")
+        page.fill("#text", "word 3")
+        page.click("#go")
+        page.wait_for_selector("#result:not([hidden])")
+        page.set_input_files("#file", str(tmp_path / "a.mp4"))
+        page.click("#go")  # and the answer to what was asked before does not stay there
         page.wait_for_selector("#error:not(:empty)")
         assert page.inner_text("#error").startswith("the clip: is no media file")
+        assert page.get_attribute("#error", "lang") == "en"  # the server's own words
         assert page.get_attribute("#error", "role") == "alert"
         assert page.is_hidden("#result")
         # The browser itself complains of the refusal, and of nothing else.

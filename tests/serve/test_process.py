@@ -11,11 +11,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 
+from egmf_dist import Utterance, load
 from egmf_dist.bench.serving import Client, answered_at_stop, ask_for, form, started
+from egmf_dist.inference.predict import row_of
 from egmf_launcher.cli import main
 
 SECONDS, CLIENTS, WARM = 8.0, 6, 12
@@ -136,3 +140,36 @@ def test_the_load_knows_what_is_wrong():
     assert found.wrong() == ["good: 1 answered 500", "broken: 1 answered 200", "good: ConnectionResetError: x"]
     assert found.quantile(0.99) == 0.5
     assert form({"a": "b"}, b"c").count(b"egmf-load") == 3
+
+
+def test_replicas_under_ray_answer_as_one_process_does_and_end_in_order(exported, recorded):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    clip, words = recorded / "clips" / "c1.mp4", "I got the job!"
+    token = {"authorization": "Bearer s3cret"}
+    options = ["--ray", "--replicas", "2", "--port", str(port)]
+    with started(exported, options, os.environ | {"EGMF_SERVE_TOKEN": "s3cret"}) as server, httpx.Client(
+        base_url=server.url, timeout=120
+    ) as client:  # fmt: skip
+
+        def ask(data: bytes, headers: dict[str, str] = token) -> httpx.Response:
+            return client.post("/predict", files={"clip": ("a.mp4", data)}, data={"text": words}, headers=headers)
+
+        assert client.get("/health").json()["status"] == "ok"
+        assert ask(clip.read_bytes(), {}).status_code == 401
+        answers = [ask(clip.read_bytes()) for _ in range(6)]  # of both replicas, whichever is free
+        assert [answer.status_code for answer in answers] == [200] * 6, server.log.read_text()
+        broken = ask(b"no clip at all")
+        assert (broken.status_code, list(broken.json())) == (422, ["error"])
+        with ThreadPoolExecutor(4) as running:
+            last = [running.submit(ask, clip.read_bytes()) for _ in range(4)]
+            time.sleep(0.05)
+            assert server.stop() == 0, server.log.read_text()
+            assert {one.result().status_code for one in last if not one.exception()} <= {200, 503}
+        assert "Traceback" not in server.log.read_text()
+    own = row_of(0, load(exported).predict(Utterance(words), clip=clip))
+    for answer in answers:
+        assert answer.json()["answers"].keys() == own["answers"].keys()
+        for task, said in answer.json()["answers"].items():
+            assert said["probabilities"] == pytest.approx(own["answers"][task]["probabilities"], abs=1e-5)

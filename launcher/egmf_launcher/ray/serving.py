@@ -61,6 +61,9 @@ def serve_under_ray(
         print(f"serving: http://{where[0]}:{where[1]}", flush=True)
         stop.wait()
         print("stopping: replicas answer what is running", flush=True)
+        # The proxy first learns that the application goes and its replicas finish; `shutdown` alone ends the proxy,
+        # and with it every connection whose answer is still being made.
+        serve.delete("egmf")
         serve.shutdown()
     print("stopped", flush=True)
 
