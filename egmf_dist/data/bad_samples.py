@@ -136,7 +136,7 @@ def read_quarantine(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     lines = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             found = json.loads(line)
             lines.append(found | {"position": int(found["position"]), "sample": int(found["sample"])})

@@ -47,14 +47,27 @@ def drop_words(sample: Sample, rate: float, rng: np.random.Generator) -> Sample:
     return replace(sample, text=text.strip())
 
 
-def add_noise(sample: Sample, stream: str, decibels: float, rng: np.random.Generator) -> Sample:
-    """White noise on a stream, whose power is the stream's own (about its mean, over all frames and dimensions of this
-    sample) over 10 ** (decibels / 10)."""
+def add_noise(
+    sample: Sample, stream: str, decibels: float, rng: np.random.Generator, std: np.ndarray | None = None
+) -> Sample:
+    """White noise on a stream, whose power in each dimension is that dimension's own over 10 ** (decibels / 10).
+
+    Extractors write magnitudes of 1e4 beside 1e-3: noise of one deviation for all would be nothing in some dimensions
+    and everything in others.
+
+    Args:
+        sample: left as it is where it lacks the stream.
+        stream: its name.
+        decibels: signal to noise.
+        rng: draws it.
+        std: float64 ``[dim]``, each dimension's deviation over the training split; None: over this sample's frames,
+            which says nothing of a sample with one frame.
+    """
     frames = sample.features.get(stream)
     if frames is None:
         return sample
-    deviation = float(np.sqrt(np.square(frames - frames.mean(0)).mean() / 10 ** (decibels / 10)))
-    noisy = frames + rng.normal(scale=deviation, size=frames.shape)
+    own = frames.astype(np.float64).std(0) if std is None else std
+    noisy = frames + rng.normal(size=frames.shape) * own * 10 ** (-decibels / 20)
     return replace(sample, features={**sample.features, stream: noisy.astype(np.float32)})
 
 
@@ -110,21 +123,25 @@ class Augmentation:
         return drop_words(sample, rng.random() * self.words, rng)
 
 
-def exchanged(truth: Sequence[object], rng: np.random.Generator) -> list[int | None]:
+def exchanged(truth: Sequence[str] | Sequence[float], rng: np.random.Generator) -> list[int | None]:
     """For each of some samples another one with another truth, each at most once; None where there is none left.
 
+    A number's partner is half of all samples away in their order, so that the two truths are far apart: whose of two
+    near ones an answer is nearer to says nothing.
+
     Args:
-        truth: of the samples.
+        truth: of the samples: classes, or numbers.
         rng: draws who goes with whom.
     """
-    names = [str(t) for t in truth]
     # Sorted by truth and turned by the size of the largest group, nobody meets his own group, unless that has more than
     # half of all.
-    by_truth = sorted(rng.permutation(len(truth)).tolist(), key=names.__getitem__)
-    largest = max(Counter(names).values(), default=0)
+    by_truth = sorted(rng.permutation(len(truth)).tolist(), key=truth.__getitem__)
+    turn = max(Counter(truth).values(), default=0)
+    if truth and not isinstance(truth[0], str):
+        turn = max(turn, len(truth) // 2)
     partner: list[int | None] = [None] * len(truth)
     for place, i in enumerate(by_truth):
-        other = by_truth[(place + largest) % len(truth)]
-        if names[other] != names[i]:
+        other = by_truth[(place + turn) % len(truth)]
+        if truth[other] != truth[i]:
             partner[i] = other
     return partner

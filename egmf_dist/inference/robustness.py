@@ -29,7 +29,7 @@ from egmf_dist.inference.opened import Opened
 from egmf_dist.inference.predictions import Prediction
 from egmf_dist.inference.score import evaluate_predictions
 from egmf_dist.metrics.by_task import HEADLINE
-from egmf_shards import CLASSIFICATION, TEXT, Sample, Task
+from egmf_shards import CLASSIFICATION, TEXT, FeatureInput, Sample, Task
 
 SEED = 0
 RATES = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9)
@@ -47,8 +47,11 @@ def robustness(opened: Opened) -> dict[str, Any]:
     Returns:
         On every rank what the file holds: ``rates``, ``decibels``, and by task ``metric``, ``clean``, ``curves`` (by
         stream, ``words`` or ``all frames``: ``drop`` and ``noise``, pairs of rate or decibels and metric), ``removed``,
-        ``context``, ``area`` (by stream the mean of its drop curve), ``area_all`` (their mean) and ``conflict`` (by
-        stream ``n`` and the shares of the answers that follow the exchanged stream's truth, the rest's, or neither).
+        ``context``, ``area`` (by stream the mean of its drop curve), ``area_all`` (their mean; None where one of them
+        is undefined) and ``conflict`` (by stream ``n`` and the shares of the answers that follow the exchanged stream's
+        truth, the rest's, or neither; ``follows_stream_before``: what the first share is of the same samples with
+        nothing exchanged, as far as a timid answer lies nearer to the other truth by itself). And ``area``, the one
+        number of the run: the mean of its tasks' ``area_all``.
 
     Raises:
         ShardError: a sample is damaged.
@@ -77,7 +80,7 @@ class _Robustness:
                 self._point(key, "drop", rate, _dropping(stream, rate))
             if stream != TEXT:
                 for decibels in DECIBELS:
-                    self._point(key, "noise", decibels, _noisy(stream, decibels))
+                    self._point(key, "noise", decibels, self._noisy(stream, decibels))
         own = [stream for stream in streams if stream != TEXT]
         if len(own) > 1:
             for rate in RATES[1:]:
@@ -137,13 +140,26 @@ class _Robustness:
             return with_stream_of(sample, other, stream)
 
         rows = self.opened.score(f"{stream} of another sample", change=change, indices=numbers)
-        votes: dict[str, list[str]] = {}
+        votes: dict[str, list[tuple[str, str]]] = {}
         for number, row in zip(numbers, rows, strict=False):
-            theirs = clean[partner[number]]["truth"]
-            votes.setdefault(row["task"], []).append(whom(self.tasks[row["task"]], row, theirs))
-        for name, own in votes.items():
+            task, theirs = self.tasks[row["task"]], clean[partner[number]]["truth"]
+            votes.setdefault(row["task"], []).append((whom(task, row, theirs), whom(task, clean[number], theirs)))
+        for name, pairs in votes.items():
+            own, before = zip(*pairs, strict=True)
             shares = {vote: own.count(vote) / len(own) for vote in ("follows_stream", "follows_rest", "neither")}
+            shares["follows_stream_before"] = before.count("follows_stream") / len(before)
             self._put("conflict", stream, {name: {"n": len(own), **shares}})
+
+    def _noisy(self, stream: str, decibels: int) -> Change:
+        known = self.opened.data.standardisations
+
+        def change(_: int, sample: Sample) -> Sample:
+            frames = sample.features.get(stream)
+            own = None if frames is None else known.get(FeatureInput(stream, frames.shape[1]).key)
+            rng = drawn_from(SEED, "noise", stream, sample.id)
+            return add_noise(sample, stream, decibels, rng, None if own is None else own.std)
+
+        return change
 
     def _written(self, samples: int) -> dict[str, Any]:
         opened = self.opened
@@ -151,8 +167,7 @@ class _Robustness:
         def write() -> dict[str, Any]:
             for own in self.found.values():
                 own["area"] = {key: area(curves["drop"]) for key, curves in own["curves"].items()}
-                known = [value for key, value in own["area"].items() if value is not None and key != FRAMES]
-                own["area_all"] = float(np.mean(known)) if known else None
+                own["area_all"] = mean_of([value for key, value in own["area"].items() if key != FRAMES])
             result = {
                 "split": opened.split,
                 "checkpoint": opened.checkpoint,
@@ -160,6 +175,7 @@ class _Robustness:
                 "samples": samples,
                 "rates": list(RATES),
                 "decibels": list(DECIBELS),
+                "area": mean_of([own["area_all"] for own in self.found.values()]),
                 "tasks": self.found,
             }
             opened.run.evaluations.mkdir(exist_ok=True)
@@ -176,6 +192,12 @@ def area(curve: Sequence[Sequence[float | None]]) -> float | None:
     if any(value is None for value in values):
         return None
     return float(np.trapezoid(values, rates) / (rates[-1] - rates[0]))
+
+
+def mean_of(values: Sequence[float | None]) -> float | None:
+    """None where one is undefined: a mean of the others would rise as a model gets worse."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known and len(known) == len(values) else None
 
 
 def whom(task: Task, row: Prediction, theirs: Any) -> str:
@@ -222,10 +244,6 @@ def _dropping_all(streams: Sequence[str], rate: float) -> Change:
         return sample
 
     return change
-
-
-def _noisy(stream: str, decibels: int) -> Change:
-    return lambda _, sample: add_noise(sample, stream, decibels, drawn_from(SEED, "noise", stream, sample.id))
 
 
 def _shuffled(_: int, sample: Sample) -> Sample:

@@ -9,6 +9,7 @@ from pathlib import Path
 from egmf_dist.config import load_run_config
 from egmf_dist.report.read import read_run
 from egmf_dist.run.folder import Run, step_of
+from egmf_dist.run.records import ended, read_records
 from egmf_dist.run.tracking import Trackers, numbers_of_tasks, read_trackers
 
 
@@ -37,6 +38,7 @@ def publish(folder: Path, files: Sequence[Path]) -> tuple[list[str], list[str]]:
         step = step_of(Path(str(evaluation.get("checkpoint"))).name) or 0
         trackers.add(step, numbers_of_tasks(split, evaluation["tasks"]))
     trackers.attach(files)
-    trackers.close(finished=True)
+    # A tracker shows the run again as it stood: a report does not make a training that failed a finished one.
+    trackers.close(finished=ended(read_records(run.metrics)))
     complaints = trackers.complaints()
     return [f"{name}: {where}" for name, where in trackers.where.items()], complaints

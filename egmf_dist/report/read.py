@@ -125,7 +125,8 @@ def _manifest(run: Run) -> dict[str, Any]:
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    # Not splitlines: it ends a line also at signs that a text may hold (U+2028, U+0085).
+    for number, line in enumerate(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"), start=1):
         try:
             row = json.loads(line)
             missing = {"task", "truth", "predicted"} - set(row)

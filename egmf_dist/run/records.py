@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,11 @@ def _stays(record: Mapping[str, Any], resumed: Progress) -> bool:
     """A validation that a checkpoint does not know of is done again, too."""
     step, kind = record.get("step", 0), record["kind"]
     return step <= (resumed.validated if kind == "valid" and step == resumed.step else resumed.step) and kind != "end"
+
+
+def ended(records: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether training came to its end, or was told to stop, and did not begin again; warnings may come after."""
+    return next((r["kind"] == "end" for r in reversed(records) if r.get("kind") in ("start", "end")), False)
 
 
 class Records:

@@ -104,7 +104,7 @@ def _with_words(source: Path, out: Path, recordings: Recordings, task: Task) -> 
     assert recordings.clips is not None
     assert recordings.transcribe is not None
     place = out.with_name(f"{out.name}-features")
-    lines = [json.loads(line) for line in source.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    lines = [json.loads(line) for line in source.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     silent = [line for line in lines if not str(line.get("text") or "").strip()]
     clips = [clip_of(line, recordings.clips, str(source)) for line in silent]
     found = transcribe_clips(clips, place, recordings.transcribe)

@@ -60,6 +60,8 @@ def evaluate(
     run = Run(path)
     if not run.config.is_file():
         raise EgmfError(f"run {run}: no {run.config.name} in it, so it is no run; give runs/NAME of a trained run")
+    if wanted.robustness and wanted.remove:
+        raise EgmfError("--remove beside --robustness: that takes each modality away itself; leave one of them out")
     config = load_run_config(run.config)
     decision = choose(launch)
     if decision.way == "leave":
@@ -110,7 +112,8 @@ def print_robustness(found: Mapping[str, Any]) -> None:
         console.print(table)
         for stream, votes in (task.get("conflict") or {}).items():
             console.print(
-                f"{stream} of another sample: {votes['follows_stream']:.0%} of {votes['n']} answers follow it, "
+                f"{stream} of another sample: {votes['follows_stream']:.0%} of {votes['n']} answers follow it "
+                f"({votes['follows_stream_before']:.0%} did with their own), "
                 f"{votes['follows_rest']:.0%} the rest, {votes['neither']:.0%} neither",
                 markup=False,
             )

@@ -176,7 +176,7 @@ def test_the_extractor_comes_back_from_the_specification_and_only_the_same():
         ({}, "feature streams by name are needed"),
         ({"Audio": "prosody"}, "'Audio' is no name of a stream"),
         ({"text": "prosody"}, "'text' is no name of a stream"),
-        ({"audio": {"extractor": "prosodie"}}, "audio: extractor is 'prosodie'; one of prosody, face"),
+        ({"audio": {"extractor": "prosodie"}}, "audio: extractor is 'prosodie'; one of prosody, egemaps, face"),
         ({"audio": {"extractor": "prosody", "rate": 5}}, "audio: prosody has no setting 'rate'; it has nothing"),
         ({"vision": {"extractor": "face", "rate": "fast"}}, "vision: rate is 'fast', a str"),
         ({"vision": {"extractor": "face", "rate": 0}}, "vision: face: rate is 0"),

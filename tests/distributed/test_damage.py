@@ -81,6 +81,7 @@ def test_two_ranks(data, random_backbone, run_ranks, tmp_path) -> None:
         assert set(found["context"]) == {"shuffled", "removed"}
         for votes in found["conflict"].values():
             assert votes["n"] > 0
+            assert 0 <= votes["follows_stream_before"] <= 1
             assert votes["follows_stream"] + votes["follows_rest"] + votes["neither"] == pytest.approx(1)
         assert result["greedy"]["tasks"][name]["n"] == own["n"]
     drawn = {path.name for path in write_report(run.folder)}

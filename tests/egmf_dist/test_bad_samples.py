@@ -168,6 +168,13 @@ def test_a_damaged_quarantine_file_is_read_up_to_the_damage(tmp_path, line):
     assert account.quarantined == {3}
 
 
+def test_a_reason_may_hold_signs_that_end_lines_elsewhere(tmp_path):
+    lines = [{"position": n, "sample": n, "epoch": 0, "key": "k", "reason": "so\u2028it goes"} for n in (3, 5)]
+    Run(tmp_path).quarantine.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    account = BadSamples(DataConfig(bad_samples="quarantine"), Run(tmp_path), 30, BATCH, Progress(position=20))
+    assert account.quarantined == {3, 5}
+
+
 def test_strict_counts_nothing(tmp_path):
     counts = Progress()
     account = BadSamples(DataConfig(), Run(tmp_path), 100, BATCH, counts)

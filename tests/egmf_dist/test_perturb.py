@@ -13,7 +13,7 @@ from egmf_dist.config import Config, DataConfig
 from egmf_dist.data import perturb
 from egmf_dist.data.perturb import Augmentation, drawn_from
 from egmf_dist.inference import opened
-from egmf_dist.inference.robustness import area, robustness, whom
+from egmf_dist.inference.robustness import area, mean_of, robustness, whom
 from egmf_dist.run.folder import Run
 from egmf_shards import Sample, Turn
 
@@ -59,6 +59,17 @@ def test_noise_has_the_power_it_says() -> None:
     assert np.square(noise).mean() == pytest.approx(np.square(own - own.mean(0)).mean() / 10, rel=0.1)
 
 
+def test_noise_is_of_each_dimensions_own_size_and_of_the_training_splits_where_it_is_known() -> None:
+    frames = np.random.default_rng(1).normal(size=(2000, 3)) * [1e4, 1.0, 1e-3] + [0.0, 5.0, 1.0]
+    sample = clip(features={"audio": frames.astype(np.float32)})
+    noise = perturb.add_noise(sample, "audio", 20.0, drawn_from(0)).features["audio"] - sample.features["audio"]
+    assert noise.std(0) / frames.std(0) == pytest.approx([0.1, 0.1, 0.1], rel=0.1)
+    one = clip(features={"audio": np.zeros((1, 3), np.float32)})
+    std = np.array([2.0, 0.0, 4.0])
+    drawn = [perturb.add_noise(one, "audio", 0.0, drawn_from(0, n), std).features["audio"][0] for n in range(2000)]
+    assert np.std(drawn, axis=0) == pytest.approx(std, rel=0.1)
+
+
 def test_context_goes_or_is_shuffled() -> None:
     sample = clip()
     assert perturb.without_context(sample).context == ()
@@ -77,6 +88,11 @@ def test_streams_are_exchanged_with_another_truth() -> None:
     assert len(known) == 4
     assert all(lopsided[i] != lopsided[p] for i, p in known)
     assert perturb.exchanged(["joy"] * 3, drawn_from(0)) == [None] * 3
+    numbers = [round(0.2 * (n % 11) - 1, 1) for n in range(110)]  # SIMS's grid
+    partner = perturb.exchanged(numbers, drawn_from(0))
+    far = [abs(numbers[i] - numbers[p]) for i, p in enumerate(partner) if p is not None]
+    assert len(far) == 110
+    assert min(far) >= 0.8
     other = clip(text="no", features={"audio": np.ones((2, 3), np.float32)})
     assert perturb.with_stream_of(clip(), other, "text").text == "no"
     assert len(perturb.with_stream_of(clip(), other, "audio").features["audio"]) == 2
@@ -115,6 +131,9 @@ def test_votes_and_areas(tasks) -> None:
     assert area([[0.0, 1.0], [0.5, 0.5], [1.0, 0.0]]) == pytest.approx(0.5)
     assert area([[0.0, 1.0], [0.1, 1.0], [0.9, 0.2]]) == pytest.approx((0.1 + 0.8 * 0.6) / 0.9)
     assert area([[0.0, 1.0], [0.5, None]]) is None
+    assert mean_of([0.5, 0.7]) == pytest.approx(0.6)
+    assert mean_of([0.5, None]) is None  # or it would rise where a model gets so bad that nothing is defined
+    assert mean_of([]) is None
 
 
 def test_a_task_has_no_curve_of_a_stream_that_its_samples_lack(tasks, tmp_path) -> None:
@@ -132,13 +151,15 @@ def test_a_task_has_no_curve_of_a_stream_that_its_samples_lack(tasks, tmp_path) 
     rows = [row | {"probabilities": row["probabilities"] / row["probabilities"].sum()} for row in rows]
     opened = SimpleNamespace(
         run=Run(tmp_path), split="test", checkpoint="adapters/x", shards=None,
-        data=SimpleNamespace(tasks=tasks, modalities=["text", "audio", "vision"]),
+        data=SimpleNamespace(tasks=tasks, modalities=["text", "audio", "vision"], standardisations={}),
         config=SimpleNamespace(data=SimpleNamespace(context_turns=0)),
         score=lambda what, remove=(), change=None, indices=None: [rows[i] for i in indices or range(len(rows))],
     )  # fmt: skip
     found = robustness(opened)["tasks"]
     assert set(found["emotion"]["curves"]) == set(found["emotion"]["area"]) == {"words", "audio"}
     assert set(found["sentiment"]["curves"]) == {"words", "audio", "vision", "all frames"}
+    audio = found["sentiment"]["conflict"]["audio"]
+    assert (audio["follows_rest"], audio["follows_stream_before"]) == (1, 0)
     assert [set(found[task]["removed"]) for task in tasks] == [{"text", "audio"}, {"text", "audio", "vision"}]
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from egmf_dist.errors import EgmfError
+from egmf_dist.files import write_json_lines
 from egmf_dist.metrics.by_task import evaluate_task
 from egmf_dist.report import write_report
 from egmf_dist.report.curves import comparison_figure, smooth, training_figure, validation_lines
@@ -187,6 +188,16 @@ def test_without_predictions_or_gates(run: Path) -> None:
     assert not [name for name in planned(run) if name.startswith("gates")]
     path.unlink()
     assert planned(run) == ["training", "confusion-emotion-test", "missing-test"]
+
+
+def test_a_text_may_hold_signs_that_end_lines_elsewhere(run: Path) -> None:
+    path = run / "evaluation" / "predictions-test.jsonl"
+    rows = [json.loads(line) | {"text": "so\u2028it\u0085goes"} for line in path.read_text().split("\n") if line]
+    write_json_lines(path, rows)
+    assert "\u2028" in path.read_text()
+    found = read_run(run).predictions["test"]
+    assert len(found) == len(rows)
+    assert found[3]["text"] == "so\u2028it\u0085goes"
 
 
 def test_nothing_to_draw_says_what_to_run_first(tmp_path: Path) -> None:

@@ -250,6 +250,12 @@ def test_ones_own_tracker(mine: list[Any], tmp_path: Path) -> None:
         *[("a project", 0, {}), ["config.yaml"], steps[0], valid[0], False],
         *[("a project", 1, known), ["config.yaml"], *steps[1:], valid[3], True],
     ]
+    assert publish(run.folder, [])[1] == []
+    assert mine[-1] is True
+    with open(run.metrics, "a", encoding="utf-8") as file:  # it began again, and its records stop there
+        file.write('{"kind": "start", "step": 4}\n{"kind": "warning", "step": 4, "message": "no"}\n')
+    assert publish(run.folder, [])[1] == []
+    assert mine[-1] is False  # which a report does not change
     run.lock.write_text("{}")
     assert publish(run.folder, []) == ([], [f"{run} is being trained: a report after its end goes to mine:Keeps"])
 

@@ -273,6 +273,7 @@ def test_damaged_and_moved(place: Path, tmp_path: Path, monkeypatch: pytest.Monk
         ([*evaluate, *data, *model, "--evaluation.batch_size", "0"], "evaluation.batch_size is 0"),
         ([*evaluate, *data, "--backbone.path", "nowhere"], "--backbone.path nowhere is no folder that holds the backb"),
         ([*evaluate, *data, *model, "--remove", "smell"], "modality 'smell' does not exist"),
+        ([*evaluate, *data, *model, "--remove", "audio", "--robustness"], "--remove beside --robustness: that takes"),
         (resume, "its backbone, 'model' when it was trained, cannot be found (looked in"),
         ([*resume, *model], "data.shards names data, which holds no manifest.json"),
         ([*resume, *model, "--data.shards", "[other]"], "the shards in data.shards changed: other data than"),

@@ -72,7 +72,8 @@ def _in_file(source: Path, folder: Path) -> Iterator[ClipFile]:
 
 def _lines(source: Path) -> Iterable[str]:
     try:
-        return source.read_bytes().decode("utf-8-sig").splitlines()
+        # Not splitlines: it ends a line also at signs that a text in JSON may hold (U+2028, U+0085).
+        return source.read_bytes().decode("utf-8-sig").split("\n")
     except OSError as error:
         raise MediaError(f"{source}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:

@@ -132,7 +132,7 @@ def read_report(out: Path) -> list[dict[str, Any]]:
     """
     file = out / REPORT
     try:
-        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
     except (OSError, ValueError) as error:
         raise MediaError(f"{file}: no readable report; `egmf features extract` writes it") from error
     if not all(isinstance(line, dict) and {"id", "stream", "status"} <= line.keys() for line in lines):
