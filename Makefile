@@ -39,10 +39,11 @@ kernel-tables: install   ## the shipped tile tables against the reference, inter
 	EGMF_KERNEL_TABLES=all $(BIN)/python -m pytest tests/kernels/test_tables.py
 
 faults: install          ## what a run survives (docs/reliability.md), in every ZeRO stage and precision
-	EGMF_FAULTS=all $(BIN)/python -m pytest -n 2 --dist loadfile tests/distributed/test_elastic.py tests/distributed/test_stopping.py \
-	  tests/distributed/test_training.py tests/distributed/test_bad_data.py tests/egmf_dist/test_checkpoint.py tests/egmf_dist/test_saver.py \
-	  tests/egmf_dist/test_lock.py tests/launcher/test_runs.py tests/launcher/test_ray.py tests/launcher/test_ray_guard.py \
-	  tests/distributed/test_hangs.py tests/distributed/test_disks.py tests/launcher/test_hosts.py tests/launcher/test_kills.py
+	EGMF_FAULTS=all $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=25 \
+	  tests/launcher/test_hosts.py tests/launcher/test_runs.py tests/distributed/test_elastic.py tests/launcher/test_kills.py \
+	  tests/distributed/test_hangs.py tests/distributed/test_stopping.py tests/distributed/test_training.py tests/launcher/test_ray.py \
+	  tests/launcher/test_ray_guard.py tests/distributed/test_bad_data.py tests/distributed/test_disks.py tests/egmf_dist/test_checkpoint.py \
+	  tests/egmf_dist/test_saver.py tests/egmf_dist/test_lock.py
 
 soak: install            ## twenty kills at random moments of random processes: half an hour
 	EGMF_FAULTS=soak $(BIN)/python -m pytest tests/launcher/test_kills.py

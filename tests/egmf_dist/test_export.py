@@ -63,6 +63,23 @@ def test_an_exported_model_gives_the_answers_of_the_run(trained, make_samples, t
         assert {"experts", "modalities"} & answer.diagnostics.keys() or answer.diagnostics
 
 
+BF16 = 0.1
+"""How far a probability may be from fp32's; docs/use.md says so."""
+
+
+def test_in_bf16_the_answers_are_near_those_of_fp32(trained, make_samples, tmp_path):
+    run, _, _ = trained("lora")
+    samples = asked(make_samples(16))
+    export(run, tmp_path / "out")
+    whole, half = (load(tmp_path / "out", dtype=dtype).predict(samples) for dtype in (torch.float32, torch.bfloat16))
+    apart = [
+        max(abs(p - other.probabilities[name]) for name, p in one.probabilities.items())
+        for one, other in zip(whole, half, strict=True)
+    ]
+    assert 1e-6 < max(apart) < BF16
+    assert np.mean([one.answer == other.answer for one, other in zip(whole, half, strict=True)]) > 0.9
+
+
 def test_the_adapter_is_pefts_own(trained, families, tmp_path):
     """On the plain model, by PEFT alone, the logits are the trained LLM's."""
     from peft import PeftModel
