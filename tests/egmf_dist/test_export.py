@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -76,6 +77,27 @@ def test_the_adapter_is_pefts_own(trained, families, tmp_path):
         with_adapter = PeftModel.from_pretrained(plain, tmp_path / "out" / "adapter").eval()(ids).logits
         torch.testing.assert_close(with_adapter, model.backbone(ids).logits, rtol=1e-5, atol=1e-5)
     assert (with_adapter - before).abs().max() > 1e-2
+
+
+def test_a_run_is_the_same_model_in_every_process(trained, tmp_path):
+    """What a prediction is gone on by: PEFT keeps names in sets, whose order is another one in each process."""
+    run, _, _ = trained("lora")
+    program = (
+        "import sys, json, pathlib\n"
+        "from egmf_dist.inference.export import export\n"
+        "from egmf_dist.run.folder import Run\n"
+        "print(json.dumps(export(Run(pathlib.Path(sys.argv[1])), pathlib.Path(sys.argv[2]))['sha256']))\n"
+    )
+    found = []
+    for seed in "123":
+        command = [sys.executable, "-c", program, str(run.folder), str(tmp_path / seed)]
+        done = subprocess.run(
+            command, env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+    assert found[0] == found[1] == found[2]
+    assert "adapter/adapter_config.json" in found[0]
 
 
 BLOCKED = """
