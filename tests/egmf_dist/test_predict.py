@@ -62,10 +62,10 @@ class TestPredict:
         assert [row["id"] for row in found[:7]] == ["one", "wide", "gone", 3, "five", "six", "odd"]
         assert len(found) == 72
         assert [number for number, row in enumerate(found) if "error" in row] == [1, 2, 6, 7, 8, 9, 70, 71]
-        assert "gone.npy cannot be read" in found[2]["error"]
+        assert "gone.npy: cannot be read" in found[2]["error"]
         assert found[6]["error"].startswith("line 7: has no use for 'mood'; it may have id, text")
         assert found[7]["id"] == 8
-        assert "empty.npy cannot be read" in found[7]["error"]
+        assert "empty.npy: no .npy file; numpy.save" in found[7]["error"]
         assert "half a character" in found[8]["error"]
         assert "has neither text nor features" in found[9]["error"]
         assert found[70]["error"].startswith("line 72: ")  # after an empty one
@@ -135,7 +135,7 @@ class TestPredict:
         model = load(exported)
         output = Output(tmp_path / "out.jsonl", {"input": "a", "model": "b", "tasks": None})
         assert output.begin() == 0
-        output.write([{"id": 1}])
+        output.write([{"id": 1, "answers": {}}])
         with monkeypatch.context() as patch:
             patch.setattr(os, "fsync", full)
             with pytest.raises(EgmfError, match="No space left on device; start again to go on"):
