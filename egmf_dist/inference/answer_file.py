@@ -31,7 +31,7 @@ def answer_file(job: PredictJob, console: bool) -> dict[str, Any]:
     with distributed.failing_together(), distributed.alone():
         source = open_source(job.source, job.split)
         model = load(job.model, backbone=job.backbone, device=distributed.device(), trust_code=job.trust_code)
-        source.check(model)
+        source.check(model, job.tasks)
     if console:
         print(model, flush=True)
     columns = (TextColumn("answering"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

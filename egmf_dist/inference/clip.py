@@ -7,28 +7,21 @@ reason; what this machine lacks (weights, a library) is an error, because the mo
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from egmf_dist.errors import EgmfError
 from egmf_dist.features import check_specifications, parse
-from egmf_dist.inference.utterance import Utterance
+from egmf_dist.inference.utterance import NotedSample, Utterance
 from egmf_media.errors import MediaError
 from egmf_media.extract import FAILED, OK, Extractor, Outcome, extract_one
 from egmf_media.extractors import extractor_of, settings_of
 from egmf_media.limits import Limits
 from egmf_media.specification import Specification, read_stream
 from egmf_shards import FeatureInput, Sample
-
-
-@dataclass(frozen=True)
-class ClipSample(Sample):
-    """A sample out of a clip, with what is to be said about that."""
-
-    why_absent: Mapping[str, str] = field(default_factory=dict)
-    made_by: Mapping[str, str] = field(default_factory=dict)
+from egmf_shards.messages import unbroken
 
 
 @dataclass(frozen=True)
@@ -44,8 +37,9 @@ class ClipFeatures:
 
     def noted(self, sample: Sample) -> Sample:
         """A sample that says so."""
-        own = {f.name: getattr(sample, f.name) for f in fields(Sample)}
-        return ClipSample(**own, why_absent=dict(self.why_absent), made_by=dict(self.made_by))
+        own = {f.name: getattr(sample, f.name) for f in fields(sample)}
+        said = {"why_absent": {**own.get("why_absent", {}), **self.why_absent}, "made_by": dict(self.made_by)}
+        return NotedSample(**own | said)
 
 
 class ClipReader:
@@ -174,5 +168,5 @@ def _beside(folder: Path) -> Specification | None:
     """How the features of a folder were made. A file ``a/b.npy`` may lie below the stream's folder."""
     try:
         return next((made for place in (folder, folder.parent) if (made := read_stream(place)) is not None), None)
-    except MediaError as error:
-        raise EgmfError(str(error)) from error
+    except (MediaError, OSError) as error:  # OSError: such a name no file can have
+        raise EgmfError(unbroken(str(error))) from error

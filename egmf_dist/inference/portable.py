@@ -231,6 +231,11 @@ def _write_adapter(folder: Path, config: Config, own: Mapping[str, torch.Tensor]
     folder.mkdir()
     settings = model.peft_config["default"]
     settings.base_model_name_or_path, settings.inference_mode = config.backbone.path, True
+    # PEFT keeps names of modules as sets, and writes them in the order of this process's hashes: the file, whose hash
+    # is part of a model's identity, would be another one each time.
+    for name, value in vars(settings).items():
+        if isinstance(value, set | frozenset):
+            setattr(settings, name, sorted(value))
     settings.save_pretrained(str(folder))
     tensors = get_peft_model_state_dict(model, state_dict=dict(own), save_embedding_layers=False)
     save_file({name: w.contiguous() for name, w in tensors.items()}, folder / "adapter_model.safetensors")

@@ -3,8 +3,9 @@
 One batch a rank is in memory at a time, and at the end the probabilities of those answers whose truth is known.
 
 A line of the output has the ``id`` and the ``answers`` by task, or an ``error`` that says why there are none; where the
-input says what is right, ``truth``. Where answers are explained, too, there is an ``error`` beside answers that could
-not be. What is read is in :mod:`.sources`.
+input says what is right, ``truth`` and ``truth_log_probability`` (by task, in nats, of the right legal answer; the
+``probabilities`` are rounded), or ``truth_unused``, why it is no truth of the model's tasks. Where answers are
+explained, too, there is an ``error`` beside answers that could not be. What is read is in :mod:`.sources`.
 """
 
 from __future__ import annotations
@@ -28,10 +29,14 @@ from egmf_dist.files import write_json
 from egmf_dist.inference.explain_file import ExplanationFolder
 from egmf_dist.inference.model import Model
 from egmf_dist.inference.predictions import DECIMALS
-from egmf_dist.inference.sources import Item, Source, as_asked
-from egmf_dist.inference.utterance import Answer, Utterance
+from egmf_dist.inference.sources import CONTEXT_LACKS, TRUTH_UNUSED, Item, Source, as_asked
+from egmf_dist.inference.utterance import Answer
 from egmf_dist.metrics.by_task import as_number, evaluate_task
+from egmf_dist.metrics.calibration import negative_log_likelihood, right_answer
 from egmf_shards import Sample, Task
+
+_COUNTED = ("error", TRUTH_UNUSED, CONTEXT_LACKS)
+"""What a row may say besides its answers, and is told at the end."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,9 @@ class Done:
     """Those that have an ``error``."""
     first_error: str | None
     metrics: Mapping[str, Any]
-    """By task the metrics of the answers whose truth is known."""
+    """By task the metrics of the answers whose truth is known, and whether these are ``calibrated``."""
+    notes: Mapping[str, tuple[int, str]]
+    """How many lines have ``truth_unused`` and ``context_lacks``, and the first; what no line has is left out."""
 
 
 def predict_file(
@@ -99,10 +106,11 @@ def predict_file(
             progress(done, total)
         # Before the output is called whole: what goes wrong here is made good by the same command.
         metrics = distributed.on_rank_zero(lambda: judge(out, model.tasks))
-        failed, first_error = distributed.on_rank_zero(output.finish)
+        said: dict[str, tuple[int, str]] = distributed.on_rank_zero(output.finish)
     finally:
         output.close()
-    return Done(total, before, failed, first_error, metrics)
+    failed, first_error = said.pop("error", (0, None))
+    return Done(total, before, failed, first_error, metrics, said)
 
 
 class Output:
@@ -117,8 +125,7 @@ class Output:
         self.path, self.made_of = path, dict(made_of)
         self._state = path.with_name(f".{path.name}.progress.json")
         self._file: TextIO | None = None
-        self._failed = 0
-        self._first_error: str | None = None
+        self._said: dict[str, tuple[int, str]] = {}
 
     def begin(self) -> int:
         """Open it; how many lines it has already.
@@ -130,7 +137,7 @@ class Output:
             _begin(self.path, self._state, self.made_of)
             self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115  # one batch after another goes into it
             self._lock()
-            before, self._failed, self._first_error = _kept(self.path)
+            before, self._said = _kept(self.path)
         return before
 
     def _lock(self) -> None:
@@ -158,18 +165,17 @@ class Output:
         assert self._file is not None
         with self._writing():
             for row in rows:
-                self._failed += "error" in row
-                self._first_error = self._first_error or row.get("error")
+                _count(self._said, row)
                 self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
             self._file.flush()
 
-    def finish(self) -> tuple[int, str | None]:
-        """It is whole: how many lines have an error, and the first."""
+    def finish(self) -> dict[str, tuple[int, str]]:
+        """It is whole: how many lines have an ``error`` and the like, and the first; what none has is left out."""
         assert self._file is not None
         with self._writing():
             os.fsync(self._file.fileno())
             self._state.unlink()
-        return self._failed, self._first_error
+        return self._said
 
     def close(self) -> None:
         """Let go of it."""
@@ -179,8 +185,11 @@ class Output:
 
 
 def judge(out: Path, tasks: Mapping[str, Task]) -> dict[str, Any]:
-    """Metrics of the answers in an output whose truth is known, by task."""
+    """By task ``n`` and ``metrics`` of the answers in an output whose truth is known, and whether all of these are
+    ``calibrated``. Where a row has no ``truth_log_probability`` (of an earlier version) there is no NLL."""
     found: dict[str, tuple[list[float], list[float], list[list[float]]]] = {}
+    likelihoods: dict[str, list[float]] = {}
+    calibrated: dict[str, bool] = {}
     with open(out, encoding="utf-8") as file:
         for line in file:
             row = json.loads(line)
@@ -193,10 +202,15 @@ def judge(out: Path, tasks: Mapping[str, Task]) -> dict[str, Any]:
                 predicted.append(as_number(task, answer["label"] if "label" in answer else answer["value"]))
                 p = np.array([*answer["probabilities"].values()])
                 probabilities.append((p / p.sum()).tolist())
-    return {
-        name: {"n": len(columns[0]), "metrics": evaluate_task(tasks[name], *columns)["metrics"]}
-        for name, columns in found.items()
-    }
+                likelihoods.setdefault(name, []).append(row.get("truth_log_probability", {}).get(name, np.nan))
+                calibrated[name] = calibrated.get(name, True) and bool(answer.get("calibrated"))
+    judged = {}
+    for name, columns in found.items():
+        # Not out of the probabilities that are written: of one that was rounded to 0 nobody knows the logarithm.
+        nll = -float(np.mean(likelihoods[name]))
+        metrics = evaluate_task(tasks[name], *columns)["metrics"] | {"nll": nll if np.isfinite(nll) else None}
+        judged[name] = {"n": len(columns[0]), "metrics": metrics, "calibrated": calibrated[name]}
+    return judged
 
 
 def _begin(out: Path, state: Path, made_of: dict[str, Any]) -> None:
@@ -219,25 +233,48 @@ def _begin(out: Path, state: Path, made_of: dict[str, Any]) -> None:
         )
 
 
-def _kept(out: Path) -> tuple[int, int, str | None]:
-    """How many lines are answered already, how many of them have an error, and the first; half a line of a killed start
-    is cut off."""
+def _kept(out: Path) -> tuple[int, dict[str, tuple[int, str]]]:
+    """How many lines are answered already, and what they say (:meth:`Output.finish`). Half a line of a killed start is
+    cut off, and so is everything from a damaged line on: it is answered again."""
+    said: dict[str, tuple[int, str]] = {}
     with open(out, "rb+") as file:
-        whole, lines, failed, first_error = 0, 0, 0, None
+        whole, lines = 0, 0
         for line in file:
-            if line.endswith(b"\n"):
-                whole, lines = whole + len(line), lines + 1
-                error = json.loads(line).get("error")
-                failed, first_error = failed + (error is not None), first_error or error
+            row = _row(line)
+            if row is None:
+                if line.endswith(b"\n"):
+                    what = f"line {lines + 1} is damaged; what was written from there on is answered again"
+                    print(f"--out {out}: {what}", file=sys.stderr, flush=True)
+                break
+            whole, lines = whole + len(line), lines + 1
+            _count(said, row)
         file.truncate(whole)
-    return lines, failed, first_error
+    return lines, said
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """A line that was written here; None: it is none, or not whole."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and "id" in row and ("answers" in row or "error" in row) else None
+
+
+def _count(said: dict[str, tuple[int, str]], row: Mapping[str, Any]) -> None:
+    for name in _COUNTED:
+        if name in row:
+            times, first = said.get(name, (0, row[name]))
+            said[name] = times + 1, first
 
 
 def _answered(
     model: Model, chunk: Sequence[Item], tasks: Sequence[str] | None, explanations: ExplanationFolder | None
 ) -> list[dict[str, Any]]:
     """A row for each item; what fails as they are answered together is answered one by one."""
-    prepared = [(item, _prepared(model, item.asked, tasks)) for item in chunk]
+    prepared = [(item, _prepared(model, item, tasks)) for item in chunk]
     sound = [samples for _, samples in prepared if not isinstance(samples, str)]
     try:
         answers: Iterator[Answer] | None = iter(model.answer([sample for samples in sound for sample in samples]))
@@ -250,7 +287,7 @@ def _answered(
             continue
         try:
             own = model.answer(samples) if answers is None else list(islice(answers, len(samples)))
-            rows.append(row_of(item.name, own) | ({"truth": dict(item.truth)} if item.truth else {}))
+            rows.append(row_of(item.name, own) | _truth(item, own, model.tasks) | dict(item.notes))
         except EgmfError as error:
             rows.append({"id": item.name, "error": str(error)})
             continue
@@ -259,14 +296,28 @@ def _answered(
     return rows
 
 
-def _prepared(model: Model, asked: Utterance | Sample | str, tasks: Sequence[str] | None) -> list[Sample] | str:
+def _truth(item: Item, answers: Sequence[Answer], tasks: Mapping[str, Task]) -> dict[str, Any]:
+    """What a row says of what is right."""
+    if not item.truth:
+        return {}
+    found = {}
+    for answer in answers:
+        if answer.task in item.truth:
+            task, p = tasks[answer.task], np.array([[*answer.probabilities.values()]])
+            right = right_answer(task, as_number(task, item.truth[answer.task]))
+            found[answer.task] = -negative_log_likelihood(p, np.array([right]))
+    return {"truth": dict(item.truth)} | ({"truth_log_probability": found} if found else {})
+
+
+def _prepared(model: Model, item: Item, tasks: Sequence[str] | None) -> list[Sample] | str:
     """A sample for each question, or what is wrong."""
+    asked = item.asked
     if isinstance(asked, str):
         return asked
     try:
         if isinstance(asked, Sample):
             return as_asked(asked, model, tasks)
-        return model.samples(asked, 0, tasks)
+        return model.samples(asked, 0, tasks or ([item.task] if item.task in model.tasks else None))
     except EgmfError as error:
         return str(error)
 
@@ -276,11 +327,16 @@ def row_of(name: Any, answers: Sequence[Answer]) -> dict[str, Any]:
     row: dict[str, Any] = {"id": name, "language": answers[0].language, "answers": {}}
     if answers[0].absent:
         row["absent"] = list(answers[0].absent)
-    for name, said in (("why_absent", answers[0].why_absent), ("made_by", answers[0].made_by)):
+    first = answers[0]
+    for name, said in (
+        ("why_absent", first.why_absent),
+        ("made_by", first.made_by),
+        ("repaired", first.repaired),
+    ):
         if said:
             row[name] = dict(said)
     for answer in answers:
-        one: dict[str, Any] = {"answer": answer.answer}
+        one: dict[str, Any] = {"answer": answer.answer, "calibrated": answer.calibrated}
         if answer.value is None:
             one["label"] = answer.label
         else:

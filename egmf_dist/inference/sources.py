@@ -3,10 +3,10 @@
 A line of a file is an object: ``text``; optionally ``id``, ``speaker``, ``language``, ``context`` (preceding turns
 ``[[speaker, text], ...]``), ``clip``, a recording beside the input from which features are extracted as for training,
 and, by the name of a feature stream, a ``.npy`` file beside the input; without one and without a clip the stream is
-absent. Where ``dialogue`` is given and ``context`` is not, the context is what that dialogue said in the
-lines right before; lines of one dialogue must follow each other, in their order. ``split`` tells dialogues of one name
-apart, ``turn`` is passed over. ``label`` or ``value`` is the truth of ``task``, which may be left out where one task
-alone could have it. Null is as if it were not there.
+absent. Where ``dialogue`` is given and ``context`` is not, the context is what that dialogue said in the lines before
+(:mod:`.dialogues`); ``split`` tells dialogues of one name apart, ``turn`` is the place in one. ``task`` is what is
+asked, as in shards; without it everything is. ``label`` or ``value`` is the truth of ``task``, which may be left out
+where one task alone could have it (:mod:`.truth`). Null is as if it were not there.
 """
 
 from __future__ import annotations
@@ -19,15 +19,18 @@ from typing import Any, NamedTuple, Protocol
 
 from egmf_dist.errors import EgmfError
 from egmf_dist.features import check_specifications, specifications_of
+from egmf_dist.inference.dialogues import Order, Running, dialogue_of, turn_of
 from egmf_dist.inference.model import Model
-from egmf_dist.inference.utterance import Utterance, as_utterance
-from egmf_shards import CLASSIFICATION, MAX_CONTEXT_TURNS, Sample, ShardError, ShardSet, Task
+from egmf_dist.inference.truth import truth_of
+from egmf_dist.inference.utterance import Utterance, as_utterance, language_of
+from egmf_shards import Sample, ShardError, ShardSet
 from egmf_shards.checksums import sha256
 from egmf_shards.messages import unbroken
 
-_OWN = ("id", "text", "speaker", "language", "context", "dialogue", "clip")
-_TARGETS = ("task", "label", "value")
-_PASSED_OVER = ("split", "turn")
+_OWN = ("id", "text", "speaker", "language", "context", "dialogue", "turn", "split", "clip", "task", "label", "value")
+TRUTH_UNUSED, CONTEXT_LACKS = "truth_unused", "context_lacks"
+_JUDGED_BY = ("kind", "convention", "labels", "low", "high", "step")
+"""Of a task's definition; a question may be worded otherwise, and asked in other languages."""
 _READ = 64
 
 
@@ -40,6 +43,11 @@ class Item(NamedTuple):
     """What is asked about, or what is wrong with it."""
     truth: Mapping[str, str | float] = {}
     """By task the right answer, where it is known: a label or a number."""
+    task: str | None = None
+    """What is asked, where the input names it."""
+    notes: Mapping[str, str] = {}
+    """What is to be said beside the answers: :data:`TRUTH_UNUSED`, why the truth is no truth of the model's tasks, and
+    :data:`CONTEXT_LACKS`, what may be missing in the context."""
 
 
 class Source(Protocol):
@@ -51,11 +59,15 @@ class Source(Protocol):
         """Another one has another."""
         ...
 
-    def check(self, model: Model) -> None:
-        """Refuse features that were made otherwise than the model's.
+    def check(self, model: Model, tasks: Sequence[str] | None = None) -> None:
+        """Refuse features that were made otherwise than the model's, and tasks of the same name that are others.
+
+        Args:
+            model: that is to answer.
+            tasks: what is asked; None: everything.
 
         Raises:
-            EgmfError: they were; names both.
+            EgmfError: they are; names both.
         """
         ...
 
@@ -84,6 +96,7 @@ class ShardFolder:
     """A split of a folder of shards."""
 
     def __init__(self, path: Path, split: str) -> None:
+        self._path = path
         self._shards = ShardSet.open([str(path)], split)
 
     def __len__(self) -> int:
@@ -93,10 +106,21 @@ class ShardFolder:
         """See :class:`Source`."""
         return self._shards.index_hash
 
-    def check(self, model: Model) -> None:
+    def check(self, model: Model, tasks: Sequence[str] | None = None) -> None:
         """See :class:`Source`."""
         made = specifications_of(self._shards.manifests, self._shards.folders)
         check_specifications(model.specifications, made, "the model")
+        for name, theirs in self._shards.tasks.items():
+            own = model.tasks.get(name)
+            if own is None or (tasks and name not in tasks):
+                continue
+            odd = next((part for part in _JUDGED_BY if getattr(own, part) != getattr(theirs, part)), None)
+            if odd is not None:
+                both = [_shown(getattr(task, odd)) for task in (own, theirs)]
+                raise EgmfError(
+                    f"--input {self._path}: task {name!r} has {odd} {both[1]}, the model's has {both[0]}: its truth "
+                    "would be judged as what it is not; give the task another name there, or ask others by --tasks"
+                )
 
     def items(self, model: Model, first: int) -> Iterator[Item]:
         """See :class:`Source`."""
@@ -110,9 +134,8 @@ class ShardFolder:
                 if isinstance(sample, str):
                     yield Item(place, sample)
                     continue
-                target = sample.label if sample.label is not None else sample.value
-                known = {} if target is None or sample.task not in model.tasks else {sample.task: target}
-                yield Item(sample.id, sample, known)
+                truth = truth_of(sample.label, sample.value, sample.task, sample.language, model.tasks)
+                yield Item(sample.id, sample, truth.right, sample.task, _notes({TRUTH_UNUSED: truth.unused}))
 
 
 def _one(shards: ShardSet, place: int) -> Sample | str:
@@ -123,10 +146,14 @@ def _one(shards: ShardSet, place: int) -> Sample | str:
 
 
 class Lines:
-    """A file of JSON lines."""
+    """A file of JSON lines.
+
+    Raises:
+        EgmfError: it cannot be read, holds nothing, or has a dialogue's lines in an order that is none of its own.
+    """
 
     def __init__(self, path: Path) -> None:
-        self.path, self._count = path, sum(1 for _ in _lines(path))
+        self.path, self._count = path, _looked_over(path)
         if not self._count:
             raise EgmfError(f"--input {path}: has no line; one JSON object a line is needed")
 
@@ -137,7 +164,7 @@ class Lines:
         """See :class:`Source`."""
         return sha256(self.path)
 
-    def check(self, model: Model) -> None:
+    def check(self, model: Model, tasks: Sequence[str] | None = None) -> None:
         """See :class:`Source`; of a line's own files the line says it."""
 
     def items(self, model: Model, first: int) -> Iterator[Item]:
@@ -158,28 +185,65 @@ def _lines(source: Path) -> Iterator[tuple[int, str]]:
         raise EgmfError(f"--input {source}: is no text in UTF-8 (byte {error.start})") from error
 
 
-def _items(source: Path, model: Model) -> Iterator[Item]:
-    dialogue: tuple[Any, Any] | None = None
-    said: list[tuple[str, str]] = []
-    turn = 0
-    for place, (number, line) in enumerate(_lines(source)):
-        name: Any = place
+def _looked_over(source: Path) -> int:
+    """How many lines there are; refuses dialogues that come out of order before the first of them is answered."""
+    order, count = Order(), 0
+    for number, line in _lines(source):
+        count += 1
         try:
-            data = json.loads(line)
-            if not isinstance(data, dict):
-                raise EgmfError(f"is a {type(data).__name__}; an object is needed")
-            data = {key: value for key, value in data.items() if value is not None}
-            name = _id(data.get("id", place))
-            own = (data.get("split"), data["dialogue"]) if "dialogue" in data else None
-            if own is None or own != dialogue:
-                dialogue, said, turn = own, [], 0
-            utterance = _utterance(data, str(name), source.parent, model)
-            if dialogue is not None and "context" not in data:
-                utterance.context, utterance.turn = list(said), turn
-            said, turn = [*said, (utterance.speaker, utterance.text)][-MAX_CONTEXT_TURNS:], turn + 1
-            yield Item(name, utterance, _truth(data, model.tasks))
-        except (ValueError, RecursionError) as error:  # no JSON, or an EgmfError
-            yield Item(name, f"line {number}: {unbroken(str(error))}")
+            data = _object(line)
+        except (ValueError, RecursionError):  # which is said in its place
+            continue
+        try:
+            order.check(data)
+        except EgmfError as error:
+            raise EgmfError(f"--input {source}: line {number}: {error}") from error
+    return count
+
+
+def _object(line: str) -> dict[str, Any]:
+    data = json.loads(line)
+    if not isinstance(data, dict):
+        raise EgmfError(f"is a {type(data).__name__}; an object is needed")
+    return {key: value for key, value in data.items() if value is not None}
+
+
+def _items(source: Path, model: Model) -> Iterator[Item]:
+    running = Running()
+    for place, (number, line) in enumerate(_lines(source)):
+        try:
+            data = _object(line)
+        except (ValueError, RecursionError) as error:  # no JSON, or no object
+            running.lose(number)
+            yield Item(place, f"line {number}: {unbroken(str(error))}")
+            continue
+        running.enter(data)
+        yield _item(data, place, number, source.parent, model, running)
+        running.leave(data, number)
+
+
+def _item(data: dict[str, Any], place: int, number: int, folder: Path, model: Model, running: Running) -> Item:
+    name: Any = place
+    try:
+        name = _id(data.get("id", place))
+        task, turn = data.get("task"), turn_of(data)
+        if not isinstance(task, str | None):
+            raise EgmfError(f"task is a {type(task).__name__}; the name of a task is needed")
+        utterance = _utterance(data, str(name), folder, model)
+    except (ValueError, RecursionError) as error:  # an EgmfError, or a name that cannot be written
+        return Item(name, f"line {number}: {unbroken(str(error))}")
+    utterance.turn = turn
+    lacks = ""
+    if dialogue_of(data) is not None and "context" not in data:
+        utterance.context, lacks = running.context, running.lacks
+        utterance.turn = running.turn if turn is None else turn
+    language = language_of(utterance, model.languages)
+    truth = truth_of(data.get("label"), data.get("value"), task, language, model.tasks)
+    return Item(name, utterance, truth.right, task, _notes({TRUTH_UNUSED: truth.unused, CONTEXT_LACKS: lacks}))
+
+
+def _notes(said: Mapping[str, str]) -> dict[str, str]:
+    return {name: unbroken(text) for name, text in said.items() if text}
 
 
 def _id(given: Any) -> str | int:
@@ -190,7 +254,7 @@ def _id(given: Any) -> str | int:
 
 
 def _utterance(data: dict[str, Any], name: str, folder: Path, model: Model) -> Utterance:
-    odd = [key for key in data if key not in (*_OWN, *_TARGETS, *_PASSED_OVER, *model.streams)]
+    odd = [key for key in data if key not in (*_OWN, *model.streams)]
     if odd:
         streams = ", ".join(model.streams) or "none"
         raise EgmfError(f"has no use for {odd[0]!r}; it may have {', '.join(_OWN)}, and the streams: {streams}")
@@ -215,27 +279,8 @@ def _utterance(data: dict[str, Any], name: str, folder: Path, model: Model) -> U
     )
 
 
-def _truth(data: Mapping[str, Any], tasks: Mapping[str, Task]) -> dict[str, str | float]:
-    """The right answer by task; empty where none is given, or for a task that the model does not have.
-
-    Raises:
-        EgmfError: it is none of the task's answers.
-    """
-    label, value, name = data.get("label"), data.get("value"), data.get("task")
-    if label is None and value is None:
-        return {}
-    kind = [own for own, task in tasks.items() if (task.kind == CLASSIFICATION) == (label is not None)]
-    if name is None:
-        # Data sets have labels that this model was not trained on: they are no truth of its tasks.
-        name = next((own for own in kind if label is None or label in tasks[own].labels), None)
-    if name not in kind:
-        return {}
-    task = tasks[name]
-    try:
-        task.check_target(label, value, "the truth")
-    except ShardError as error:
-        raise EgmfError(str(error)) from error
-    return {name: label if label is not None else float(value or 0.0)}
+def _shown(part: Any) -> str:
+    return f"[{', '.join(map(str, part))}]" if isinstance(part, tuple) else repr(part)
 
 
 def as_asked(sample: Sample, model: Model, tasks: Sequence[str] | None) -> list[Sample]:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -15,6 +14,8 @@ from egmf_dist.errors import EgmfError
 from egmf_dist.metrics.calibration import Calibration
 from egmf_shards import CLASSIFICATION, MAX_CONTEXT_TURNS, Sample, Task, Turn
 from egmf_shards.format.text import clean_text
+from egmf_shards.importers.features import layout_fault, read_array
+from egmf_shards.importers.repairs import Repairs, shape_without_axes_of_1
 from egmf_shards.messages import unbroken
 
 _HALF = re.compile(r"[\ud800-\udfff]")
@@ -30,8 +31,8 @@ class Utterance:
     context: Sequence[str | tuple[str, str]] = ()
     """The preceding turns, oldest first: ``(speaker, text)``, or the text alone."""
     features: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    """By feature stream an array ``[frames, dim]`` or the path of such a ``.npy`` file; a stream that is not there is
-    absent, never zeros."""
+    """By feature stream an array ``[frames, dim]``, or ``[dim]`` for one frame, or the path of such a ``.npy`` file,
+    read as for training: one of nothing but zeros is absent. So is a stream that is not there."""
     language: str | None = None
     """``en``, ``zh``, ...; None: told from the script, where the model knows more than one."""
     id: str = ""
@@ -65,7 +66,9 @@ class Answer:
     diagnostics: Mapping[str, Mapping[str, float]] = field(default_factory=dict, repr=False)
     """What the fusion says of itself, such as the gate's weights by expert and by modality."""
     why_absent: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """Of a clip: by stream why it could not be had."""
+    """By stream that was given, or was to come out of a clip, why it could not be had."""
+    repaired: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """By stream what was done to its numbers, as for training."""
     made_by: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Of a clip: by stream the specification of what extracted it, the model's own."""
     prompt_tokens_cut: int = 0
@@ -75,6 +78,15 @@ class Answer:
     def probability(self) -> float:
         """Of the likeliest answer."""
         return self.probabilities[self.answer]
+
+
+@dataclass(frozen=True)
+class NotedSample(Sample):
+    """A sample with what is to be said about its features; see :class:`Answer`."""
+
+    why_absent: Mapping[str, str] = field(default_factory=dict)
+    made_by: Mapping[str, str] = field(default_factory=dict)
+    repaired: Mapping[str, str] = field(default_factory=dict)
 
 
 def as_utterance(given: str | Mapping[str, Any] | Utterance, number: int) -> Utterance:
@@ -137,7 +149,7 @@ def _fault(given: Utterance) -> str:
 def as_samples(
     utterance: Utterance, number: int, tasks: Mapping[str, Task], languages: Sequence[str], streams: Mapping[str, Any]
 ) -> list[Sample]:
-    """One sample for each question.
+    """One sample for each question; its features as training has them.
 
     Args:
         utterance: what was said.
@@ -147,29 +159,46 @@ def as_samples(
         streams: the model's feature streams and their widths.
 
     Raises:
-        EgmfError: its language is not the model's, or a feature array is none or cannot be used; names the utterance.
+        EgmfError: its language is not the model's, a feature array is none or cannot be used, or there is nothing to
+            answer from; names the utterance.
     """
     name = utterance.id or str(number)
     where = f"utterance {name}"
-    language = utterance.language or _language(utterance.text, languages)
+    language = language_of(utterance, languages)
     asked = {key: task for key, task in tasks.items() if language in task.languages}
     if not asked:
         raise EgmfError(f"{where}: no task is asked in {language!r}; the model knows {', '.join(languages)}")
-    features = {stream: _array(array, f"{where}: {stream}") for stream, array in utterance.features.items()}
-    odd = [stream for stream in features if stream not in streams]
+    odd = [stream for stream in utterance.features if stream not in streams]
     if odd:
         known = ", ".join(streams) or "no feature stream"
         raise EgmfError(f"{where}: the model has no stream {odd[0]!r}; it has {known}")
-    for stream, array in features.items():
-        if array.shape[1] not in streams[stream]:
+    features: dict[str, np.ndarray] = {}
+    why_absent: dict[str, str] = {}
+    repaired: dict[str, str] = {}
+    for stream, given in utterance.features.items():
+        read = _read(given, f"{where}: {stream}")
+        repairs = Repairs()
+        array = repairs.whole(read)
+        width = shape_without_axes_of_1(read.shape)[-1]
+        if width not in streams[stream]:
             wanted = " or ".join(map(str, streams[stream]))
-            raise EgmfError(f"{where}: {stream} is {array.shape[1]} wide; this model's is {wanted}")
+            raise EgmfError(f"{where}: {stream} is {width} wide; this model's is {wanted}")
+        if repairs.numbers_not_finite_set_to_0:
+            repaired[stream] = f"numbers that were not finite set to 0: {repairs.numbers_not_finite_set_to_0}"
+        if array is None:
+            said = f" ({repaired.pop(stream)})" if stream in repaired else ""
+            why_absent[stream] = f"nothing but zeros{said}"
+        else:
+            features[stream] = array
     turns = [("", turn) if isinstance(turn, str) else ("", *turn)[-2:] for turn in utterance.context]
     context = [Turn(speaker, clean_text(said)) for speaker, said in turns]
     text = clean_text(utterance.text)
     present = ("text",) if text else ()
+    if not present and not features:
+        said = "; ".join(f"{stream}: {reason}" for stream, reason in why_absent.items())
+        raise EgmfError(f"{where}: nothing to answer from: {said or 'no features'}; and no words are given")
     return [
-        Sample(
+        NotedSample(
             id=name,
             text=text,
             language=language,
@@ -181,34 +210,39 @@ def as_samples(
             turn=len(context) if utterance.turn is None else utterance.turn,
             context=tuple(context[-MAX_CONTEXT_TURNS:]),
             features=features,
+            why_absent=why_absent,
+            repaired=repaired,
         )
         for key in asked
     ]
 
 
-def _language(text: str, languages: Sequence[str]) -> str:
-    """Chinese where there are Chinese characters and the model knows it; else the first other one."""
-    if "zh" in languages and (_HAN.search(text) or len(languages) == 1):
+def language_of(utterance: Utterance, languages: Sequence[str]) -> str:
+    """Its own, or where it has none Chinese where there are Chinese characters and the model knows it; else the first
+    other one of the model's ``languages``."""
+    if utterance.language:
+        return utterance.language
+    if "zh" in languages and (_HAN.search(utterance.text) or len(languages) == 1):
         return "zh"
     return next((language for language in languages if language != "zh"), languages[0])
 
 
-def _array(given: Any, where: str) -> np.ndarray:
+def _read(given: Any, where: str) -> np.ndarray:
+    """Real numbers of any type ``[frames, dim]`` or ``[dim]``, axes of 1 aside, as the importers take them."""
     if isinstance(given, str | Path):
-        try:
-            given, path = np.load(given, allow_pickle=False), given
-        except (OSError, ValueError, EOFError, BadZipFile) as error:
-            raise EgmfError(f"{where}: {given} cannot be read: {unbroken(str(error))}") from error
-        if not isinstance(given, np.ndarray):
-            raise EgmfError(f"{where}: {path} holds several arrays; one .npy file is needed")
+        read = read_array(Path(given))
+        if isinstance(read, str):
+            raise EgmfError(f"{where}: {unbroken(f'{given}: {read}')}")
+        return read
     try:
-        array = np.asarray(given, dtype=np.float32)
-    except (TypeError, ValueError) as error:
-        raise EgmfError(f"{where}: is no array of numbers") from error
-    if array.ndim != 2 or 0 in array.shape:
-        raise EgmfError(f"{where}: has the shape {list(array.shape)}; [frames, dim] is needed, at least one of each")
-    if not np.isfinite(array).all():
-        raise EgmfError(f"{where}: holds numbers that are not finite; leave the stream out where there is none")
+        array = np.asarray(given)
+    # What is no array says so in the way of its own type, a tensor on a GPU by TypeError, one with a gradient by
+    # RuntimeError, and so on.
+    except Exception as error:
+        raise EgmfError(f"{where}: is no array of numbers ({type(error).__name__})") from error
+    fault = layout_fault(array.dtype, array.shape)
+    if fault:
+        raise EgmfError(f"{where}: is {fault}")
     return array
 
 
@@ -248,6 +282,7 @@ def answer_of(
         absent=tuple(m for m in modalities if m not in sample.modalities),
         why_absent=getattr(sample, "why_absent", {}),
         made_by=getattr(sample, "made_by", {}),
+        repaired=getattr(sample, "repaired", {}),
         diagnostics=row.get("gates", {}),
         prompt_tokens_cut=row.get("prompt_tokens_cut", 0),
     )

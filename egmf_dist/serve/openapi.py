@@ -21,7 +21,7 @@ _OBJECT: dict[str, Any] = {
     "type": "object",
     "properties": _FIELDS | {
         "context": {"type": "array", "description": _CONTEXT, "items": {}},
-        "features": {"type": "object", "description": "by stream an array [frames, dim] of numbers",
+        "features": {"type": "object", "description": "by stream numbers [frames, dim]",
                      "additionalProperties": {"type": "array", "items": {"type": "array", "items": _NUMBER}}},
     },
 }  # fmt: skip
@@ -41,8 +41,14 @@ _ROW = {
     "absent": ["vision"],
     "why_absent": {"vision": "no face in any frame"},
     "answers": {
-        "emotion": {"answer": "joy", "label": "joy", "probabilities": {"joy": 0.75, "anger": 0.25}},
-        "sentiment": {"answer": "1.5", "value": 1.4, "interval": [0.9, 2.1], "probabilities": {"1.5": 0.6, "1.0": 0.4}},
+        "emotion": {"answer": "joy", "calibrated": True, "label": "joy", "probabilities": {"joy": 0.75, "anger": 0.25}},
+        "sentiment": {
+            "answer": "1.5",
+            "calibrated": True,
+            "value": 1.4,
+            "interval": [0.9, 2.1],
+            "probabilities": {"1.5": 0.6, "1.0": 0.4},
+        },
     },
 }
 _ROWS = '{"id": "0", "answers": {}}\n{"id": 1, "error": "line 2: ..."}\n'

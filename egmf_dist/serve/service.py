@@ -36,6 +36,7 @@ from egmf_media.errors import AbsentError, MediaError
 from egmf_media.preview import Preview
 from egmf_media.synthetic import write_clip
 from egmf_shards import CLASSIFICATION, Sample
+from egmf_shards.importers.repairs import shape_without_axes_of_1
 
 EXAMPLE_SECONDS, EXAMPLE_SIZE = 3.0, (320, 240)
 EXAMPLE_WORDS = {"en": "I did not expect that.", "zh": "我没有想到。"}
@@ -244,8 +245,9 @@ class Service:
         for stream, array in utterance.features.items():
             rate = self.rates.get(stream)
             most = FRAMES if rate is None else math.ceil(self.serving.max_seconds * rate) + 1
-            if isinstance(array, list) and len(array) > most:
-                raise EgmfError(f"has {len(array)} frames of {stream[:40]}; at most {most} are taken")
+            frames = _frames(array)
+            if frames > most:
+                raise EgmfError(f"has {frames} frames of {stream[:40]}; at most {most} are taken")
 
     async def transcribe(self, upload: UploadFile) -> dict[str, str]:
         """``text``, ``language`` and ``model`` of what is said in a clip; without words the ``reason``.
@@ -319,3 +321,14 @@ def _copied(upload: UploadFile, path: Path) -> None:
     upload.file.seek(0)
     with open(path, "xb") as file:
         shutil.copyfileobj(upload.file, file, 1 << 20)
+
+
+def _frames(array: Any) -> int:
+    """How many frames there are in lists that are to become an array, axes of 1 aside; one that is nested otherwise in
+    places is refused as no array later."""
+    shape: list[int] = []
+    while isinstance(array, list):
+        shape.append(len(array))
+        array = array[0] if array else None
+    shape = [*shape_without_axes_of_1(shape)]
+    return shape[0] if len(shape) > 1 else 1

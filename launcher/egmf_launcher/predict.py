@@ -15,6 +15,11 @@ from egmf_launcher.arguments import CommandLine
 from egmf_launcher.decide import LaunchArguments
 from egmf_launcher.launch import choose, is_silent_rank, launch_job, new_launch, reexecute_under_deepspeed
 
+_NOTES = {
+    "truth_unused": "{} have a label or value that is no truth here",
+    "context_lacks": "{} were answered with a context that may lack something",
+}
+
 
 @dataclass(frozen=True)
 class How:
@@ -53,8 +58,8 @@ def predict(
 
     Args:
         path: folder that egmf export wrote, or a run's; with --run a recording
-        input: JSON lines with text, and optionally id, speaker, language, context, dialogue, label or value, clip, and
-            .npy files by stream; or a folder of shards
+        input: JSON lines with text, and optionally id, speaker, language, context, dialogue, turn, task, label or
+            value, clip, and .npy files by stream; or a folder of shards
         out: JSON lines to write, one an utterance; where it was begun and not finished it is gone on with
         how: what is asked, and of which LLM.
         launch: what the command line says about launching.
@@ -115,7 +120,8 @@ def predict_clip(clip: Path, how: How, out: Path | None) -> int:
     for answer in answers:
         number = "" if answer.value is None else f" {answer.value:.3f}"
         others = sorted(answer.probabilities.items(), key=lambda pair: -pair[1])[:5]
-        print(f"{answer.task}:{number} {', '.join(f'{word} {p:.3f}' for word, p in others)}")
+        likeliest = ", ".join(f"{word} {p:.3f}" for word, p in others)
+        print(f"{answer.task}:{number} {likeliest} ({'calibrated' if answer.calibrated else 'not calibrated'})")
     if out is not None:
         write_json_lines(out, [row_of(clip.stem, answers)])
     return 0
@@ -148,6 +154,9 @@ def say(result: Mapping[str, Any], out: Path) -> None:
     print(f"{out}: {result['lines']} utterances{earlier}; {answered / max(result['seconds'], 1e-9):.1f} a second")
     for name, own in result["metrics"].items():
         figures = ", ".join(f"{metric} {value:.3f}" for metric, value in own["metrics"].items() if value is not None)
-        print(f"{name}, {own['n']} with a truth: {figures}")
+        how = "calibrated" if own["calibrated"] else "not calibrated"
+        print(f"{name}, {own['n']} with a truth: {figures} (answers are {how})")
+    for what, (times, first) in result["notes"].items():
+        print(f"warning: {_NOTES[what].format(times)}, the first: {first}")
     if result["failed"]:
         print(f"warning: {result['failed']} could not be answered, the first: {result['first_error']}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from egmf_dist.inference.predictions import predictions
 from egmf_dist.inference.scorer import score
 from egmf_dist.run.folder import Run
 from egmf_launcher.cli import main
+from egmf_shards.importers.features import FeatureFolder
 
 
 def expected(model, scorer, samples):
@@ -95,6 +97,27 @@ def test_the_adapter_is_pefts_own(trained, families, tmp_path):
     assert (with_adapter - before).abs().max() > 1e-2
 
 
+def test_a_run_is_the_same_model_in_every_process(trained, tmp_path):
+    """What a prediction is gone on by: PEFT keeps names in sets, whose order is another one in each process."""
+    run, _, _ = trained("lora")
+    program = (
+        "import sys, json, pathlib\n"
+        "from egmf_dist.inference.export import export\n"
+        "from egmf_dist.run.folder import Run\n"
+        "print(json.dumps(export(Run(pathlib.Path(sys.argv[1])), pathlib.Path(sys.argv[2]))['sha256']))\n"
+    )
+    found = []
+    for seed in "123":
+        command = [sys.executable, "-c", program, str(run.folder), str(tmp_path / seed)]
+        done = subprocess.run(
+            command, env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+    assert found[0] == found[1] == found[2]
+    assert "adapter/adapter_config.json" in found[0]
+
+
 BLOCKED = """
 import importlib.util, sys
 names = {"deepspeed", "ray", "webdataset", "isal", "orjson", "jsonargparse", "rich", "triton", "sklearn", "scipy",
@@ -152,6 +175,38 @@ def test_what_may_be_asked(trained, tmp_path):
     assert whole[0].probabilities == pytest.approx(emotion.probabilities, abs=1e-5)
 
 
+def test_features_are_read_as_for_training(exported, tmp_path):
+    """The importers' own reader and repairs: one vector is one frame, axes of 1 go, zeros are an absent stream."""
+    model = load(exported)
+    frames = np.arange(12, dtype=np.float64).reshape(2, 6)
+    np.save(tmp_path / "flat.npy", frames[0])
+    np.save(tmp_path / "axis.npy", np.asfortranarray(frames[None]))
+    np.save(tmp_path / "zero.npy", np.zeros((4, 6)))
+    broken = frames.copy()
+    broken[1, :2] = np.nan, 1e300
+    np.save(tmp_path / "nan.npy", broken)
+    folder = FeatureFolder(tmp_path, "audio")
+    for name in ("flat", "axis", "zero", "nan"):
+        file = tmp_path / f"{name}.npy"
+        right = folder.load([file.name])
+        for given in (file, np.load(file), np.load(file).tolist()):
+            (sample, _) = model.samples(Utterance("i am glad", features={"audio": given}), 0)
+            if right is None:
+                assert sample.modalities == ("text",)
+                assert sample.features == {}
+            else:
+                assert sample.modalities == ("text", "audio")
+                assert sample.features["audio"].tobytes() == right.tobytes()
+                assert sample.features["audio"].shape == right.shape
+    (answer, _) = model.predict({"text": "i", "features": {"audio": tmp_path / "zero.npy"}})
+    assert (answer.absent, answer.why_absent) == (("audio", "vision"), {"audio": "nothing but zeros"})
+    (answer, _) = model.predict({"text": "i", "features": {"audio": [[float("nan")] * 6]}})
+    assert answer.why_absent == {"audio": "nothing but zeros (numbers that were not finite set to 0: 6)"}
+    (answer, _) = model.predict({"text": "i", "features": {"audio": broken}})
+    assert answer.repaired == {"audio": "numbers that were not finite set to 0: 2"}
+    assert answer.absent == ("vision",)
+
+
 @pytest.mark.parametrize(
     ("given", "says"),
     [
@@ -159,9 +214,24 @@ def test_what_may_be_asked(trained, tmp_path):
         ({"words": "i am"}, "utterance 0: has no field 'words'; it may have text, speaker, context"),
         ({"text": "i", "features": {"eda": np.ones((2, 2))}}, "the model has no stream 'eda'; it has audio, vision"),
         ({"text": "i", "features": {"audio": np.ones((2, 7))}}, "audio is 7 wide; this model's is 6"),
-        ({"text": "i", "features": {"audio": np.ones(6)}}, r"audio: has the shape \[6\]; \[frames, dim\] is needed"),
-        ({"text": "i", "features": {"audio": [[float("nan")] * 6]}}, "audio: holds numbers that are not finite"),
-        ({"text": "i", "features": {"audio": "gone.npy"}}, "audio: gone.npy cannot be read: .*No such file"),
+        (
+            {"text": "i", "features": {"audio": np.ones((2, 3, 6))}},
+            r"audio: is float64 \[2, 3, 6\]; \[frames, dim\] or ",
+        ),
+        (
+            {"text": "i", "features": {"audio": np.ones((0, 6))}},
+            r"audio: is float64 \[0, 6\]; \[frames, dim\] or \[dim\]",
+        ),
+        ({"text": "i", "features": {"audio": [["1"] * 6]}}, "audio: is <U1 .*; real numbers are needed"),
+        ({"text": "i", "features": {"audio": [[1] * 6, [1]]}}, r"audio: is no array of numbers \(ValueError\)"),
+        ({"text": "i", "features": {"audio": torch.ones(1, 6, device="meta")}}, r"audio: is no array of numbers"),
+        ({"text": "i", "features": {"audio": "gone.npy"}}, "audio: gone.npy: cannot be read .*No such file"),
+        ({"text": "i", "features": {"audio": "a\0.npy"}}, "audio: .*null byte"),
+        ({"text": "i", "features": {"audio": f"{'x' * 300}/a.npy"}}, "File name too long"),
+        (
+            {"text": " ", "features": {"audio": np.zeros((2, 6))}},
+            "nothing to answer from: audio: nothing but zeros; and",
+        ),
         ({"text": "i", "context": "no"}, "utterance 0: its context is no list of turns"),
         ({"text": "i", "context": [{"speaker": "A"}]}, "utterance 0: its context holds "),
         ({"text": "i", "speaker": None}, "utterance 0: its speaker is a NoneType; a string is needed"),

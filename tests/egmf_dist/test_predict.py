@@ -6,12 +6,16 @@ import errno
 import fcntl
 import json
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from egmf_dist import Utterance, load
+from egmf_dist.config import Config, dump_config
 from egmf_dist.errors import EgmfError
 from egmf_dist.inference.predict import Output, predict_file
 from egmf_dist.inference.sources import Lines
@@ -58,10 +62,10 @@ class TestPredict:
         assert [row["id"] for row in found[:7]] == ["one", "wide", "gone", 3, "five", "six", "odd"]
         assert len(found) == 72
         assert [number for number, row in enumerate(found) if "error" in row] == [1, 2, 6, 7, 8, 9, 70, 71]
-        assert "gone.npy cannot be read" in found[2]["error"]
+        assert "gone.npy: cannot be read" in found[2]["error"]
         assert found[6]["error"].startswith("line 7: has no use for 'mood'; it may have id, text")
         assert found[7]["id"] == 8
-        assert "empty.npy cannot be read" in found[7]["error"]
+        assert "empty.npy: no .npy file; numpy.save" in found[7]["error"]
         assert "half a character" in found[8]["error"]
         assert "has neither text nor features" in found[9]["error"]
         assert found[70]["error"].startswith("line 72: ")  # after an empty one
@@ -131,7 +135,7 @@ class TestPredict:
         model = load(exported)
         output = Output(tmp_path / "out.jsonl", {"input": "a", "model": "b", "tasks": None})
         assert output.begin() == 0
-        output.write([{"id": 1}])
+        output.write([{"id": 1, "answers": {}}])
         with monkeypatch.context() as patch:
             patch.setattr(os, "fsync", full)
             with pytest.raises(EgmfError, match="No space left on device; start again to go on"):
@@ -181,3 +185,27 @@ class TestPredict:
         assert says in said
         assert said.count("\n") == 1
         assert not Path("out.jsonl").exists()
+
+
+def test_a_run_that_was_killed_is_gone_on_with(trained, tmp_path):
+    """`egmf predict RUN` exports the run anew in each process: it must be the same model there."""
+    run, _, _ = trained("lora")
+    dump_config(Config(), run.config)
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps({"id": i, "text": "glad"}) + "\n" for i in range(1000)), encoding="utf-8")
+    command = [sys.executable, "-m", "egmf_launcher.cli", "predict", str(run.folder), "--input", str(source)]
+    command += ["--out", str(out), "--tasks", "emotion"]
+    with open(tmp_path / "log", "w") as log:
+        first = subprocess.Popen(command, env=os.environ | {"PYTHONHASHSEED": "1"}, stdout=log, stderr=log)
+        while first.poll() is None and not (out.exists() and out.stat().st_size):
+            time.sleep(0.01)
+        first.kill()
+        first.wait()
+    begun = len(out.read_bytes().splitlines())
+    assert 0 < begun < 1000, (tmp_path / "log").read_text()
+    again = subprocess.run(
+        command, env=os.environ | {"PYTHONHASHSEED": "2"}, capture_output=True, text=True, check=False
+    )
+    assert again.returncode == 0, again.stderr
+    assert "by an earlier start" in again.stdout
+    assert [row["id"] for row in lines(out)] == list(range(1000))

@@ -56,6 +56,7 @@ def test_shards_are_answered_and_judged(exported, shards, make_samples, tasks, t
     found, samples = lines(out), make_samples(94)[:90]
     assert [row["id"] for row in found] == [s.id for s in samples]
     assert all(list(row["answers"]) == [s.task] for row, s in zip(found, samples, strict=True))
+    assert all(row["truth_log_probability"][s.task] < 0 for row, s in zip(found, samples, strict=True))
     for name, task in tasks.items():
         own = [(row, s) for row, s in zip(found, samples, strict=True) if s.task == name]
         if name == "emotion":
@@ -73,14 +74,42 @@ def test_shards_are_answered_and_judged(exported, shards, make_samples, tasks, t
     assert "with a truth" not in capsys.readouterr().out
 
 
-def test_a_truth_in_a_line(exported, source, tmp_path) -> None:
+def test_a_truth_in_a_line(exported, source, tmp_path, capsys) -> None:
     out = tmp_path / "out.jsonl"
     assert main(["predict", str(exported), "--input", str(source), "--out", str(out)]) == 1
+    said = capsys.readouterr().out
     found = lines(out)
-    assert [row.get("truth") for row in found[4:8]] == [None, {"sentiment": 0.5}, {"emotion": "joy"}, None]
-    assert "boredom" in found[8]["error"]
-    assert "7.5" in found[9]["error"]
-    assert [n for n, row in enumerate(found) if "error" in row] == [8, 9, 40]
+    assert [row.get("truth") for row in found[4:10]] == [None, {"sentiment": 0.5}, {"emotion": "joy"}, None, None, None]
+    assert [[*row["answers"]] for row in found[5:9]] == [["emotion", "sentiment"], ["emotion"]] * 2
+    assert found[7]["truth_unused"] == "label 'boredom' is no answer of a task that is asked in 'en'"
+    assert "'boredom' is not in the label space of task 'emotion'" in found[8]["truth_unused"]
+    assert "7.5 is outside the range [-1.0, 1.0]" in found[9]["truth_unused"]
+    assert [n for n, row in enumerate(found) if "error" in row] == [40]
+    assert "warning: 3 have a label or value that is no truth here, the first: label 'boredom'" in said
+    assert not any(answer["calibrated"] for row in found for answer in row.get("answers", {}).values())
+    assert said.count("(answers are not calibrated)") == 2
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"low": -3.0, "high": 3.0, "step": 1.0}, "task 'sentiment' has low -3.0, the model's has -1.0"),
+        ({"name": "emotion", "labels": ("neutral", "joy", "fear")}, "has labels [neutral, joy, fear], the model's has"),
+    ],
+)
+def test_shards_of_another_task_of_the_name_are_refused(exported, make_samples, tasks, tmp_path, capsys, changed, says):
+    name = changed.get("name", "sentiment")
+    sample = replace(make_samples(1)[0], split="test", task=name, label=None, value=None)
+    with ShardWriter(tmp_path / "s", "toy", [replace(tasks[name], **changed)], {"audio": 6, "vision": 5}) as writer:
+        writer.write(replace(sample, split="unlabelled"))
+    words = ["--input", str(tmp_path / "s"), "--split", "unlabelled", "--out", str(tmp_path / "out.jsonl")]
+    assert main(["predict", str(exported), *words]) == 2
+    said = capsys.readouterr().err
+    assert says in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "out.jsonl").exists()
+    other = next(task for task in tasks if task != name)
+    assert main(["predict", str(exported), *words, "--tasks", other]) == 0
 
 
 @pytest.mark.distributed
@@ -99,7 +128,7 @@ def test_two_ranks_answer_every_line_once_in_order(exported, source, shards, run
     jobs = {name: PredictJob(Path(exported), inputs[name], out, launch="token") for name, out in ranks.items()}
     results = run_ranks("training_run.py", 2, jobs)
     found = {name: (r["lines"], r["before"], r["failed"]) for name, r in results.items()}
-    assert found == {"lines": (75, 33, 3), "shards": (90, 0, 0)}
+    assert found == {"lines": (75, 33, 1), "shards": (90, 0, 0)}
     assert set(results["shards"]["metrics"]) == {"emotion", "sentiment"}
     for name in ranks:
         ours, theirs = lines(ranks[name]), lines(alone[name])

@@ -96,6 +96,10 @@ def test_more_frames_than_the_longest_clip_has_are_refused(client, service):
     assert client.post("/predict", json=asked).status_code == 200
     asked["features"]["audio"] *= 10
     assert refused(client, 422, json=asked) == "the request has 2010 frames of audio; at most 201 are taken"
+    asked["features"]["audio"] = [asked["features"]["audio"]]  # an axis of 1 hides nothing
+    assert refused(client, 422, json=asked) == "the request has 2010 frames of audio; at most 201 are taken"
+    asked["features"]["audio"] = [0.5] * width
+    assert client.post("/predict", json=asked).status_code == 200
 
 
 def test_more_frames_than_a_minute_has_are_refused_where_the_rate_is_not_known(client, service, monkeypatch):

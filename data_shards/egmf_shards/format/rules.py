@@ -175,9 +175,13 @@ def sample_fault(sample: Sample, tasks: Mapping[str, Task], dataset: str, langua
 
 
 def target_fault(task: Task, label: str | None, value: float | None) -> str:
-    """What is wrong with a target: of the wrong kind, outside the label space, or outside the range. None is sound."""
+    """What is wrong with a target: of the wrong type or kind, outside the label space, or outside the range. None is
+    sound."""
     if label is None and value is None:
         return ""
+    fault = target_type_fault(label, value)
+    if fault:
+        return fault
     if task.kind == CLASSIFICATION:
         if value is not None:
             return f"task {task.name!r} is a {task.kind}; a label and a value exclude each other"
@@ -187,6 +191,17 @@ def target_fault(task: Task, label: str | None, value: float | None) -> str:
         return f"task {task.name!r} is a {task.kind}; a label and a value exclude each other"
     elif value is None or not task.low - TOLERANCE <= value <= task.high + TOLERANCE:
         return f"value {shown(value)} is outside the range [{task.low}, {task.high}] of task {task.name!r}"
+    return ""
+
+
+def target_type_fault(label: Any, value: Any) -> str:
+    """What is wrong with the types of a target, whatever the task: one of ``label`` (str) and ``value`` (a number)."""
+    if label is not None and value is not None:
+        return "there are two targets: a label and a value exclude each other"
+    if not isinstance(label, str | NoneType):
+        return f"label is {shown(label)}; a string is needed"
+    if not isinstance(value, int | float | np.integer | np.floating | NoneType) or isinstance(value, bool):
+        return f"value is {shown(value)}; a number is needed"
     return ""
 
 

@@ -80,13 +80,13 @@ class FeatureFolder:
             self.absent += 1
             return None
         self.found += 1
-        read = _read(file)  # of any number type
+        read = read_array(file)  # of any number type
         if isinstance(read, str):
             self.unreadable += 1
             if self.unreadable <= NAMED:
                 self.named.append(f"{file.relative_to(self.path)}: {read}")
             return None
-        array = self.repairs.present(self.repairs.finite(np.atleast_2d(self.repairs.matrix(read))))
+        array = self.repairs.whole(read)
         self.frames += 0 if array is None else len(array)
         return array
 
@@ -126,8 +126,9 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _read(file: Path) -> np.ndarray | str:
-    """The array of a ``.npy`` file, or why it is none that is wanted."""
+def read_array(file: Path) -> np.ndarray | str:
+    """The array of a ``.npy`` file, numbers of any type for :meth:`egmf_shards.importers.repairs.Repairs.whole`, or in
+    one line why it is none that is wanted; whatever the file holds, nothing is raised."""
     try:
         with file.open("rb") as opened:
             head = opened.read(max(codec.MAX_ARRAY_HEADER, HEAD))
@@ -137,16 +138,24 @@ def _read(file: Path) -> np.ndarray | str:
             if b"'|O'" in head[:HEAD]:
                 return "an array of objects; numbers [frames, dim], all of one type, are needed"
             layout = codec.array_layout(head)
-            if layout.dtype.kind not in "fiu":
-                return f"{layout.dtype} {list(layout.shape)}; real numbers are needed"
-            if len(shape_without_axes_of_1(layout.shape)) not in (1, 2) or not layout.size:
-                return f"{layout.dtype} {list(layout.shape)}; [frames, dim] or [dim] is needed"[:200]
+            fault = layout_fault(layout.dtype, layout.shape)
+            if fault:
+                return fault
             opened.seek(0)
             return codec.parse_array(opened.read())
     except OSError as error:
         return f"cannot be read ({error.strerror})"
     except (ValueError, MemoryError) as error:
         return str(error) or type(error).__name__
+
+
+def layout_fault(dtype: np.dtype, shape: Sequence[int]) -> str:
+    """What is wrong with the type or the shape of a clip's array, in one line; empty for nothing."""
+    if dtype.kind not in "fiu":
+        return f"{dtype} {list(shape)}; real numbers are needed"[:200]
+    if len(shape_without_axes_of_1(shape)) not in (1, 2) or 0 in shape:
+        return f"{dtype} {list(shape)}; [frames, dim] or [dim] is needed"[:200]
+    return ""
 
 
 def streams_of(folders: Iterable[FeatureFolder]) -> dict[str, FeatureStream]:

@@ -45,6 +45,11 @@ class Repairs:
     clips_beyond_fp16: int = 0
     numbers_beyond_fp16: int = 0
 
+    def whole(self, array: np.ndarray) -> np.ndarray | None:
+        """One clip's array at its real length, numbers ``[frames, dim]`` or ``[dim]`` (one frame), axes of 1 aside, as
+        float32 ``[frames, dim]``; None: it lacks the modality."""
+        return self.present(self.finite(np.atleast_2d(self.matrix(array))))
+
     def matrix(self, array: np.ndarray) -> np.ndarray:
         """One clip's array without axes of 1, counted where it had any."""
         flat = without_axes_of_1(array)
