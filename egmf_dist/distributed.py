@@ -10,13 +10,14 @@ import gc
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from egmf_dist.errors import EgmfError
+from egmf_dist.errors import EgmfError, MachineError, is_machines
 from egmf_shards import ShardError
+from egmf_shards.errors import UnreachableError
 
 T = TypeVar("T")
 
@@ -149,6 +150,18 @@ def broadcast_object(value: Any) -> Any:
     return box[0]
 
 
+class Complaint(NamedTuple):
+    """What one rank met and every rank raises."""
+
+    message: str
+    machines: bool
+    """A machine's failure, which may be gone after a restart, and not a user's."""
+
+    def error(self) -> EgmfError | MachineError:
+        """To be raised."""
+        return MachineError(self.message) if self.machines else EgmfError(self.message)
+
+
 @contextlib.contextmanager
 def failing_together() -> Iterator[None]:
     """Bad input, or a file that cannot be read or written, that one rank meets in the body is raised on every rank, so
@@ -158,35 +171,37 @@ def failing_together() -> Iterator[None]:
 
     Raises:
         EgmfError: the message of the first rank that failed, on every rank.
+        MachineError: the same where its machine failed.
     """
-    message = None
+    complaint = None
     try:
         yield
-    except (EgmfError, ShardError, OSError) as error:
-        message = _complaint(error)
-        if message is None:
+    except (EgmfError, MachineError, ShardError, OSError) as error:
+        complaint = complaint_of(error)
+        if complaint is None:
             raise
-    (failed,) = sum_over_ranks([float(message is not None)])
+    (failed,) = sum_over_ranks([float(complaint is not None)])
     if failed:
-        raise_together(message)
+        raise_together(complaint)
 
 
-def _complaint(error: Exception) -> str | None:
-    """The line for a user where an error is one of theirs: bad input, or a file that the system does not give."""
-    if isinstance(error, EgmfError | ShardError):
-        return str(error)
+def complaint_of(error: Exception) -> Complaint | None:
+    """The line where an error has one for a person: bad input, a file that the system does not give, or a machine that
+    failed; None for any other."""
+    if isinstance(error, EgmfError | MachineError | ShardError):
+        return Complaint(str(error), isinstance(error, MachineError | UnreachableError))
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{error.filename}: {error.strerror}"
+        return Complaint(f"{error.filename}: {error.strerror}", is_machines(error))
     return None
 
 
-def raise_together(message: str | None) -> NoReturn:
+def raise_together(complaint: Complaint | None) -> NoReturn:
     """Raise on every rank what the first of the failed ones has to say; the others give None.
 
     Raises:
-        EgmfError: always.
+        EgmfError, MachineError: always one of them.
     """
-    raise EgmfError(share_objects([message] if message is not None else [])[0])
+    raise share_objects([complaint] if complaint is not None else [])[0].error()
 
 
 def on_rank_zero(action: Callable[[], Any]) -> Any:
@@ -194,6 +209,7 @@ def on_rank_zero(action: Callable[[], Any]) -> Any:
 
     Raises:
         EgmfError: ``action`` raised it (or a ShardError, or the system's error about a file).
+        MachineError: ``action`` raised it, or met a machine's failure.
         RuntimeError: on the other ranks, ``action`` raised anything else, which rank 0 raises as it is.
     """
     value, complaint, failure = None, None, None
@@ -201,7 +217,7 @@ def on_rank_zero(action: Callable[[], Any]) -> Any:
         try:
             value = action()
         except Exception as error:  # the other ranks must hear of it before it goes its way
-            complaint = _complaint(error)
+            complaint = complaint_of(error)
             failure = error if complaint is None else None
     value, complaint, broken = broadcast_object((value, complaint, None if failure is None else repr(failure)))
     if failure is not None:
@@ -209,7 +225,7 @@ def on_rank_zero(action: Callable[[], Any]) -> Any:
     if broken is not None:
         raise RuntimeError(f"rank 0 failed: {broken}")
     if complaint is not None:
-        raise EgmfError(complaint)
+        raise complaint.error()
     return value
 
 

@@ -21,8 +21,9 @@ from egmf_dist.config import DataConfig
 from egmf_dist.data.batch import RaggedBatch
 from egmf_dist.data.collate import Collator
 from egmf_dist.data.perturb import Augmentation
-from egmf_dist.errors import EgmfError
+from egmf_dist.errors import EgmfError, MachineError
 from egmf_shards import BadSlot, MicroBatch, Sample, ShardError, Slot, Stream
+from egmf_shards.errors import UnreachableError
 from egmf_shards.messages import unbroken
 
 _LOOKED_AT = 8
@@ -40,6 +41,8 @@ class Step(NamedTuple):
     """Samples that could not be read; they have weight 0."""
     error: str | None
     """Why the batch could not be made."""
+    unreachable: bool = False
+    """Because its store, or this machine, is at fault."""
 
 
 class Steps(Dataset[Step]):
@@ -57,7 +60,7 @@ class Steps(Dataset[Step]):
             micro_batches = self.stream.read(position, self.size)
             batches = [self.collator(self._changed(m), m.weights) for m in micro_batches]
         except (EgmfError, ShardError) as error:
-            return Step([], [], [], str(error))
+            return Step([], [], [], str(error), isinstance(error, UnreachableError))
         return Step(batches, [m.slots for m in micro_batches], [b for m in micro_batches for b in m.bad], None)
 
     def _changed(self, micro_batch: MicroBatch) -> list[Sample]:
@@ -119,7 +122,9 @@ def load(
         config: ``workers`` processes read ``prefetch`` global batches ahead each; with 0 the caller reads.
 
     Raises:
-        EgmfError: a step's ``error``, or a loader process died.
+        EgmfError: a step's ``error``.
+        MachineError: the same where a store is at fault, or a loader process died: the system kills one where memory
+            is short.
     """
     workers = config.workers if config.workers is not None else 2 * torch.cuda.is_available()
     loader: DataLoader[Step] = DataLoader(
@@ -140,10 +145,10 @@ def load(
         except RuntimeError as error:
             if not str(error).startswith("DataLoader worker (pid"):
                 raise
-            raise EgmfError(
+            raise MachineError(
                 f"data.workers: a loader process died ({unbroken(str(error))}); "
                 "look for a lack of memory, or train with data.workers 0"
             ) from error
         if step.error is not None:
-            raise EgmfError(step.error)
+            raise (MachineError if step.unreachable else EgmfError)(step.error)
         yield step

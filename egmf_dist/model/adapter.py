@@ -53,7 +53,10 @@ def save_adapter(
     weights = gather_trained(model)
 
     def publish() -> str | None:
-        check_held(run, launch)  # before anything is cleared: it may be the holder's
+        try:
+            check_held(run, launch)  # before anything is cleared: it may be the holder's
+        except OSError as error:
+            return unbroken(str(error))
         final = run.adapter(step)
         temporary = unfinished(final)
         try:
@@ -66,11 +69,12 @@ def save_adapter(
                 sync_tree(temporary)
         except (EgmfError, OSError, SafetensorError) as error:
             return unbroken(str(error))
-        check_held(run, launch)
         try:
+            check_held(run, launch)
             replace_folder(temporary, final)
             point_to_best(run, step)
         except OSError as error:
+            shutil.rmtree(temporary, ignore_errors=True)
             return unbroken(str(error))
         return None
 

@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from egmf_dist import distributed
 from egmf_dist.config import BackboneConfig
-from egmf_dist.errors import EgmfError
+from egmf_dist.errors import EgmfError, MachineError, is_machines
 
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 # Buffers that older checkpoints hold and the models compute themselves by now.
@@ -48,6 +48,7 @@ def in_one_line(path: str, what: str, where: str = "") -> Iterator[None]:
 
     Raises:
         EgmfError: the body raised what a missing, damaged or unfit file leads to.
+        MachineError: the machine, or its file server, did not give a file.
     """
     try:
         yield
@@ -55,7 +56,8 @@ def in_one_line(path: str, what: str, where: str = "") -> Iterator[None]:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         if where and where not in reason:
             reason = f"{where}: {reason}"
-        raise EgmfError(f"backbone {path!r}: its {what} cannot be loaded: {reason}") from error
+        kind = MachineError if is_machines(error) else EgmfError
+        raise kind(f"backbone {path!r}: its {what} cannot be loaded: {reason}") from error
 
 
 class _Plan(NamedTuple):

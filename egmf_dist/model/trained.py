@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from egmf_dist import distributed
-from egmf_dist.errors import EgmfError
+from egmf_dist.errors import EgmfError, MachineError, is_machines
 from egmf_dist.formats import TRAINED_FILE, DamagedError
 from egmf_shards.messages import unbroken
 
@@ -100,6 +100,7 @@ def fill_parameters(
 
     Raises:
         EgmfError: names or shapes are not this model's, or a rank cannot read; on every rank alike.
+        MachineError: a rank cannot read because its machine failed; on every rank alike.
     """
     own = trained_parameters(model)
     _check_fit(where, shapes, own)
@@ -115,7 +116,8 @@ def fill_parameters(
                         failed = error
     with distributed.failing_together():
         if failed is not None:
-            raise DamagedError(f"{where} cannot be read ({unbroken(str(failed))})") from failed
+            said = f"{where} cannot be read ({unbroken(str(failed))})"
+            raise MachineError(said) if is_machines(failed) else DamagedError(said) from failed
 
 
 def _check_fit(path: Path, shapes: Mapping[str, list[int]], own: Mapping[str, nn.Parameter]) -> None:

@@ -7,6 +7,7 @@ Nothing here reads weights but to hash their files, so none of it imports torch:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,6 +17,7 @@ from egmf_dist.errors import EgmfError
 from egmf_dist.formats import DamagedError, read_stamped
 from egmf_dist.run.folder import Run, checkpoint_name, named_checkpoint, step_of
 from egmf_dist.run.identity import Identity
+from egmf_dist.run.records import read_records
 from egmf_shards.checksums import sha256
 
 RECORD = "checkpoint.json"
@@ -118,13 +120,17 @@ def verify(checkpoint: Path) -> None:
     """Compare every file of a checkpoint with its hash.
 
     Raises:
-        DamagedError: names the first that is missing or damaged.
+        DamagedError: names the first that is missing, damaged, or not given by the system.
     """
     for name, digest in read_record(checkpoint).sha256.items():
         path = checkpoint / name
-        if not path.is_file():
-            raise DamagedError(f"{path} is missing")
-        if sha256(path) != digest:
+        try:
+            found = sha256(path)
+        except FileNotFoundError as error:
+            raise DamagedError(f"{path} is missing") from error
+        except OSError as error:  # a bad sector, another owner: an earlier checkpoint may be whole
+            raise DamagedError(f"{path} cannot be read ({error.strerror or error})") from error
+        if found != digest:
             raise DamagedError(f"{path} is damaged (its hash is not the one in {RECORD})")
 
 
@@ -143,13 +149,14 @@ def find_checkpoint(
             read.
 
     Raises:
-        EgmfError: the path given is no sound checkpoint of this run; or checkpoints are there and not one is sound: a
-            run does not begin anew without a word.
+        EgmfError: the path given is no sound checkpoint of this run; or checkpoints are there and not one is sound, or
+            none is there and the run has had one: a run does not begin anew without a word.
     """
     pointed = _pointed(run)
     if launch is not None and pointed is not None and pointed.get("launch") == launch:
         resume = "auto"
     if resume == "never":
+        _check_not_lost(run)  # a launch that began the run is started again, and has saved since
         return None
     path = named_checkpoint(run, resume)
     if path is not None:
@@ -166,7 +173,7 @@ def find_checkpoint(
         newest = newest if step is None else step
         if newest not in saved:
             skipped.append(f"checkpoint {run.checkpoints / name} is missing")
-    elif saved or run.latest.exists():
+    elif saved or os.path.lexists(run.latest):
         skipped.append(f"{run.latest} cannot be read, so the newest checkpoint is looked for")
     for step in sorted((s for s in saved if s <= newest), reverse=True):
         try:
@@ -178,7 +185,42 @@ def find_checkpoint(
             f"run {run}: no sound checkpoint to go on from: {'; '.join(skipped)}; "
             "put one back from a copy, give one with --resume STEP, or start a new run"
         )
+    _check_not_lost(run)
     return None
+
+
+def steps_before_a_checkpoint(run: Run) -> int:
+    """How many steps a run without checkpoints has on record: a start repeats them."""
+    return max((r["step"] for r in _records(run) if isinstance(r.get("step"), int)), default=0)
+
+
+def _check_not_lost(run: Run) -> None:
+    """Refuse to begin a run anew, over its records and its best adapter, where only its checkpoints are gone.
+
+    An adapter alone says nothing: a run that was killed after its first validation had no checkpoint yet.
+
+    Raises:
+        EgmfError: there is none, and the run has had one.
+    """
+    if run.saved_checkpoints():
+        return
+    records, tells = _records(run), None
+    for record in records:
+        step, kind = record.get("step"), record.get("kind")
+        # A start after step 0 went on from one, and an end has saved what was done.
+        if isinstance(step, int) and (kind == "checkpoint" or (kind in ("start", "end") and step > 0)):
+            tells = f"{run.metrics.name} tells of one at step {step}"
+    if tells is None and not any(r.get("kind") == "start" for r in records) and os.path.lexists(run.best):
+        tells = f"{run.best.relative_to(run.folder)} names an adapter, and no record says that none was saved"
+    if tells is not None:
+        raise EgmfError(
+            f"run {run}: its checkpoints are gone ({run.checkpoints} holds none, and {tells}); "
+            "put that folder back from a copy, or start a new run under another name with --run"
+        )
+
+
+def _records(run: Run) -> list[dict[str, Any]]:
+    return read_records(run.metrics) if run.metrics.is_file() else []
 
 
 def _pointed(run: Run) -> dict[str, Any] | None:

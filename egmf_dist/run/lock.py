@@ -14,7 +14,7 @@ The process that drives a training (Ray's driver, or rank 0 where ranks were sta
 
 A holder that was given up while it only slept must not go on: its launch has a token, which stands in the file, and
 ranks compare it before they move a pointer (:func:`check_held`). A file that is gone or says nothing counts as given
-up.
+up; one that the system does not give for a moment does not.
 """
 
 from __future__ import annotations
@@ -103,10 +103,13 @@ def check_held(run: Run, launch: str | None) -> None:
 
     Raises:
         EgmfError: somebody else holds it, or the file that says who does is gone or damaged.
+        OSError: the system does not give the file, so nothing is known: a pointer stays where it is until it does.
     """
     if launch is None:
         return
-    holder = _settled_holder(run)
+    holder, refused = _settled(run)
+    if refused is not None:
+        raise refused
     if holder.get("launch") != launch:
         who = f"{_named(holder)} has taken it over" if holder else f"{run.lock} is gone or damaged, so it is not held"
         raise EgmfError(f"run {run}: {who}; this start ends here")
@@ -294,20 +297,31 @@ def _times(run: Run, descriptor: int) -> tuple[float, float]:
 
 def _settled_holder(run: Run) -> dict[str, Any]:
     """What the lock file says, a moment allowed for its being written; empty where it stays without a word."""
+    return _settled(run)[0]
+
+
+def _settled(run: Run) -> tuple[dict[str, Any], OSError | None]:
+    """The same, and why the system did not give the file, where that was so to the end."""
     until = time.monotonic() + _WRITING_S
     while True:
-        holder = _holder(run)
+        holder, refused = _read(run)
         if holder or time.monotonic() > until:
-            return holder
+            return holder, refused
         time.sleep(0.1)
 
 
 def _holder(run: Run) -> dict[str, Any]:
     """What the lock file says; empty where there is none, or it cannot be read."""
+    return _read(run)[0]
+
+
+def _read(run: Run) -> tuple[dict[str, Any], OSError | None]:
     try:
-        return read_stamped(run.lock)
-    except DamagedError:
-        return {}
+        return read_stamped(run.lock), None
+    except DamagedError as error:
+        cause = error.__cause__
+        gone = not isinstance(cause, OSError) or isinstance(cause, FileNotFoundError)
+        return {}, None if gone else cause
 
 
 def _here() -> dict[str, str | None]:

@@ -7,14 +7,16 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from egmf_dist.config import Config
 from egmf_dist.files import WaitingLines, write_json_lines
-from egmf_dist.run.checkpoints import Progress
 from egmf_dist.run.console import Console
 from egmf_dist.run.folder import Run
 from egmf_dist.run.tracking import Trackers, numbers_of
+
+if TYPE_CHECKING:  # checkpoints are looked for with the help of records
+    from egmf_dist.run.checkpoints import Progress
 
 TOLD_TO_STOP = "told to stop by "
 """How the reason in an ``end`` record begins where a signal ended the training."""

@@ -17,7 +17,7 @@ from egmf_dist.errors import EgmfError
 from egmf_dist.files import set_aside
 from egmf_dist.formats import TRAINED_FILE, DamagedError, read_stamped
 from egmf_dist.run.adapters import read_best
-from egmf_dist.run.checkpoints import find_checkpoint, read_record, verify
+from egmf_dist.run.checkpoints import find_checkpoint, read_record, steps_before_a_checkpoint, verify
 from egmf_dist.run.folder import Run, step_of
 from egmf_dist.run.lock import Seen, look
 from egmf_dist.run.records import TOLD_TO_STOP, read_records
@@ -183,7 +183,8 @@ def _state(run: Run, seen: Seen | None, records: list[dict[str, Any]]) -> tuple[
     held = f"; {seen.who} held it and did not give it back ({seen.why})" if seen is not None else ""
     if not records:
         return (DIED, f"before its first record{held}") if held else (NEW, "it has no record yet")
-    last = records[-1]
+    # A tracker may still complain after the end, and a watch of a rank after anything.
+    last = next((r for r in reversed(records) if r.get("kind") in ("start", "end")), records[-1])
     if last.get("kind") != "end":
         return DIED, f"its records stop without an end: it was killed, or met an error{held}"
     reason = str(last.get("reason"))
@@ -194,10 +195,12 @@ def _resume(run: Run, check: _Once | None, steps: int | None) -> Resume:
     started = _AsStarted(run.folder)
     try:
         found = find_checkpoint(started, "auto", check=check)
-    except EgmfError as error:
+    except (EgmfError, OSError) as error:
         return Resume(False, None, str(error))
     if found is None:
-        return Resume(True, 0, "begins at step 0: it has no checkpoint yet")
+        done = steps_before_a_checkpoint(run)
+        again = f", and what was done up to step {done} is done again" if done else ""
+        return Resume(True, 0, f"begins at step 0: it has no checkpoint yet{again}")
     step = found.record.progress.step
     how = "every hash is right" if check is not None else "its files were not hashed"
     why = f"the newest sound checkpoint; {how}" if found.skipped else f"{run.latest.name} names it; {how}"

@@ -20,7 +20,7 @@ from egmf_dist.engine import Engine
 from egmf_dist.files import remove_folder, write_json
 from egmf_dist.formats import DamagedError, read_stamped, sealed
 from egmf_dist.model.adapter import point_to_best
-from egmf_dist.run.checkpoints import Found, Progress, find_checkpoint, read_record
+from egmf_dist.run.checkpoints import Found, Progress, find_checkpoint, read_record, steps_before_a_checkpoint
 from egmf_dist.run.folder import Run, checkpoint_name
 from egmf_dist.run.identity import Identity, check_identity
 from egmf_dist.run.lock import check_held
@@ -104,3 +104,13 @@ def load_checkpoint(
             "global batches; dropout draws other numbers"
         )
     return Resumed(record.progress, said)
+
+
+def begun_anew(run: Run) -> Resumed:
+    """Step 0, where :func:`load_checkpoint` found nothing; every rank must call this.
+
+    That steps are repeated is said: a run that was killed before its first checkpoint has records that go.
+    """
+    done: int = distributed.on_rank_zero(lambda: steps_before_a_checkpoint(run))
+    said = f"step {done} was reached before a first checkpoint was saved: training begins anew at step 0"
+    return Resumed(Progress(), [said] if done else [])

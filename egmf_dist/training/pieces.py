@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 
 from egmf_dist import distributed
 from egmf_dist.engine import Engine
+from egmf_dist.errors import MachineError, is_machines
 from egmf_dist.formats import DamagedError
 from egmf_dist.model.trained import fill_parameters, shape_of, trained_parameters
 from egmf_dist.run.checkpoints import MOMENTS, WEIGHT, State
@@ -95,6 +96,7 @@ def put_pieces(engine: Engine, state: State, folder: Path) -> None:
 
     Raises:
         EgmfError: names or shapes are not this model's, or a piece is missing; on every rank alike.
+        MachineError: a rank's machine does not give what was verified; on every rank alike.
     """
     pieces = Pieces(folder, state, distributed.on_rank_zero(lambda: index_of(folder, state)))
     # What the forward pass reads; the fp32 masters are apart from it.
@@ -137,7 +139,8 @@ def _readable(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        raise DamagedError(f"{folder} cannot be read ({unbroken(str(error))})") from error
+        said = f"{folder} cannot be read ({unbroken(str(error))})"
+        raise MachineError(said) if is_machines(error) else DamagedError(said) from error
 
 
 Index = Mapping[tuple[str, str], list[tuple[int, int, int]]]
@@ -149,6 +152,7 @@ def index_of(folder: Path, state: State) -> Index:
 
     Raises:
         DamagedError: a file cannot be read, or some numbers of a parameter are in none.
+        MachineError: the machine does not give a file.
     """
     found: defaultdict[tuple[str, str], list[tuple[int, int, int]]] = defaultdict(list)
     for rank in range(state.ranks):
@@ -160,7 +164,8 @@ def index_of(folder: Path, state: State) -> Index:
                     if kind != _RANDOM:
                         found[kind, name[0]].append((int(start), file.get_slice(key).get_shape()[0], rank))
         except (OSError, SafetensorError, ValueError, IndexError) as error:
-            raise DamagedError(f"{path} cannot be read ({unbroken(str(error))})") from error
+            said = f"{path} cannot be read ({unbroken(str(error))})"
+            raise MachineError(said) if is_machines(error) else DamagedError(said) from error
     index = {key: sorted(pieces) for key, pieces in found.items()}
     for name, shape in state.shapes.items():
         for kind in state.kinds:

@@ -112,7 +112,10 @@ class Saver:
         temporary = unfinished(self.run.checkpoint(progress.step))
 
         def prepare() -> str | None:
-            check_held(self.run, self.launch)  # before anything is cleared: it may be the holder's
+            try:
+                check_held(self.run, self.launch)  # before anything is cleared: it may be the holder's
+            except OSError as error:
+                return str(error)
             try:
                 with writing(temporary, self._name(progress.step)):
                     shutil.rmtree(temporary, ignore_errors=True)
@@ -161,7 +164,11 @@ class Saver:
         return saved
 
     def _publish(self, step: int, begun: _Begun, parts: list[Part]) -> str | None:
-        check_held(self.run, self.launch)
+        try:
+            check_held(self.run, self.launch)
+        except OSError as error:  # nobody is known to have taken it over; the next checkpoint may go well
+            shutil.rmtree(begun.folder, ignore_errors=True)
+            return str(error)
         hashes = {file_name(rank): part.sha256 for rank, part in enumerate(parts)}
         try:
             with writing(begun.folder, self._name(step)):

@@ -17,7 +17,7 @@ import torch
 from egmf_dist import distributed
 from egmf_dist.data.bad_samples import BadSamples
 from egmf_dist.data.loader import Step
-from egmf_dist.errors import EgmfError
+from egmf_dist.errors import EgmfError, MachineError
 from egmf_dist.run.checkpoints import Progress
 from egmf_dist.run.records import Records
 from egmf_shards import BadSlot, ShardError
@@ -80,12 +80,13 @@ def next_step(steps: Iterator[Step], bad_samples: BadSamples, written: bool, sto
 
     Raises:
         EgmfError: on every rank, what one of them met while reading.
+        MachineError: the same where its machine failed.
     """
     complaint, own = None, [0.0] * len(Facts._fields)
     try:
         step = next(steps)
-    except (EgmfError, ShardError) as error:
-        complaint = str(error)
+    except (EgmfError, MachineError, ShardError) as error:
+        complaint = distributed.complaint_of(error)
     else:
         bad_samples.leave_out(step)
         valid = float(sum(b.weight_B.sum() for b in step.batches))

@@ -30,7 +30,7 @@ from egmf_dist.run.lock import check_held
 from egmf_dist.run.manifest import read_standardisations, write_manifest
 from egmf_dist.run.records import Records
 from egmf_dist.run.trackers import check_trackers
-from egmf_dist.training.checkpoint import Resumed, load_checkpoint
+from egmf_dist.training.checkpoint import begun_anew, load_checkpoint
 from egmf_dist.training.compare import compare_modules
 from egmf_dist.training.deterministic import deterministic
 from egmf_dist.training.health import watching
@@ -234,7 +234,7 @@ def started(config: Config, run: Run, start: Start) -> Iterator[Trainer]:
         # Dropout masks differ between ranks from here on; each rank's random state is part of the checkpoint.
         torch.manual_seed(training.seed * 1_000_003 + rank)
 
-        resumed = load_checkpoint(engine, run, start.resume, identity, start.launch) or Resumed(Progress(), [])
+        resumed = load_checkpoint(engine, run, start.resume, identity, start.launch) or begun_anew(run)
         progress = resumed.progress
         # Before anything is written: what fails here must not use up the run's name.
         chosen = chosen_for_validation(validation.task_numbers, training.validation_samples)

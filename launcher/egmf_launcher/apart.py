@@ -7,7 +7,8 @@ gives the exit code, and the driver with all that it starts is another's child::
 
     deepspeed - launch.py - front          keeper - driver - Ray's servers and workers
 
-If the front is killed, the driver is told to stop; if the keeper is, the driver gets a SIGTERM by the system.
+If the front is killed, the driver is told to stop, unless it was told before and saves; if the keeper is, the driver
+gets a SIGTERM by the system.
 """
 
 from __future__ import annotations
@@ -82,9 +83,14 @@ def _keep(told: int, said: int, command: Sequence[str]) -> None:
         signal.signal(number, signal.SIG_IGN)  # not before: a child inherits what is ignored
 
     def hand_on() -> None:
+        stops = False
         while number := os.read(told, 1):
+            stops = True
             driver.send_signal(number[0])
-        driver.terminate()  # nobody is in front any more
+        if not stops:
+            driver.terminate()  # nobody is in front any more
+        # A driver that was told is saving: a second signal would end its workers in the middle of that. DeepSpeed's
+        # launcher kills the front 30 s after the first.
 
     threading.Thread(target=hand_on, daemon=True).start()
     code = driver.wait()

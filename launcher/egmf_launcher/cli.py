@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import jsonargparse
 
-from egmf_dist.errors import EgmfError
+from egmf_dist.errors import EgmfError, MachineError
 from egmf_dist.recipe_files import EXAMPLE_TASK, shipped
 from egmf_launcher.arguments import RANK_OPTIONS, without_options
 from egmf_launcher.errors import FAILURE_EXIT, USER_ERRORS, USER_EXIT, RankError, report
@@ -315,7 +315,7 @@ def main(argv: Sequence[str] | None = None, program: str = "egmf") -> int:
         print(f"{program}: stopped", file=sys.stderr)
         return 130
     except Exception as error:
-        if is_silent_rank() and not isinstance(error, RankError):
+        if is_silent_rank() and not isinstance(error, (RankError, MachineError)):
             if isinstance(error, USER_ERRORS):
                 wait_for_rank_zero_to_speak()
                 return USER_EXIT

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import traceback
 
-from egmf_dist.errors import EgmfError
+from egmf_dist.errors import EgmfError, MachineError
 from egmf_media.errors import MediaError
 from egmf_shards.errors import ShardError
 from egmf_shards.messages import unbroken
@@ -22,6 +22,10 @@ STOPPED_EXIT = 75
 
 class LaunchError(RuntimeError):
     """Ranks could not be started, or one died, for a reason that is not a wrong argument. The message is one line."""
+
+
+SAY_IT_ALL = (*USER_ERRORS, LaunchError, MachineError)
+"""Errors whose message is enough: neither their type nor a traceback explains more."""
 
 
 class WorkerFailedError(LaunchError):
@@ -38,7 +42,7 @@ class RankError(EgmfError):
 def one_line(error: BaseException) -> str:
     """The error's message without its line breaks; the type comes first where the message alone would not explain."""
     text = unbroken(str(error))
-    if isinstance(error, (*USER_ERRORS, LaunchError)) and text:
+    if isinstance(error, SAY_IT_ALL) and text:
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
@@ -47,6 +51,6 @@ def report(error: BaseException, *, debug: bool, program: str = "egmf") -> int:
     """Print ``program: error: ...`` on stderr (with ``debug`` the traceback before it) and return the exit code."""
     if debug:
         traceback.print_exception(error)
-    hint = "" if debug or isinstance(error, (*USER_ERRORS, LaunchError)) else " (--debug shows the traceback)"
+    hint = "" if debug or isinstance(error, SAY_IT_ALL) else " (--debug shows the traceback)"
     print(f"{program}: error: {one_line(error)}{hint}", file=sys.stderr, flush=True)
     return USER_EXIT if isinstance(error, USER_ERRORS) else FAILURE_EXIT

@@ -18,7 +18,7 @@ from egmf_dist.run.checkpoints import find_checkpoint, read_record, verify
 from egmf_dist.run.folder import Run
 from egmf_dist.run.identity import check_identity
 from egmf_dist.training import trainer
-from egmf_dist.training.checkpoint import point_to, prune
+from egmf_dist.training.checkpoint import begun_anew, point_to, prune
 
 
 @pytest.fixture
@@ -107,6 +107,11 @@ def lose_weights(run: Run) -> None:
     (run.checkpoint(300) / PIECES).unlink()
 
 
+def bad_sector(run: Run) -> None:
+    lose_weights(run)
+    (run.checkpoint(300) / PIECES).symlink_to("/proc/self/mem")  # whoever reads it at 0 gets an input/output error
+
+
 def spoil_record(run: Run) -> None:
     (run.checkpoint(300) / "checkpoint.json").write_text('{"progr')
 
@@ -134,6 +139,7 @@ def lose_folder(run: Run) -> None:
     [
         (spoil_weights, f"{PIECES} is damaged"),
         (lose_weights, f"{PIECES} is missing"),
+        (bad_sector, f"{PIECES} cannot be read (Input/output error)"),
         (spoil_record, "checkpoint.json is damaged"),
         (lose_record, "checkpoint.json is missing"),
         (lose_parts, "checkpoint.json is damaged (it lacks"),
@@ -174,6 +180,45 @@ def test_a_lost_pointer_is_no_reason_to_begin_anew(run, content):
     if content is not None:
         with pytest.raises(EgmfError, match="no sound checkpoint"):
             find_checkpoint(run, "auto")
+
+
+START, STEP = {"kind": "start", "step": 0}, {"kind": "train", "step": 7, "loss": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("records", "says"),
+    [
+        ([START, STEP, {"kind": "checkpoint", "step": 6}, STEP], "metrics.jsonl tells of one at step 6"),
+        ([START | {"step": 4}], "metrics.jsonl tells of one at step 4"),
+        ([START, STEP, {"kind": "end", "step": 8}], "metrics.jsonl tells of one at step 8"),
+        (None, "best/best.json names an adapter"),
+        ([], "best/best.json names an adapter"),
+        ([START, STEP], None),
+        ([START, {"kind": "end", "step": 0}], None),
+    ],
+)
+def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew(run, records, says):
+    """Its records would go and its best adapter be another's; one that has had none yet is no such run."""
+    run.adapter(6).mkdir(parents=True)
+    point_to_best(run, 6)
+    if records is not None:
+        run.metrics.write_text("".join(json.dumps(record) + "\n" for record in records))
+    for resume in ("auto", "never"):  # a launch that began the run with never is started again
+        if says is None:
+            assert find_checkpoint(run, resume, "own") is None
+            continue
+        with pytest.raises(EgmfError, match=rf"its checkpoints are gone \(.*, and {says}") as caught:
+            find_checkpoint(run, resume, "own")
+        assert "put that folder back from a copy, or start a new run under another name" in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_that_steps_are_done_again_is_said(run):
+    assert begun_anew(run).said == []
+    run.metrics.write_text(json.dumps(START) + "\n" + json.dumps(STEP) + "\n")
+    begun = begun_anew(run)
+    assert begun.progress.step == 0
+    assert begun.said == ["step 7 was reached before a first checkpoint was saved: training begins anew at step 0"]
 
 
 def test_another_runs_checkpoint_is_refused(tmp_path):

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from egmf_dist.config import DataConfig
 from egmf_dist.data.loader import load, micro_batches_of
-from egmf_dist.errors import EgmfError
+from egmf_dist.errors import EgmfError, MachineError
 from egmf_shards import ShardError, Stream, StreamOptions
+from egmf_shards.errors import UnreachableError
 
 WORLDS = (1, 2, 3, 4, 8)
 
@@ -137,9 +138,22 @@ def die(samples: list[int], weights: list[float]) -> None:
     os._exit(1)
 
 
+class GoneStore(Numbers):
+    def read(self, indices: list[int], tolerate: bool) -> SimpleNamespace:
+        raise UnreachableError("store: does not answer")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_store_that_is_gone_is_no_users_error(workers):
+    """Nor is a loader process that was killed: a supervisor starts the training again."""
+    stream = Stream(GoneStore([50]), seed=0, global_batch=10, micro_batch=5, rank=0, world=1)
+    with pytest.raises(MachineError, match=r"^store: does not answer$"):
+        list(load(stream, collate, range(0, 30, 10), DataConfig(workers=workers)))
+
+
 def test_a_loader_process_that_dies_is_one_line():
     stream = Stream(Numbers([50]), seed=0, global_batch=10, micro_batch=5, rank=0, world=1)
-    with pytest.raises(EgmfError, match=r"data.workers: a loader process died .*data.workers 0") as caught:
+    with pytest.raises(MachineError, match=r"data.workers: a loader process died .*data.workers 0") as caught:
         list(load(stream, die, range(0, 30, 10), DataConfig(workers=1)))
     assert "\n" not in str(caught.value)
 

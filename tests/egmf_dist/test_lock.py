@@ -214,6 +214,30 @@ def test_the_holder_shows_that_it_lives_and_notices_that_it_was_given_up(run, mo
     assert run.lock.exists(), "it is not this launch's to remove"
 
 
+def test_a_lock_that_cannot_be_read_is_not_one_that_is_gone(run, monkeypatch):
+    """A file server that does not answer for a moment: nothing is known, and nobody is told that it was given up."""
+    monkeypatch.setattr(lock, "_WRITING_S", 0.2)
+    real = Path.read_text
+
+    def stale(path: Path, **arguments: str) -> str:
+        if path == run.lock:
+            raise OSError(errno.ESTALE, "Stale file handle", str(path))
+        return real(path, **arguments)
+
+    with held(run, "mine"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "read_text", stale)
+            with pytest.raises(OSError, match="Stale file handle"):
+                check_held(run, "mine")
+        check_held(run, "mine")
+        asked: list[float] = []
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "read_text", stale)
+            patch.setattr(lock.time, "sleep", lambda seconds: asked.append(seconds) or patch.undo())
+            check_held(run, "mine")
+        assert asked, "it was asked again"
+
+
 def test_a_lock_that_is_just_being_written_is_looked_at_again(run, monkeypatch):
     with held(run, "mine"):
         text = run.lock.read_text()

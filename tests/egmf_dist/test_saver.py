@@ -146,6 +146,34 @@ def test_training_goes_on_where_the_disk_is_full(run: Run, monkeypatch) -> None:
 
 
 @pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("looks", [0, 1, 2])
+def test_training_goes_on_where_its_lock_cannot_be_read(run: Run, monkeypatch, looks: int) -> None:
+    """At the beginning, or where the pointer would move: it stays, and so does the best adapter; then all is well."""
+    hold(run, "mine")
+    assert save_checkpoint(run, "mine", step=2).error is None
+    assert adapter.save_adapter(torch.nn.Linear(1, 1), run, 2, {}, "mine") is None
+    best, left = read_stamped(run.best), [looks]
+
+    def stale(*_: object) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(5, "Input/output error", str(run.lock))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(saver, "check_held", stale)
+        patch.setattr(adapter, "check_held", stale)
+        saved = save_checkpoint(run, "mine", step=4)
+        assert looks == 2 or "Input/output error" in saved.error
+        left[0] = min(looks, 1)
+        assert "Input/output error" in adapter.save_adapter(torch.nn.Linear(1, 1), run, 4, {}, "mine")
+    assert read_stamped(run.best) == best
+    assert found(run) == ("step-0000004" if looks == 2 else "step-0000002")
+    assert not list(run.folder.rglob(".*"))
+    assert save_checkpoint(run, "mine", step=6).error is None
+    assert found(run) == "step-0000006"
+
+
+@pytest.mark.usefixtures("alone")
 def test_what_is_not_published_is_given_up(run: Run) -> None:
     own = saver.Saver(Engine(), run, IDENTITY, {}, keep=3)
     own.begin(Progress(step=2))

@@ -73,6 +73,38 @@ def test_the_driver_is_below_nobody_and_is_told(tmp_path: Path, killed: bool) ->
         front.kill()
 
 
+SAVES = """
+    import os, signal, sys, time
+    from pathlib import Path
+    told = []
+    signal.signal(signal.SIGTERM, lambda *_: told.append(1) or Path("told").write_text(str(len(told))))
+    Path("driver").write_text(str(os.getpid()))
+    while not Path("saved").exists():
+        time.sleep(0.02)
+    Path("ended").write_text(str(len(told)))
+"""
+
+
+def test_a_driver_that_saves_is_not_told_again_when_the_front_is_killed(tmp_path: Path) -> None:
+    """DeepSpeed's launcher kills the front 30 s after SIGTERM; a second one ends the driver's workers at once."""
+    front = in_front(tmp_path, SAVES)
+    try:
+        until(lambda: (tmp_path / "driver").exists() and (tmp_path / "driver").read_text())
+        keeper = psutil.Process(int((tmp_path / "driver").read_text())).parent()
+        assert keeper is not None
+        front.send_signal(signal.SIGTERM)
+        until(lambda: (tmp_path / "told").exists() and (tmp_path / "told").read_text())
+        front.kill()
+        front.wait(60)  # its output stays open: the driver has it, too
+        until(lambda: keeper.num_threads() == 1, 20)  # the end of the front has been seen and answered
+        time.sleep(0.2)
+    finally:
+        front.kill()
+        (tmp_path / "saved").touch()
+    until(lambda: (tmp_path / "ended").exists() and (tmp_path / "ended").read_text())
+    assert (tmp_path / "ended").read_text() == "1"
+
+
 @pytest.mark.distributed
 def test_deepspeed_with_a_hostfile_of_ours_is_told_to_stop(tmp_path: Path, random_backbone: Path) -> None:
     """As a queue does it, to every process of the job: what DeepSpeed's launcher ends is not what saves."""

@@ -13,7 +13,7 @@ import pytest
 from jsonargparse import Namespace
 
 from egmf_dist.config import AllSettings
-from egmf_dist.errors import EgmfError
+from egmf_dist.errors import EgmfError, MachineError
 from egmf_launcher.arguments import RANK_OPTIONS, without_options
 from egmf_launcher.demo import run_state
 from egmf_launcher.errors import WorkerFailedError, one_line
@@ -24,7 +24,8 @@ from egmf_launcher.memory import MemorySampler
 from egmf_launcher.network import is_this_machine
 from egmf_launcher.ray.cluster import split_hosts, ssh_command
 from egmf_launcher.ray.environment import ray_environment
-from egmf_launcher.ray.train import root_cause
+from egmf_launcher.ray.train import _complaint, root_cause
+from egmf_shards.errors import UnreachableError
 
 
 def test_deepspeed_command_has_no_hostfile_of_ours() -> None:
@@ -168,6 +169,12 @@ def test_unwrap_prefers_the_users_error_then_the_cause(tmp_path: Path) -> None:
     assert str(failure).startswith("rank 1 failed: KeyError: 'x'; ")
     assert str(tmp_path) in str(failure)
     assert "rank 0 failed" in str(root_cause(GroupError({0: echo}), tmp_path))
+    # What ends a job without a restart is a user's error alone.
+    for machines in (MachineError("a loader process died"), UnreachableError("the store does not answer")):
+        assert _complaint({0: machines}) is None
+        failure = root_cause(GroupError({0: echo, 1: machines}), tmp_path)
+        assert isinstance(failure, WorkerFailedError)
+        assert str(failure).startswith(f"rank 1 failed: {machines}; ")
     assert "\n" not in one_line(root_cause(RuntimeError("a\nb"), tmp_path))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from checkpoints import IDENTITY, PIECES, save
 
 from egmf_dist.config import Config, dump_config
 from egmf_dist.errors import EgmfError
+from egmf_dist.run import status as status_of_runs
 from egmf_dist.run.folder import Run, discard_leftovers
 from egmf_dist.run.lock import held
 from egmf_dist.run.status import read_status
@@ -70,7 +72,10 @@ def shown(path: Path, capsys: pytest.CaptureFixture[str], *options: str) -> list
 
 def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
     return {
-        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"")
+        str(path.relative_to(folder)): (
+            path.stat().st_mtime_ns,
+            path.read_bytes() if path.is_file() and not path.is_symlink() else b"",
+        )
         for path in [folder, *folder.rglob("*")]
     }
 
@@ -131,6 +136,17 @@ def lose_all(run: Run) -> None:
     shutil.rmtree(run.checkpoints)
 
 
+def killed_before_the_first(run: Run) -> None:
+    """After a validation: there is a best adapter."""
+    lose_all(run)
+    records(run)
+
+
+def bad_sector(run: Run) -> None:
+    (run.checkpoint(6) / PIECES).unlink()
+    (run.checkpoint(6) / PIECES).symlink_to("/proc/self/mem")  # whoever reads it at 0 gets an input/output error
+
+
 @pytest.mark.parametrize(
     ("what", "step", "says"),
     [
@@ -142,7 +158,9 @@ def lose_all(run: Run) -> None:
         (go_back, 2, "latest.json names it"),
         (move_aside, 6, "had moved it aside"),
         (spoil_all, None, "no sound checkpoint to go on from"),
-        (lose_all, 0, "no checkpoint yet"),
+        (lose_all, None, "its checkpoints are gone"),
+        (killed_before_the_first, 0, "no checkpoint yet, and what was done up to step 6 is done again"),
+        (bad_sector, 4, f"{PIECES} cannot be read (Input/output error)"),
     ],
 )
 def test_what_would_be_resumed_is_what_a_start_resumes(
@@ -159,7 +177,7 @@ def test_what_would_be_resumed_is_what_a_start_resumes(
         monkeypatch.setattr(checkpoint, name, lambda *arguments: None)
     discard_leftovers(run)
     if step is None:
-        with pytest.raises(EgmfError, match="no sound checkpoint"):
+        with pytest.raises(EgmfError, match=r"no sound checkpoint|its checkpoints are gone"):
             load_checkpoint(None, run, "auto", IDENTITY)  # type: ignore[arg-type]
     else:
         resumed = load_checkpoint(None, run, "auto", IDENTITY)  # type: ignore[arg-type]
@@ -184,6 +202,25 @@ def test_each_checkpoint_is_hashed_once(run: Run, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(checkpoints, "sha256", lambda path: hashed.append(path) or sha256(path))
     read_status(run)
     assert sorted(path.parent.name for path in hashed) == ["step-0000002", "step-0000004", "step-0000006"]
+
+
+def test_what_comes_after_the_end_does_not_undo_it(run: Run) -> None:
+    """A tracker's last complaint, a watch's line; a start after the end does."""
+    complaint = {"kind": "warning", "step": 6, "message": "wandb does not answer"}
+    records(run, END, complaint)
+    assert read_status(run).state == "finished"
+    records(run, END, complaint, {"kind": "start", "step": 6, "steps": 8}, complaint)
+    assert read_status(run).state == "died"
+
+
+def test_a_folder_that_the_system_does_not_give_is_said(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(run: Run, *rest: object, **more: object) -> None:
+        raise OSError(errno.EIO, "Input/output error", str(run.checkpoints))
+
+    monkeypatch.setattr(status_of_runs, "find_checkpoint", refuse)
+    resume = read_status(run).resume
+    assert not resume.possible
+    assert "Input/output error" in resume.says
 
 
 def test_a_damaged_adapter(run: Run) -> None:

@@ -28,6 +28,7 @@ from egmf_launcher.hostfile import Host
 from egmf_launcher.ray import cluster as ray_cluster
 from egmf_launcher.ray.environment import PLACEMENT_TIMEOUT, WORKER_ENVIRONMENT
 from egmf_launcher.ray.running import joined
+from egmf_shards.errors import UnreachableError
 
 _PLACEMENT_TIMEOUT_S = "20"
 _AT_ONCE_S = 5.0
@@ -173,9 +174,9 @@ def root_cause(error: Exception, logs: Path) -> Exception:
 
 
 def _complaint(failures: dict[int, Exception]) -> Exception | None:
-    """The user's error of the lowest rank that met one."""
+    """The user's error of the lowest rank that met one; a store that cannot be reached may be there after a restart."""
     causes = (_innermost(failure) for _, failure in sorted(failures.items()))
-    return next((cause for cause in causes if isinstance(cause, USER_ERRORS)), None)
+    return next((c for c in causes if isinstance(c, USER_ERRORS) and not isinstance(c, UnreachableError)), None)
 
 
 def _innermost(failure: Exception) -> BaseException:
