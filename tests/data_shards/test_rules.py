@@ -236,3 +236,22 @@ def test_the_source_id_travels_with_the_sample(tmp_path):
     with ShardWriter(tmp_path / "d", "d", [SCORE]) as writer:
         writer.write(sample)
     assert ShardSet.open([tmp_path / "d"], "train")[0].source_id == "访谈$_$1"
+
+
+@pytest.mark.parametrize(
+    ("task", "label", "value", "says"),
+    [
+        (SCORE, None, "0.5", "value is '0.5'; a number is needed"),
+        (SCORE, None, [0.5], "value is a list; a number is needed"),
+        (SCORE, None, True, "value is True; a number is needed"),
+        (SCORE, None, float("nan"), "value nan is outside the range"),
+        (SCORE, None, 10**400, "is outside the range"),
+        (MOOD, ["good"], None, "label is a list; a string is needed"),
+        (MOOD, 1, None, "label is 1; a string is needed"),
+        (MOOD, "good", 1.0, "there are two targets"),
+    ],
+)
+def test_a_target_of_another_type_is_a_fault_and_no_failure(task, label, value, says):
+    with pytest.raises(ShardError, match=says):
+        task.check_target(label, value, "here")
+    SCORE.check_target(None, np.float32(0.4), "here")

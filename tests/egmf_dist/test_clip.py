@@ -143,6 +143,7 @@ def test_the_command_line_answers_one_clip_and_a_file_of_them(data, exported, tm
     said = capsys.readouterr().out
     assert f"audio: {AUDIO}" in said
     assert "emotion: " in said
+    assert said.count("(not calibrated)") == said.count("emotion: ")
     one = json.loads((tmp_path / "one.jsonl").read_text())
     assert one["made_by"] == {"audio": str(AUDIO)}
     rows = [{"id": "c3", "text": "word 3", "clip": str(clip)}, {"text": "word", "clip": "gone.mp4"}]

@@ -198,8 +198,10 @@ class TestExplain:
             difference = own.log_probability - own.baseline
             assert own.completeness_error == pytest.approx(abs(total - difference) / abs(difference))
         # The baseline is what is said of zeros: frames at the mean alone do not move the sum any more.
-        zeros = replace(WHOLE, features={"audio": np.zeros_like(AUDIO), "vision": VISION})
-        audio = model.explain(zeros, "emotion", steps=1).modalities[1]
+        # Beneath what an utterance is read by, which takes a stream of zeros for an absent one.
+        (sample,) = model.samples(WHOLE, 0, ["emotion"])
+        zeros = replace(sample, features={**sample.features, "audio": np.zeros_like(sample.features["audio"])})
+        audio = model.explain_sample(zeros, steps=1).modalities[1]
         np.testing.assert_array_equal(audio.attributions, np.zeros(4))
 
     def test_gates_of_every_token(self, found):
