@@ -25,12 +25,27 @@ _SET_ASIDE = (_ASIDE, ".old")  # the second is the first versions' name
 _LEFT = re.compile(r"\.step-\d+\.(tmp|aside|old|gone)|\..+\.[0-9a-f]{8}\.tmp")
 
 
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let the system's error say which file it is about: of a full disk it knows the descriptor alone."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = os.fspath(path)
+        raise
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 so that a reader sees the old file or the new one, never half of it, and the disk holds it."""
+    """Write UTF-8 so that a reader sees the old file or the new one, never half of it, and the disk holds it.
+
+    Raises:
+        OSError: it cannot be written; names a file.
+    """
     # The name is this writer's own: two evaluations of one split at once must not write into one file.
     temporary = own_name(path)
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
+        with naming(path), open(temporary, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -47,7 +62,19 @@ def write_json(path: Path, data: Any) -> None:
     Raises:
         ValueError: ``data`` holds a number that is not finite.
     """
-    write_text(path, json.dumps(data, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+    write_text(path, _as_json(data))
+
+
+def _as_json(data: Any) -> str:
+    return json.dumps(data, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
+
+
+def renew_json(path: Path, data: Any) -> None:
+    """:func:`write_json`, unless the file holds that already: a start on a full disk needs no room for it."""
+    with contextlib.suppress(OSError, ValueError):
+        if path.read_text(encoding="utf-8") == _as_json(data):
+            return
+    write_json(path, data)
 
 
 def write_json_lines(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -93,7 +120,8 @@ def sync_file(path: Path) -> None:
     """Have the disk hold what is in a file that is written and closed."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

@@ -21,6 +21,8 @@ from egmf_dist.files import discard_unfinished, own_name, sync_folder, sync_tree
 
 NOW_PREFIX = ".now-"
 """Of files that are made to ask for the file system's time (:mod:`egmf_dist.run.lock`)."""
+SHARED_PREFIX = ".shared-"
+"""Of files that are made to find out which ranks see the same folder (:mod:`egmf_dist.training.hosts`)."""
 PINNED_PREFIX = ".pinned-"
 """Of folders in which an evaluation holds the best adapter (:mod:`egmf_dist.model.adapter`)."""
 _DAY_S = 86400.0
@@ -293,12 +295,17 @@ def renew_settings(config: Config, run: Run, resume: str) -> dict[str, list[Any]
         See :func:`check_run`.
 
     Raises:
-        EgmfError: see :func:`check_run`.
+        EgmfError: see :func:`check_run`; or the file cannot be written.
     """
     changed = check_run(config, run, resume)
     # Its paths start here from now on, even if each reads as before; version 1 did not say where.
     if changed or read_directory(run.config) != Path.cwd():
-        dump_config(config, run.config, Path.cwd())
+        try:
+            dump_config(config, run.config, Path.cwd())
+        except OSError as error:
+            raise EgmfError(
+                f"run {run}: {error.filename} cannot be written ({error.strerror}); make room, then start again"
+            ) from error
     return changed
 
 
@@ -338,6 +345,7 @@ def discard_leftovers(run: Run) -> None:
     beside = run.folder.absolute()
     for folder, pattern in (
         (run.folder, f"{NOW_PREFIX}*"),
+        (run.folder, f"{SHARED_PREFIX}*"),
         (run.ray, run.ray_storage("evaluate", "*").name),
         (run.evaluations, ".*.????????.tmp"),
         (run.adapters, f"{PINNED_PREFIX}*"),

@@ -36,6 +36,7 @@ from typing import Any, NamedTuple
 import psutil
 
 from egmf_dist.errors import EgmfError
+from egmf_dist.files import naming
 from egmf_dist.formats import DamagedError, read_stamped, stamped
 from egmf_dist.run.folder import NOW_PREFIX, Run
 
@@ -73,9 +74,15 @@ def held(run: Run, launch: str, say: Callable[[str], None] = print) -> Iterator[
         say: gets a sentence where a silent holder is waited for, and where one that is gone is taken over.
 
     Raises:
-        EgmfError: another process holds it; names host, process and since when.
+        EgmfError: another process holds it; names host, process and since when. Or its file cannot be written.
     """
-    descriptor = _acquire(run, launch, say)
+    try:
+        with naming(run.lock):
+            descriptor = _acquire(run, launch, say)
+    except OSError as error:
+        raise EgmfError(
+            f"run {run}: {error.filename} cannot be written ({error.strerror}), so it is not held"
+        ) from error
     _descriptors.add(descriptor)
     stop = threading.Event()
     beat = threading.Thread(target=_beat, args=(descriptor, stop), name="run-lock", daemon=True)
@@ -320,8 +327,9 @@ def _read(run: Run) -> tuple[dict[str, Any], OSError | None]:
         return read_stamped(run.lock), None
     except DamagedError as error:
         cause = error.__cause__
-        gone = not isinstance(cause, OSError) or isinstance(cause, FileNotFoundError)
-        return {}, None if gone else cause
+        if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):
+            return {}, cause
+        return {}, None
 
 
 def _here() -> dict[str, str | None]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from egmf_dist import __version__
 from egmf_dist.config import Config
-from egmf_dist.files import write_json
+from egmf_dist.files import renew_json
 from egmf_dist.formats import DamagedError, read_stamped, stamped
 from egmf_dist.run.folder import Run
 from egmf_dist.run.identity import Identity
@@ -30,7 +30,7 @@ def write_manifest(
         "hosts": hosts,
         "standardisations": dict(standardisations),
     }
-    write_json(run.manifest, stamped(manifest))
+    renew_json(run.manifest, stamped(manifest))
 
 
 def read_identity(run: Run) -> Identity | None:

@@ -44,6 +44,12 @@ def ended(records: Sequence[Mapping[str, Any]]) -> bool:
     return next((r["kind"] == "end" for r in reversed(records) if r.get("kind") in ("start", "end")), False)
 
 
+def _is_whole(path: Path, records: list[dict[str, Any]]) -> bool:
+    """Whether a file holds its records and nothing that a kill or a full disk cut short."""
+    lines = path.read_bytes().split(b"\n")
+    return lines[-1] == b"" and len(lines) - 1 == len(records)
+
+
 class Records:
     """Rank 0's sink of records; on other ranks every method does nothing.
 
@@ -61,7 +67,11 @@ class Records:
             return
         path = run.metrics
         if path.exists():
-            write_json_lines(path, [r for r in read_records(path) if _stays(r, resumed)])
+            there = read_records(path)
+            kept = [r for r in there if _stays(r, resumed)]
+            # A disk that is full lets a run go on where nothing changes.
+            if len(kept) < len(there) or not _is_whole(path, there):
+                write_json_lines(path, kept)
         path.open("ab").close()  # a folder that takes no file ends the start, not a step
         self._lines = WaitingLines(path)
         self.trackers = Trackers(run, config, resumed.step)

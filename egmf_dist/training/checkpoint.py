@@ -12,7 +12,9 @@ kept through restarts, and nothing that another launch left behind is taken for 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
+from pathlib import Path
 from typing import NamedTuple
 
 from egmf_dist import distributed
@@ -36,7 +38,7 @@ class Resumed(NamedTuple):
 
 
 def point_to(run: Run, step: int, launch: str | None) -> None:
-    """Make the checkpoint of ``step`` the one to go on from."""
+    """Make the checkpoint of ``step`` the one to go on from; this launch has moved the pointer then."""
     write_json(run.latest, sealed({"checkpoint": checkpoint_name(step), "launch": launch}))
 
 
@@ -66,6 +68,14 @@ def prune(run: Run, step: int, keep: int, given_up: Collection[int] = ()) -> Non
         remove_folder(path)
 
 
+def _named(pointer: Path, what: str) -> str | None:
+    """What a pointer names; None where it names nothing."""
+    try:
+        return str(read_stamped(pointer).get(what)) if os.path.lexists(pointer) else None
+    except DamagedError:
+        return ""  # something that has to go
+
+
 def load_checkpoint(
     engine: Engine, run: Run, resume: str, identity: Identity, launch: str | None = None
 ) -> Resumed | None:
@@ -93,8 +103,15 @@ def load_checkpoint(
 
     def rewind() -> None:
         check_held(run, launch)
-        point_to(run, record.progress.step, launch)
-        point_to_best(run, record.progress.best_step)
+        step, best_step = record.progress.step, record.progress.best_step
+        # A full disk is no reason not to go on from what the pointers name already.
+        try:
+            point_to(run, step, launch)
+        except OSError:
+            if _named(run.latest, "checkpoint") != checkpoint_name(step):
+                raise
+        if _named(run.best, "adapter") != (checkpoint_name(best_step) if best_step else None):
+            point_to_best(run, best_step)
 
     distributed.on_rank_zero(rewind)
     said, ranks = list(found.skipped), distributed.world_size()

@@ -4,8 +4,8 @@ A thread in every rank looks at what its training thread is doing: its stack, in
 asked of the training itself. Every rank says so to all in the process group's own key-value store, through a
 connection of its own. Where a training thread has stood at one instruction for ``limit`` seconds its rank reads what
 the others say: who does not answer (a stopped process, a host that is gone), who stands outside of a collective while
-the others wait in one, and where. One rank writes a line for a person; each that stands still writes its threads'
-stacks to a file.
+the others wait in one, and where. One rank that stands still writes a line for a person; each of them writes
+its threads' stacks to a file.
 """
 
 from __future__ import annotations
@@ -47,27 +47,45 @@ class Beat(NamedTuple):
     host: str
 
 
-def described(beats: Sequence[Beat], silent: Sequence[int]) -> str:
+def described(beats: Sequence[Beat], silent: Sequence[int], limit: float) -> str:
     """What keeps a training from getting further, in words.
 
     Args:
         beats: every rank's that has ever said anything.
         silent: ranks that do not answer.
+        limit: seconds at one instruction that are too long; a rank that has stood for less may go round in a circle.
     """
     said, heard = [], [beat for beat in beats if beat.rank not in silent]
     for rank in silent:
         last = next((f", last seen in step {beat.step} on {beat.host}" for beat in beats if beat.rank == rank), "")
         said.append(f"rank {rank} does not answer (a stopped process, or its host is gone){last}")
-    guilty = [beat for beat in heard if not beat.waits]
+    moving = [beat for beat in heard if beat.still_s < limit]
+    said += [
+        f"rank {beat.rank} on {beat.host} (step {beat.step}) moved {beat.still_s:.0f} s ago, at {beat.where}"
+        for beat in moving
+    ]
+    guilty = [beat for beat in heard if not beat.waits and beat not in moving]
     said += [f"rank {beat.rank} on {beat.host} (step {beat.step}) is at {beat.where}" for beat in guilty]
     places: dict[str, list[int]] = {}
     for beat in heard:
-        if beat.waits:
+        if beat.waits and beat not in moving:
             places.setdefault(beat.where, []).append(beat.rank)
     for place, ranks in places.items():
         named = f"rank {ranks[0]} waits" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))} wait"
         said.append(f"{named} for others at {place}")
-    return "; ".join(said)
+    head = "some ranks have got no further" if moving else "no rank has got further"
+    return f"{head} for {limit:g} s: {'; '.join(said)}"
+
+
+def speaks(beats: Sequence[Beat], silent: Sequence[int], limit: float) -> int:
+    """The rank that says so: the lowest that has stood still for too long itself, because no other looks at the rest.
+
+    Args:
+        beats: every rank's that has ever said anything.
+        silent: ranks that do not answer.
+        limit: seconds that are too long.
+    """
+    return min(beat.rank for beat in beats if beat.rank not in silent and beat.still_s >= limit)
 
 
 class Watch:
@@ -163,10 +181,13 @@ class Watch:
         if not now:  # the store is rank 0's, and of the others nothing is known
             silent = [] if self._store is None else [0]
         beats = sorted([*beats, self._beat])
-        speaker = min((rank for rank in range(self.ranks) if rank not in silent), default=self.rank)
+        if not now and self.ranks > 1:
+            speaker = min(rank for rank in range(self.ranks) if rank not in silent)
+        else:
+            speaker = speaks(beats, silent, self.limit)
         if speaker != self.rank:
             return
-        message = f"no rank has got further for {self.limit:g} s: {described(beats, silent)}; stacks: {self.stacks}"
+        message = f"{described(beats, silent, self.limit)}; stacks: {self.stacks}"
         print(f"warning: {message}", file=sys.stderr, flush=True)
         # Rank 0's file, in which any rank may have to write: rank 0 may be the one that hangs.
         with open(self.run.metrics, "a", encoding="utf-8") as file:

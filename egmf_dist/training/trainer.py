@@ -21,7 +21,6 @@ from egmf_dist.engine import Engine, deepspeed_settings, initialise, partitioned
 from egmf_dist.errors import EgmfError
 from egmf_dist.inference.scorer import Scorer
 from egmf_dist.metrics.selection import check_selection, chosen_for_validation
-from egmf_dist.model.identity import backbone_identity
 from egmf_dist.objectives.numbers import reads_trees
 from egmf_dist.run.checkpoints import Progress, find_checkpoint
 from egmf_dist.run.folder import Run
@@ -34,6 +33,7 @@ from egmf_dist.training.checkpoint import begun_anew, load_checkpoint
 from egmf_dist.training.compare import compare_modules
 from egmf_dist.training.deterministic import deterministic
 from egmf_dist.training.health import watching
+from egmf_dist.training.hosts import check_shared
 from egmf_dist.training.pace import Looking, Pace, looking, shared
 from egmf_dist.training.reports import Clock, start_record, train_record
 from egmf_dist.training.saver import Saver
@@ -42,7 +42,6 @@ from egmf_dist.training.stopping import Stopping, listening
 from egmf_dist.training.supervision import Facts, Losses, Supervision, next_step, note_bad
 from egmf_dist.training.validation import check_scoring
 from egmf_shards import ShardSet
-from egmf_shards.checksums import sha256
 
 
 @dataclass(frozen=True)
@@ -220,7 +219,10 @@ def started(config: Config, run: Run, start: Start) -> Iterator[Trainer]:
         stream = open_stream(config, shards, rank, ranks, cuts)
     identity = Identity(ranks, shards.index_hash, training.seed, backbone, data.specifications)
     settings = deepspeed_settings(config, stream.micro_batches)
+    progress = Progress()
     with contextlib.ExitStack() as stack:
+        # A rank may hang in loading a model and in making its engine, too.
+        stack.enter_context(watching(run, training.hang_seconds, lambda: progress.step))
         stack.enter_context(deterministic(training.deterministic))
         with partitioned_loading(config, settings):
             model = build_egmf(config, capabilities, data)
@@ -259,7 +261,6 @@ def started(config: Config, run: Run, start: Start) -> Iterator[Trainer]:
         stack.callback(saver.close)
         stopping = Stopping(run, start.launch, looks=rank == 0)
         stack.enter_context(listening(stopping.note))
-        stack.enter_context(watching(run, training.hang_seconds, lambda: progress.step))
         looks = stack.enter_context(looking())
         by_length = training.micro_tokens > 0
         end = progress.position + (training.steps - progress.step) * training.global_batch
@@ -292,37 +293,6 @@ def started(config: Config, run: Run, start: Start) -> Iterator[Trainer]:
             looking=looks,
             pace=Pace(hosts),
         )
-
-
-def check_shared(run: Run, config: Config, shards: ShardSet) -> dict[str, Any]:
-    """Refuse hosts that see other things under the same paths; every rank must call this.
-
-    Returns:
-        What names the backbone.
-
-    Raises:
-        EgmfError: on every rank, names the first host with another run's folder, other data or another backbone than
-            rank 0's, and the path.
-    """
-    with distributed.failing_together():
-        backbone = backbone_identity(config.backbone)
-    # Written by whoever started the run: its content, so that an empty folder of that name is none.
-    settings = sha256(run.config) if run.config.is_file() else "no config.yaml is there"
-    own = {
-        f"the run's folder {run.folder.absolute()}": settings,
-        f"the data in {', '.join(config.data.shards)}": shards.index_hash,
-        f"the backbone {config.backbone.path}": str(sorted(backbone.items())),
-    }
-    everywhere = distributed.share_objects([(platform.node(), own)])
-    first_host, first = everywhere[0]
-    for number, (host, seen) in enumerate(everywhere):
-        for what, content in first.items():
-            if seen.get(what) != content:
-                raise EgmfError(
-                    f"{what} is not the same on every host: rank {number} on {host} sees other content than rank 0 on "
-                    f"{first_host}; share it between the hosts, or copy it to each (the run's folder must be shared)"
-                )
-    return backbone
 
 
 def known_standardisations(run: Run, start: Start) -> dict[str, Any] | None:

@@ -22,7 +22,7 @@ from egmf_launcher.arguments import without_options
 from egmf_launcher.decide import Decision, LaunchArguments, decide, running_cluster, started_rank
 from egmf_launcher.errors import USER_ERRORS, LaunchError, RankError, one_line
 from egmf_launcher.hostfile import Host, parse_hostfile
-from egmf_launcher.network import LOOPBACK, is_this_machine, single_rank_environment
+from egmf_launcher.network import LOOPBACK, is_this_machine, listen_towards, single_rank_environment
 from egmf_launcher.ray.environment import WORKER_ENVIRONMENT, without_launcher_variables
 from egmf_launcher.selection import select
 
@@ -99,6 +99,8 @@ def launch_job(
             return run_under_ray(job, decision.hosts, launch, decision.cluster)
     if decision.way == "single":
         single_rank_environment()
+    else:
+        listen_towards(os.environ.get("MASTER_ADDR", ""))
     for name in ("OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM"):
         os.environ.setdefault(name, WORKER_ENVIRONMENT[name])
     if not count_gpus():

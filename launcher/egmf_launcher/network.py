@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import socket
@@ -58,6 +59,26 @@ def interface_of(address: str) -> str | None:
         if any(entry.address == address for entry in entries):
             return str(name)
     return None
+
+
+def listen_towards(master: str) -> None:
+    """Have gloo listen where the other hosts reach this one, unless ``GLOO_SOCKET_IFNAME`` says where.
+
+    Without it gloo binds to what the host's name resolves to, on many systems 127.0.1.1, and meets only itself. Ray's
+    workers are told by their node; ranks that others start (DeepSpeed, torchrun, Slurm) know ``MASTER_ADDR`` alone.
+
+    Args:
+        master: name or address of rank 0's host; nothing is set where it is this machine's loopback.
+    """
+    if "GLOO_SOCKET_IFNAME" in os.environ or not master or master == "localhost":
+        return
+    with contextlib.suppress(ValueError):
+        if ipaddress.ip_address(master).is_loopback:
+            return
+    address = address_towards(master)
+    interface = interface_of(address) if address != LOOPBACK else None
+    if interface is not None:
+        os.environ["GLOO_SOCKET_IFNAME"] = interface
 
 
 def free_port() -> int:

@@ -15,7 +15,7 @@ from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, Tr
 from egmf_dist.jobs import TrainJob
 from egmf_dist.run.folder import Run, open_run
 from egmf_dist.run.records import read_records
-from egmf_dist.training.health import Beat, described
+from egmf_dist.training.health import Beat, described, speaks
 from egmf_shards import synthesize
 
 
@@ -27,12 +27,29 @@ def test_what_is_said_of_ranks_that_stand_still() -> None:
         Beat(2, 4, 16, 10.0, True, waits, "c"),
         Beat(3, 9, 17, 60.0, True, waits, "a"),
     ]
-    assert described(beats, [2]) == (
+    assert described(beats, [2], 50) == (
+        "no rank has got further for 50 s: "
         "rank 2 does not answer (a stopped process, or its host is gone), last seen in step 16 on c; "
         f"rank 1 on b (step 17) is at data/loader.py:80 load; ranks 0, 3 wait for others at {waits}"
     )
-    assert described(beats[:1], [1]) == (
+    assert described(beats[:1], [1], 50) == (
+        "no rank has got further for 50 s: "
         f"rank 1 does not answer (a stopped process, or its host is gone); rank 0 waits for others at {waits}"
+    )
+
+
+def test_a_rank_that_goes_round_in_a_circle_is_named_by_one_that_waits() -> None:
+    """Its own thread moves, so it never looks at the others; and that no rank got further would not be true."""
+    beats = [
+        Beat(0, 9, 17, 0.4, False, "mine.py:3 until_it_is_well", "a"),
+        Beat(1, 9, 17, 60.0, True, "distributed.py:99 sum_over_ranks", "b"),
+        Beat(2, 9, 17, 61.0, True, "distributed.py:99 sum_over_ranks", "c"),
+    ]
+    assert speaks(beats, [], 50) == 1
+    assert speaks(beats, [1], 50) == 2
+    assert described(beats, [], 50) == (
+        "some ranks have got no further for 50 s: rank 0 on a (step 17) moved 0 s ago, at mine.py:3 until_it_is_well; "
+        "ranks 1, 2 wait for others at distributed.py:99 sum_over_ranks"
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,9 +11,16 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
+from egmf_dist import distributed
+from egmf_dist.config import Config, LoggingConfig, TrainingConfig
 from egmf_dist.errors import EgmfError
 from egmf_dist.files import writing
-from egmf_dist.run.folder import Run
+from egmf_dist.run.checkpoints import Progress
+from egmf_dist.run.folder import Run, open_run, renew_settings
+from egmf_dist.run.identity import Identity
+from egmf_dist.run.lock import held
+from egmf_dist.run.manifest import write_manifest
+from egmf_dist.run.records import Records
 
 
 @pytest.fixture
@@ -78,3 +87,38 @@ def test_a_rank_does_not_take_away_what_others_are_writing(run: Run) -> None:
     with pytest.raises(RuntimeError), writing(folder, "checkpoint 2", clears=False):
         dead_peer(folder)
     assert folder.is_dir()
+
+
+def full(*_: object) -> None:
+    raise OSError(28, "No space left on device")  # as write and fsync say it: without a name
+
+
+def test_a_start_needs_no_room_where_nothing_changes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a restart keeps of its records, and its manifest; what must change is said with its file."""
+    config, identity = Config(logging=LoggingConfig(to=[])), Identity(1, "d", 0, {"sha256": "b"})
+    lines = [{"kind": "start", "step": 0}, {"kind": "train", "step": 4}]
+    run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_manifest(run, config, identity, ["h"], {})
+    monkeypatch.setattr(os, "fsync", full)
+    Records(run, config, True, False, Progress(step=4)).close()
+    write_manifest(run, config, identity, ["h"], {})
+    room = r"^{}: No space left on device$"
+    with pytest.raises(EgmfError, match=room.format(run.metrics)), distributed.failing_together():
+        Records(run, config, True, False, Progress(step=2))
+    run.metrics.write_text(run.metrics.read_text() + '{"kind": "tra')  # cut short: the next line would end it
+    with pytest.raises(EgmfError, match=room.format(run.metrics)), distributed.failing_together():
+        Records(run, config, True, False, Progress(step=4))
+    with pytest.raises(EgmfError, match=room.format(run.manifest)):
+        distributed.on_rank_zero(lambda: write_manifest(run, config, identity, ["another"], {}))
+    assert sorted(path.name for path in run.folder.iterdir()) == ["manifest.json", "metrics.jsonl"]
+
+
+def test_a_start_that_finds_no_room_says_so_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(tmp_path / "run")
+    open_run(Config(), run, "never")
+    more = Config(training=TrainingConfig(steps=7))
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(EgmfError, match=rf"{run.lock} cannot be written \(No space left on device\)"), held(run, "own"):
+        pass
+    with pytest.raises(EgmfError, match=rf"{run.config} cannot be written \(No space left on device\); make room"):
+        renew_settings(more, run, "auto")

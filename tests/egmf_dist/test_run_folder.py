@@ -187,7 +187,7 @@ def test_what_a_kill_left_half_done_is_cleared_up(tmp_path):
         (path / "file").write_text(path.name)
     # Moved aside for a new one of the same step, which did not get its name any more.
     os.rename(run.adapter(2), run.adapters / ".step-0000002.aside")
-    files = {run.folder / ".now-1", run.folder / ".metrics.jsonl.01234567.tmp"}
+    files = {run.folder / ".now-1", run.folder / ".shared-1", run.folder / ".metrics.jsonl.01234567.tmp"}
     theirs = {run.folder / ".notes.old", run.checkpoints / ".step-0000300.old", run.folder / ".backup.tmp"}
     for path in files | theirs:
         path.touch()

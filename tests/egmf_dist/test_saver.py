@@ -146,6 +146,28 @@ def test_training_goes_on_where_the_disk_is_full(run: Run, monkeypatch) -> None:
 
 
 @pytest.mark.usefixtures("alone")
+def test_a_full_disk_is_no_reason_not_to_go_on(run: Run, monkeypatch) -> None:
+    """The pointers name what is gone on from already; to go back they would have to move, and that is said."""
+    hold(run, "mine")
+    for step in (2, 4):
+        run.adapter(step).mkdir(parents=True)
+        point_to_best(run, step)
+        assert save_checkpoint(run, "mine", step=step, best_step=step).error is None
+    pointers = run.latest.read_bytes(), run.best.read_bytes()
+    hold(run, "second")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert load_checkpoint(Engine(), run, "auto", IDENTITY, launch="second").progress.step == 4
+        with pytest.raises(EgmfError, match=rf"^{run.latest}: No space left on device$"):
+            load_checkpoint(Engine(), run, "2", IDENTITY, launch="second")
+    assert (run.latest.read_bytes(), run.best.read_bytes()) == pointers
+
+
+@pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize("looks", [0, 1, 2])
 def test_training_goes_on_where_its_lock_cannot_be_read(run: Run, monkeypatch, looks: int) -> None:
     """At the beginning, or where the pointer would move: it stays, and so does the best adapter; then all is well."""

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,18 +16,22 @@ from typing import Any
 import pytest
 from jsonargparse import Namespace
 
-from egmf_dist.config import AllSettings
+from egmf_dist import jobs
+from egmf_dist.config import AllSettings, LaunchConfig
 from egmf_dist.errors import EgmfError, MachineError
+from egmf_launcher import network
 from egmf_launcher.arguments import RANK_OPTIONS, without_options
+from egmf_launcher.decide import Decision
 from egmf_launcher.demo import run_state
 from egmf_launcher.errors import WorkerFailedError, one_line
 from egmf_launcher.follow import LineFollower, following
 from egmf_launcher.hostfile import Host
-from egmf_launcher.launch import deepspeed_command, without_launch_options
+from egmf_launcher.launch import deepspeed_command, launch_job, without_launch_options
 from egmf_launcher.memory import MemorySampler
 from egmf_launcher.network import is_this_machine
-from egmf_launcher.ray.cluster import split_hosts, ssh_command
+from egmf_launcher.ray.cluster import last_words, split_hosts, ssh_command
 from egmf_launcher.ray.environment import ray_environment
+from egmf_launcher.ray.running import without_the_jobs
 from egmf_launcher.ray.train import _complaint, root_cause
 from egmf_shards.errors import UnreachableError
 
@@ -53,8 +61,74 @@ def test_ssh_command_is_one_quoted_word_after_the_host(monkeypatch: pytest.Monke
     words = shlex.split(command[-1])
     assert "NCCL_DEBUG=a b; reboot" in words
     assert not any("SECRET" in word or "TOKEN" in word for word in words)
-    assert json.loads(words[-2].partition("=")[2]) == {"egmf_slot": 4, "egmf_host_1": 1}
-    assert words[-1] == "--cpus=8"
+    assert json.loads(words[-3].partition("=")[2]) == {"egmf_slot": 4, "egmf_host_1": 1}
+    assert words[-2:] == ["--cpus=8", f"--folder={os.getcwd()}"]
+
+
+def test_a_host_without_the_folder_does_not_join(tmp_path: Path) -> None:
+    """Its workers would end the job: a host that came back, whose file system is not mounted yet. It is asked again."""
+    words = ["--address=127.0.0.1:1", "--resources={}", "--cpus=1", f"--folder={tmp_path / 'none'}"]
+    command = [sys.executable, "-m", "egmf_launcher.ray.node", *words]
+    node = subprocess.run(command, input="token\n", capture_output=True, text=True, timeout=60)
+    assert node.returncode == 1
+    assert re.fullmatch(rf"host \S+ has no folder {tmp_path}/none; every machine must see .*\n", node.stderr)
+    ended = subprocess.Popen(["sh", "-c", "echo one >&2; echo two >&2; exit 1"], stderr=subprocess.PIPE)
+    ended.wait()
+    assert last_words(ended) == "two"
+    with subprocess.Popen(["sh", "-c", "sleep 60 & exit 1"], stderr=subprocess.PIPE, start_new_session=True) as held:
+        held.wait()
+        assert last_words(held) == "exit code 1"  # something else still holds its output
+        os.killpg(held.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("master", "address", "listens"),
+    [
+        ("10.0.0.7", "10.0.0.9", "eth5"),
+        ("node-1", "10.0.0.9", "eth5"),
+        ("127.0.0.1", "10.0.0.9", None),
+        ("::1", "10.0.0.9", None),
+        ("localhost", "10.0.0.9", None),
+        ("", "10.0.0.9", None),
+        ("node-1", network.LOOPBACK, None),
+        ("node-1", "10.0.0.10", None),
+    ],
+)
+def test_ranks_that_others_start_listen_where_the_master_is(
+    master: str, address: str, listens: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(network, "address_towards", lambda other: asked.append(other) or address)
+    monkeypatch.setattr(network, "interface_of", lambda own: {"10.0.0.9": "eth5", network.LOOPBACK: "lo"}.get(own))
+    monkeypatch.setattr(jobs, "do", lambda job, console: {"listens": os.environ.get("GLOO_SOCKET_IFNAME")})
+    for name in ("GLOO_SOCKET_IFNAME", "OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM", "DS_ACCELERATOR"):
+        monkeypatch.setenv(name, "mine")  # put back afterwards
+    monkeypatch.setenv("MASTER_ADDR", master)
+    decision = Decision("rank", "")
+    assert launch_job(decision, None, LaunchConfig())["listens"] == "mine"  # type: ignore[arg-type]
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME")
+    assert launch_job(decision, None, LaunchConfig())["listens"] == listens  # type: ignore[arg-type]
+    assert set(asked) <= {master}
+
+
+def test_what_a_submitted_job_says_of_its_environment_is_not_said_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray refuses to merge what both name; what it merges is what was given and what is ours."""
+    from ray._private.worker import _merge_runtime_env
+
+    monkeypatch.delenv("RAY_OVERRIDE_JOB_RUNTIME_ENV", raising=False)
+    own = {"env_vars": {"NCCL_DEBUG": "INFO", "OMP_NUM_THREADS": "1"}, "worker_process_setup_hook": "a.b"}
+    theirs = {"env_vars": {"NCCL_DEBUG": "INFO", "MINE": "x"}, "working_dir": "gcs://d"}
+    assert _merge_runtime_env(theirs, own) is None
+    left = without_the_jobs(own, json.dumps({"runtime_env": theirs}))
+    assert _merge_runtime_env(theirs, left) == {
+        "env_vars": {"NCCL_DEBUG": "INFO", "MINE": "x", "OMP_NUM_THREADS": "1"},
+        "worker_process_setup_hook": "a.b",
+        "working_dir": "gcs://d",
+    }
+    hooked = {"runtime_env": {"worker_process_setup_hook": "c.d"}}
+    assert without_the_jobs(own, json.dumps(hooked)) == {"env_vars": own["env_vars"]}
+    for none in ("", "{}", '{"runtime_env": null}', '{"runtime_env": {"env_vars": null}}'):
+        assert without_the_jobs(own, none) == own
 
 
 def test_this_machine_must_be_there_once() -> None:

@@ -79,6 +79,7 @@ def ssh_command(host: Host, address: str, cpus: int, mark: str) -> list[str]:
     """The command that makes ``host`` join."""
     resources = json.dumps({SLOT: host.slots, mark: 1})
     words = ["-m", "egmf_launcher.ray.node", f"--address={address}", f"--resources={resources}", f"--cpus={cpus}"]
+    words.append(f"--folder={os.getcwd()}")
     return remote_command(host.name, words, host.chosen)
 
 
@@ -192,10 +193,27 @@ def _bring_back(
     nodes: dict[str, subprocess.Popen[bytes]], commands: dict[str, list[str]], token: str, over: threading.Event
 ) -> None:
     """Ask machines whose node has ended to join again, until all is over; Ray gives those that do their workers."""
+    said: dict[str, str] = {}
     while not over.wait(_ASK_AGAIN_S):
         for name, command in commands.items():
             if nodes[name].poll() is not None and not over.is_set():
+                why = last_words(nodes[name])
+                if said.get(name) != why:
+                    print(f"launch: host {name} is not there ({why}); asked again", file=sys.stderr, flush=True)
+                said[name] = why
                 nodes[name] = _start_node(command, token)
+
+
+def last_words(node: subprocess.Popen[bytes]) -> str:
+    """The last line that an ended process has written to its stderr, else its exit code; nothing is waited for."""
+    assert node.stderr is not None
+    text = b""
+    os.set_blocking(node.stderr.fileno(), False)
+    with contextlib.suppress(BlockingIOError):
+        while part := os.read(node.stderr.fileno(), 2**16):
+            text += part
+    lines = text.decode(errors="replace").strip().splitlines()
+    return lines[-1] if lines else f"exit code {node.returncode}"
 
 
 def _wait_for_nodes(
@@ -213,9 +231,7 @@ def _wait_for_nodes(
             break
         for name, node in nodes.items():
             if node.poll() is not None:
-                assert node.stderr is not None
-                said = node.stderr.read().decode(errors="replace").strip().splitlines()
-                raise LaunchError(f"host {name} did not join: {said[-1] if said else f'exit code {node.returncode}'}")
+                raise LaunchError(f"host {name} did not join: {last_words(node)}")
         if time.monotonic() > deadline:
             raise LaunchError(
                 f"{', '.join(missing)} did not join within {timeout:.0f} s; check ssh to it and its firewall"

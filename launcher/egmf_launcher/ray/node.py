@@ -47,7 +47,14 @@ def main() -> int:
     parser.add_argument("--address", required=True, help="HOST:PORT of the cluster's head")
     parser.add_argument("--resources", required=True, help="JSON object of custom resources")
     parser.add_argument("--cpus", type=int, required=True)
+    parser.add_argument("--folder", required=True, help="in which workers run; every machine must see it")
     arguments = parser.parse_args()
+    # Before it joins: workers that Ray places here would end the whole job. A host that came back may mount it later,
+    # and is asked again.
+    if not os.path.isdir(arguments.folder):
+        where = f"host {os.uname().nodename} has no folder {arguments.folder}"
+        print(f"{where}; every machine must see it under the same path", file=sys.stderr, flush=True)
+        return 1
     token = sys.stdin.readline().strip()
     # Short on purpose: Ray puts sockets there, and a socket's path has at most 107 characters. mkdtemp makes it ours
     # alone.

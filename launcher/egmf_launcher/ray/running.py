@@ -7,15 +7,20 @@ as the owner set them up. A process may do any number of jobs on it, one after a
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from egmf_launcher.errors import LaunchError, one_line
 from egmf_launcher.ray.environment import FORWARDED_PREFIXES, PLACEMENT_TIMEOUT, worker_environment
+
+_JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""By which ``ray job submit`` tells the driver that it starts of the job's runtime environment."""
 
 
 def connect(address: str) -> None:
@@ -41,16 +46,34 @@ def connect(address: str) -> None:
             address=address,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            runtime_env={
-                "env_vars": forwarded | environ,
-                "worker_process_setup_hook": "egmf_launcher.ray.running.on_worker_start",
-            },
+            runtime_env=without_the_jobs(
+                {
+                    "env_vars": forwarded | environ,
+                    "worker_process_setup_hook": "egmf_launcher.ray.running.on_worker_start",
+                },
+                os.environ.get(_JOB_CONFIG, ""),
+            ),
         )
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise LaunchError(
             f"Ray cluster at {address}: {one_line(error)[:300]}; give the address of a running one with --ray-address "
             "or RAY_ADDRESS, and its token with RAY_AUTH_TOKEN_PATH where it asks for one"
         ) from error
+
+
+def without_the_jobs(own: dict[str, Any], config: str) -> dict[str, Any]:
+    """A runtime environment without what the job's own holds already: what was given with ``ray job submit`` reaches
+    the workers anyway, and Ray refuses to be told twice, of the same value, too.
+
+    Args:
+        own: ``env_vars`` and other fields.
+        config: the job's, JSON, as Ray gives it to a submitted job's process; empty where there is none.
+    """
+    if not config or os.environ.get("RAY_OVERRIDE_JOB_RUNTIME_ENV") == "1":
+        return own
+    theirs = json.loads(config).get("runtime_env") or {}
+    variables = {n: value for n, value in own["env_vars"].items() if n not in (theirs.get("env_vars") or {})}
+    return {name: value for name, value in own.items() if name not in theirs} | {"env_vars": variables}
 
 
 def _look_for(address: str) -> None:
