@@ -34,7 +34,7 @@ BELOW = {
 THIRD_PARTY = {
     "egmf_kernels": {"torch", "triton"},
     "egmf_shards": {"fsspec", "h5py", "isal", "numpy", "orjson", "rich", "webdataset"},
-    "egmf_media": {"av", "cv2", "huggingface_hub", "numpy", "torch", "transformers"},
+    "egmf_media": {"av", "cv2", "huggingface_hub", "numpy", "opensmile", "torch", "transformers"},
 }
 # A package of one of these names on the path would hide another (transformers imports `kernels` where it finds one).
 WITHOUT_INIT = ("kernels", "data_shards", "launcher", "tests")
