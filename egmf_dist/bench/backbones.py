@@ -24,9 +24,9 @@ def write_shape(folder: Path, name: str) -> None:
 
     Args:
         folder: to make.
-        name: among :data:`SHAPES`.
+        name: among :data:`SHAPES` or :data:`SMALL`.
     """
-    config = SHAPES[name][1]()
+    config = {**SHAPES, **SMALL}[name][1]()
     config.save_pretrained(folder)
     _tokenizer(config.model_type).save_pretrained(folder)
 
@@ -45,8 +45,8 @@ def write_backbone(folder: Path, layers: int, like: str) -> Made:
     Args:
         folder: to make.
         layers: how many of its layers it has.
-        like: name among :data:`SHAPES`, with a token a word; or folder or hub id of a model whose shape and tokenizer
-            it gets.
+        like: name among :data:`SHAPES` or :data:`SMALL`, with a token a word; or folder or hub id of a model
+            whose shape and tokenizer it gets.
 
     Returns:
         What it is.
@@ -60,8 +60,9 @@ def write_backbone(folder: Path, layers: int, like: str) -> Made:
 
     from egmf_dist.model.backbone import load_backbone_config, load_tokenizer
 
-    if like in SHAPES:
-        name, make = SHAPES[like]
+    known = {**SHAPES, **SMALL}
+    if like in known:
+        name, make = known[like]
         config = make()
         tokenizer = _tokenizer(config.model_type)
     else:
@@ -149,6 +150,13 @@ SHAPES: dict[str, tuple[str, Callable[[], Any]]] = {
     "qwen2.5-72b": ("Qwen 2.5 72B", partial(_qwen, 8192, 29568, 80, (64, 8), 152064, False)),
 }
 """Names of published shapes: what a person calls the model, and its configuration."""
+SMALL: dict[str, tuple[str, Callable[[], Any]]] = {
+    "2-layers-of-64": ("2 layers of 64", partial(_qwen, 64, 256, 2, (2, 1), 4096, True)),
+    "2-layers-of-512": ("2 layers of 512", partial(_qwen, 512, 2048, 2, (8, 4), 4096, True)),
+    "6-layers-of-256": ("6 layers of 256", partial(_qwen, 256, 1024, 6, (4, 2), 4096, True)),
+    "8-layers-of-384": ("8 layers of 384", partial(_qwen, 384, 1536, 8, (6, 2), 4096, True)),
+}
+"""Shapes that nobody published, for a CPU: what a plan is calibrated and held against."""
 
 
 def _tokenizer(kind: str) -> Any:

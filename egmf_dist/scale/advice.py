@@ -15,10 +15,11 @@ from egmf_dist.ledger import Count
 from egmf_dist.scale.hardware import GIB, RESERVED, Hardware
 from egmf_dist.scale.loader import Loader
 from egmf_dist.scale.memory import Parts, Sizes, Way
-from egmf_dist.scale.timing import StepTime, step_time
+from egmf_dist.scale.timing import StepTime, slowed, step_time
 
 _ALIKE = 0.98
-_UNPACKING = 207 / 179
+_ROUNDED = "zero_quantized_nontrainable_weights: 1 of training.zero_options"
+UNPACKING = 207 / 179
 """What four bits cost: 179 in place of 207 samples/s of a 0.27B model on an H200 (docs/backbones.md)."""
 
 
@@ -48,12 +49,14 @@ class Work:
     count: Count
     """Of one rank's whole step; its operators are taken, not its messages."""
     micro_batches: int
-    samples: int
-    """Of one rank's step."""
+    samples: float
+    """Of a rank's step, on the average."""
     lora: bool
     """Frozen linear layers may be packed into four bits."""
     checkpointing: bool = False
     """Layers are computed again in it."""
+    reading: float = 0.0
+    """Seconds that a rank reads its samples itself."""
 
 
 class Judged(NamedTuple):
@@ -110,7 +113,7 @@ def messages_of(way: Way, sizes: Sizes, ranks: int, micro_batches: int, host: in
 def ways(machines: Machines, work: Work) -> Iterator[list[Way]]:
     """Classes of ways, the one that is preferred first; in each the simpler first. A micro-batch holds a sample at
     least, and is cut no further."""
-    a_micro_batch = max(1, work.samples // max(1, work.micro_batches))
+    a_micro_batch = max(1, int(work.samples // max(1, work.micro_batches)))
     for group in _ways(machines, work):
         yield [way for way in group if way.micro <= a_micro_batch]
 
@@ -134,16 +137,12 @@ def judge(way: Way, sizes: Sizes, work: Work, machines: Machines) -> Judged:
     """One way."""
     parts = sizes.under(way, machines.ranks)
     messages = messages_of(way, sizes, machines.ranks, work.micro_batches, machines.ranks_per_host)
-    slower = sizes.again ** (way.checkpointing - work.checkpointing) * (_UNPACKING if way.quantised else 1.0)
+    slower = sizes.again ** (way.checkpointing - work.checkpointing) * (UNPACKING if way.quantised else 1.0)
     time = step_time(
         Count(messages, work.count.work), machines.hardware, machines.hosts, machines.ranks_per_host,
-        sizes.on_host(way, machines.ranks) * work.micro_batches * way.micro,
+        sizes.on_host(way, machines.ranks) * work.micro_batches * way.micro, work.reading,
     )  # fmt: skip
-    # Micro-batches that are smaller start as many operators each.
-    host = time.host * slower * way.micro
-    busy = max(time.compute * slower, host)
-    before = max(time.compute, time.host)
-    time = time._replace(compute=time.compute * slower, host=host, step=time.step + busy - before)
+    time = slowed(time, machines.hardware, slower, way.micro)
     sent: Counter[str] = Counter()
     for (kind, size, _), times in messages.items():
         sent[kind] += size * times
@@ -168,6 +167,14 @@ def advise(sizes: Sizes, work: Work, machines: Machines, loader: Loader | None =
         if best is None:
             best = _fastest([one for one in own if one.fits])
     words = [_nothing(judged, machines)] if best is None else _recommend(best, judged, machines, sizes)
+    if best is not None and best.way.stage == 3 and best.way.offload == "none":
+        rounded = judge(replace(best.way, quantised_gathers=True), sizes, work, machines)
+        judged.append(rounded)
+        if rounded.time.step < _ALIKE * best.time.step:
+            words.append(
+                f"not taken, as it rounds the frozen weights: {_ROUNDED} would gather a byte a weight, "
+                f"{rounded.time.step:.3g} s a step (predicted, and set nowhere yet)"
+            )
     if best is not None and loader is not None:
         words += loader.said(work.samples * machines.ranks / best.time.step, machines.hosts, machines.ranks_per_host)
     return Advice(best, judged, words)

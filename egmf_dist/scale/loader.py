@@ -31,6 +31,12 @@ class Loader:
     given_bandwidth: float | None = None
     """Bytes/s that the store gives one host; None: not known."""
     cores_per_rank: int = 8
+    inline: bool = False
+    """A rank reads itself (``data.workers 0``), and its step waits for that."""
+
+    def waits(self, samples: float) -> float:
+        """Seconds that a rank's step of so many samples waits for reading at least."""
+        return self.seconds * samples if self.inline else 0.0
 
     def processes(self, samples_per_s: float, ranks: int) -> int:
         """Loader processes that each rank needs."""
@@ -76,8 +82,22 @@ class Loader:
         return words
 
 
-def measure(subject: Subject, ranks: int, given_bandwidth: float | None = None, cores_per_rank: int = 8) -> Loader:
+def measure(
+    subject: Subject,
+    ranks: int,
+    given_bandwidth: float | None = None,
+    cores_per_rank: int = 8,
+    *,
+    processes: int,
+) -> Loader:
     """Read a few global batches of one rank here, after one that warms up.
+
+    Args:
+        subject: whose data.
+        ranks: of the world.
+        given_bandwidth: bytes/s that the store gives one host; None: not known.
+        cores_per_rank: which loader processes may use.
+        processes: loader processes of a rank; 0: it reads itself.
 
     Raises:
         EgmfError: a sample cannot be read.
@@ -93,7 +113,7 @@ def measure(subject: Subject, ranks: int, given_bandwidth: float | None = None, 
     manifests = subject.shards.manifests
     size = sum(float(s["size"]) for m in manifests for s in m["shards"])
     count = sum(int(s["samples"]) for m in manifests for s in m["shards"])
-    return Loader(seconds, size / max(1, count), len(subject.shards), given_bandwidth, cores_per_rank)
+    return Loader(seconds, size / max(1, count), len(subject.shards), given_bandwidth, cores_per_rank, processes == 0)
 
 
 def _rate(size: float) -> str:

@@ -87,7 +87,7 @@ class Sizes:
     largest: int
     """Weights of the largest module that stage 3 gathers at once."""
     activations: float
-    """Bytes of a micro-batch."""
+    """Bytes of a micro-batch with the longest sample in it."""
     checkpointed: float
     """The same where layers are computed again."""
     again: float = 4 / 3
@@ -159,7 +159,7 @@ def sizes_of(shallow: list[Rehearsal], whole: Rehearsal, config: Config) -> Size
     """
     kept = []
     for low, high in (shallow[:2], shallow[2:]):
-        first, second = (one.peak_bytes - one.resident_bytes for one in (low, high))
+        first, second = (one.longest_peak_bytes - one.resident_bytes for one in (low, high))
         slope = (second - first) / (high.layers - low.layers) if high.layers > low.layers else 0.0
         kept.append(first + slope * (whole.layers - low.layers))
     options = config.training.zero_options

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,12 @@ class PlanOptions:
     """also other numbers of hosts, and with --out a picture"""
     dry_run: bool = False
     """also the share of a global batch that each rank reads, and its micro-batches"""
+    table: bool = False
+    """in place of all else: backbones of 0.27B to 72B on 1 to 1,024 GPUs, each with the settings that are advised; a
+    rank's share stays training.global_batch by the GPUs given"""
     every_layer: bool = False
     """rehearse all of the backbone's layers, and do not conclude from a few: minutes for a large one"""
     calibrate: bool = False
     """measure this machine's rates first, for about a minute: with --hardware cpu"""
+    clock: Literal["wall", "cpu"] = "wall"
+    """what --calibrate counts: seconds that pass, or those that a process computes, where the machine is busy"""

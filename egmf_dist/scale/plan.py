@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -10,15 +10,17 @@ import torch
 
 from egmf_dist.config import Config
 from egmf_dist.errors import EgmfError
-from egmf_dist.scale.advice import Judged, Machines, Work, advise
-from egmf_dist.scale.hardware import GIB, find_hardware, with_rates
+from egmf_dist.scale.advice import UNPACKING, Judged, Machines, Work, advise
+from egmf_dist.scale.hardware import GIB, find_hardware, in_fp32, with_rates
 from egmf_dist.scale.loader import Loader, measure
-from egmf_dist.scale.memory import Sizes, parts_to_rehearse, sizes_of
+from egmf_dist.scale.memory import PACKED, Sizes, parts_to_rehearse, sizes_of
 from egmf_dist.scale.options import PlanOptions
-from egmf_dist.scale.rehearsal import Part, Rehearsal, deeper, depths, rehearse
-from egmf_dist.scale.subject import read_subject
+from egmf_dist.scale.rehearsal import WARM, Part, Rehearsal, deeper, depths, rehearse
+from egmf_dist.scale.subject import Share, Subject, read_subject
 from egmf_dist.scale.sweep import sweep
-from egmf_dist.scale.timing import StepTime, step_time
+from egmf_dist.scale.table import KIND as TABLE
+from egmf_dist.scale.table import SIZES, table
+from egmf_dist.scale.timing import StepTime, slowed, step_time
 
 KIND = "plan"
 PREDICTED = "predicted"
@@ -58,38 +60,40 @@ def plan(config: Config, options: PlanOptions) -> dict[str, Any]:
     Raises:
         EgmfError, ShardError: bad options or settings, or a backbone or data that cannot be read.
     """
-    machines = check_options(options)
+    machines = _in_precision(check_options(options), config)
     with read_subject(config, options.shape) as subject:  # in one line before any work
         layers, layer_numbers = shape_of(subject.config)
         stream = subject.stream(0, machines.ranks)
-        store = None if options.store is None else options.store * 1e9
-        loader = measure(subject, machines.ranks, store, options.cores_per_gpu)
+        loader = _measured(subject, machines, options)
         said, micro_batches = subject.said, stream.micro_batches
+        heaviest = subject.heaviest(machines.ranks, WARM // min(micro_batches, 2))  # in the step that is counted
         shares = _shares(subject, machines.ranks) if options.dry_run else None
         lora = subject.config.backbone.tuning != "full"
     if options.calibrate:
         from egmf_dist.scale.calibrate import calibrate
 
-        machines = Machines(
-            with_rates(machines.hardware, calibrate(config, machines.ranks)), options.hosts, options.gpus_per_host
-        )
+        rates = calibrate(config, machines.ranks, options.clock)
+        machines = replace(machines, hardware=with_rates(machines.hardware, rates))
     few = None if options.every_layer else depths(layers, layer_numbers, config)
     own = [Part(config, machines.ranks, depth) for depth in few or (None,)]
-    found = rehearse([*own, *parts_to_rehearse(config, machines.ranks, layers)], options.shape)
+    found = rehearse([*own, *parts_to_rehearse(config, machines.ranks, layers)], options.shape, heaviest.rank)
     whole, shallow = found[0] if few is None else deeper(found[0], found[1], layers), found[len(own) :]
     sizes = sizes_of(shallow, whole, config)
-    time = step_time(whole.step, machines.hardware, machines.hosts, machines.ranks_per_host)
-    work = Work(whole.step, micro_batches, whole.samples, lora, config.backbone.gradient_checkpointing)
+    samples, reading = config.training.global_batch / machines.ranks, loader.waits(whole.samples)
+    time = step_time(whole.step, machines.hardware, machines.hosts, machines.ranks_per_host, reading=reading)
+    if config.backbone.quantise == "4bit":
+        time = slowed(time, machines.hardware, UNPACKING)
+    work = Work(whole.step, micro_batches, samples, lora, config.backbone.gradient_checkpointing, reading)
     advice = advise(sizes, work, machines, loader)
     summary = {
         "kind": KIND,
         "figures": PREDICTED,
         "machines": _machines(machines),
         "said": [*said, *_not_known(config, machines)],
-        "model": _model(whole),
+        "model": _model(whole, heaviest),
         "memory": _memory(whole, sizes, config, machines),
         "messages": _messages(whole),
-        "time": _time(whole, time, machines, loader, config, options.price, sizes.again),
+        "time": _time(whole, time, machines, loader, config, options.price, (heaviest.load, sizes.again)),
         "loader": asdict(loader),
         "advice": advice.words,
         "ways": [_judged(one, machines) for one in advice.judged],
@@ -97,17 +101,58 @@ def plan(config: Config, options: PlanOptions) -> dict[str, Any]:
     if shares is not None:
         summary["dry_run"] = shares
     if options.sweep:
-        summary["sweep"] = sweep(whole, machines, loader)
+        summary["sweep"] = sweep(whole, machines, samples, loader)
     return summary
+
+
+def plan_table(config: Config, options: PlanOptions, say: Callable[[str], None]) -> dict[str, Any]:
+    """Sizes of backbones over numbers of GPUs (:mod:`egmf_dist.scale.table`).
+
+    Args:
+        config: settings but for the backbone's.
+        options: where.
+        say: called with what is done.
+
+    Raises:
+        EgmfError, ShardError: see :func:`plan`.
+    """
+    machines = _in_precision(check_options(options), config)
+    with read_subject(config, SIZES[0]) as subject:
+        loader = _measured(subject, machines, options)
+        said = [line for line in subject.said if not line.startswith("backbone")]
+    return {
+        "kind": TABLE,
+        "figures": PREDICTED,
+        "machines": _machines(machines),
+        "said": [*said, *_not_known(config, machines)],
+        "rows": table(config, machines, loader, say),
+    }
+
+
+def _measured(subject: Subject, machines: Machines, options: PlanOptions) -> Loader:
+    workers = subject.config.data.workers
+    processes = workers if workers is not None else (0 if machines.hardware.serial else 2)  # as training takes them
+    store = None if options.store is None else options.store * 1e9
+    return measure(subject, machines.ranks, store, options.cores_per_gpu, processes=processes)
+
+
+def _in_precision(machines: Machines, config: Config) -> Machines:
+    fp32 = config.training.precision == "fp32"
+    return replace(machines, hardware=in_fp32(machines.hardware)) if fp32 else machines
 
 
 def _not_known(config: Config, machines: Machines) -> list[str]:
     """What these figures leave out, where the settings ask for it."""
     said = []
     if config.training.precision == "fp32" and not machines.hardware.serial:
-        said.append(f"products in fp32 are slower than {machines.hardware.name}'s rate in bf16, which is reckoned with")
+        said.append(
+            f"products in fp32 are reckoned at {machines.hardware.name}'s data sheet's rate, which is not verified"
+        )
     if config.backbone.quantise != "none":
-        said.append("memory and seconds are those of unpacked weights; what four bits save stands in the advice")
+        said.append(
+            f"four bits: weights by formula, {PACKED:.3f} bytes each; operators {UNPACKING - 1:.0%} slower, which was "
+            "measured of one model of 0.27B on an H200"
+        )
     return said
 
 
@@ -126,8 +171,8 @@ def shape_of(config: Config) -> tuple[int, int]:
 def _shares(subject: Any, ranks: int) -> dict[str, Any]:
     """Each rank's share of a global batch, by the stream that every rank makes for itself."""
     sizes, slots = [], []
-    for rank in range(ranks):
-        parts = subject.stream(rank, ranks).plan(0)
+    for stream in subject.streams(ranks, range(ranks)):
+        parts = stream.plan(0)
         sizes.append([len(part) for part in parts])
         slots += [slot.position for part in parts for slot in part]
     whole = sorted(slots)
@@ -154,7 +199,7 @@ def _machines(machines: Machines) -> dict[str, Any]:
     }
 
 
-def _model(whole: Rehearsal) -> dict[str, Any]:
+def _model(whole: Rehearsal, heaviest: Share) -> dict[str, Any]:
     return {
         "frozen": whole.frozen_numbers,
         "trained": whole.trained_numbers,
@@ -162,23 +207,27 @@ def _model(whole: Rehearsal) -> dict[str, Any]:
         "rehearsed_layers": list(whole.rehearsed) or [whole.layers],
         "samples_a_rank": whole.samples,
         "tokens_a_rank": whole.tokens,
+        "rank": heaviest.rank,
+        "load": heaviest.load,
         "micro_batches": whole.micro_batches,
         "stage": whole.stage,
     }
 
 
 def _memory(whole: Rehearsal, sizes: Sizes, config: Config, machines: Machines) -> dict[str, Any]:
+    saved = round(whole.quantisable_numbers * (sizes.width - PACKED)) if config.backbone.quantise == "4bit" else 0
     kept = sizes.checkpointed if config.backbone.gradient_checkpointing else sizes.activations
     return {
-        "frozen": whole.frozen_bytes,
+        "frozen": whole.frozen_bytes - saved,
         "trained": whole.trained_bytes,
         "optimizer": whole.optimizer_bytes,
         "gathered": whole.gathered_bytes,
         "activations": round(kept),
         "activations_checkpointed": round(sizes.checkpointed),
         "logits": whole.logits_bytes,
-        "resident": whole.resident_bytes,
-        "peak": whole.peak_bytes,
+        "resident": whole.resident_bytes - saved,
+        "usual_peak": whole.peak_bytes - saved,
+        "peak": whole.longest_peak_bytes - saved,
         "usable": round(machines.usable),
     }
 
@@ -199,12 +248,13 @@ def _time(
     loader: Loader,
     config: Config,
     price: float | None,
-    again: float,
+    shares: tuple[float, float],
 ) -> dict[str, Any]:
-    ranks = machines.ranks
-    samples = whole.samples * ranks
+    load, again = shares
+    ranks, samples = machines.ranks, config.training.global_batch
+    tokens = whole.tokens * ranks / load
     epoch = loader.samples / samples * time.step
-    flops = whole.step.flops
+    flops = whole.step.flops / load
     model = flops / (again if config.backbone.gradient_checkpointing else 1.0)
     run = config.training.steps * time.step
     waits = loader.binds(samples / time.step, machines.hosts, machines.ranks_per_host)
@@ -212,7 +262,7 @@ def _time(
         **time._asdict(),
         "binds": "loader" if waits else time.binds,
         "samples_per_s": samples / time.step,
-        "tokens_per_s": whole.tokens * ranks / time.step,
+        "tokens_per_s": tokens / time.step,
         "flops_a_rank": flops,
         "mfu": model / time.step / machines.hardware.flops,
         "hfu": flops / time.step / machines.hardware.flops,
@@ -244,6 +294,8 @@ def said(summary: Mapping[str, Any]) -> list[str]:
         f"links: inside {machines['inside']}; between hosts {machines['outside']}",
         "every figure is predicted, by DeepSpeed's and the model's own steps on fake tensors, with "
         f"{_depths(summary)} layers",
+        *_waited_for(summary),
+        "memory is that of a micro-batch with the data's longest sample in it",
         f"a step {_seconds(time['step'])}, {time['samples_per_s']:.3g} samples/s, {time['tokens_per_s']:.4g} tokens/s, "
         f"MFU {time['mfu']:.1%}, bound by {time['binds']}; an epoch {_seconds(time['epoch_s'])}, the run "
         f"{_seconds(time['run_s'])}",
@@ -258,6 +310,15 @@ def said(summary: Mapping[str, Any]) -> list[str]:
             f"each, {dry['micro_batches']} micro-batches, {dry['fillers']} fillers; every sample once"
         )
     return [*lines, *(f"advice: {line}" for line in summary["advice"])]
+
+
+def _waited_for(summary: Mapping[str, Any]) -> list[str]:
+    if summary["machines"]["ranks"] < 2:
+        return []
+    model = summary["model"]
+    return [
+        f"a step is that of rank {model['rank']}, whose prompts are {model['load'] - 1:.0%} longer than the ranks' mean"
+    ]
 
 
 def _depths(summary: Mapping[str, Any]) -> str:

@@ -11,16 +11,10 @@ beside what the LLM's layers keep.
 from __future__ import annotations
 
 import gc
-import json
-import os
-import subprocess
 import sys
-import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -28,9 +22,9 @@ import torch
 from egmf_dist.config import Config
 from egmf_dist.config.load import config_from_dict
 from egmf_dist.engine import deepspeed_settings, initialise, partitioned_loading
-from egmf_dist.errors import EgmfError
 from egmf_dist.ledger import Count, Ledger
 from egmf_dist.scale.engines import engine_bytes
+from egmf_dist.scale.ranks import as_rank, on_ranks
 from egmf_dist.scale.subject import Subject, read_subject
 from egmf_dist.training.loop import train_step
 from egmf_dist.training.schedule import parameter_groups
@@ -67,11 +61,13 @@ class Rehearsal:
     resident_bytes: int
     """Everything that is alive between two steps, DeepSpeed's buffers included."""
     peak_bytes: int
-    """The most that is alive in a step."""
+    """The most that is alive in a usual step."""
+    longest_peak_bytes: int
+    """The most that is alive in a step with the data's longest sample in it."""
     gathered_bytes: int
     """The most whole weights at once that stage 3 has gathered; 0 in other stages."""
     logits_bytes: int
-    """Logits of a micro-batch in the dtype that computes."""
+    """Logits of a micro-batch with the longest sample in it, in the dtype that computes."""
     tokens: int
     """Tokens that this rank's LLM reads in the step, padding left out."""
     columns: int
@@ -175,52 +171,25 @@ def rehearse(parts: Sequence[Part], shape: str | None = None, rank: int = 0) -> 
         EgmfError: bad settings, or something that cannot be read, in one line.
     """
     jobs = [{"config": asdict(part.config), "layers": part.layers} for part in parts]
-    with tempfile.TemporaryDirectory(prefix="egmf-plan-") as folder:
-        given, made = Path(folder, "job.json"), Path(folder, "made.json")
-        given.write_text(
-            json.dumps({"parts": jobs, "ranks": parts[0].ranks, "shape": shape, "rank": rank}), encoding="utf-8"
-        )
-        # On a machine with GPUs, too, everything is the CPU's: no GPU need be free for a plan.
-        own = {
-            "DS_ACCELERATOR": "cpu",
-            "CUDA_VISIBLE_DEVICES": "",
-            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-        }
-        command = [sys.executable, "-m", "egmf_dist.scale.rehearsal", str(given), str(made)]
-        done = subprocess.run(command, env=os.environ | own, capture_output=True, text=True, check=False)
-        if done.returncode or not made.is_file():
-            lines = [line for line in done.stderr.splitlines() if line.strip()] or ["it said nothing"]
-            if done.returncode < 0:
-                raise EgmfError(
-                    f"the plan's rehearsal was ended by signal {-done.returncode}; look for a lack of memory"
-                )
-            said = [line.removeprefix("egmf: ") for line in lines if line.startswith("egmf: ")]
-            raise EgmfError(said[-1] if said else f"the plan's rehearsal failed: {lines[-1]}")
-        return [Rehearsal.from_json(one) for one in json.loads(made.read_text(encoding="utf-8"))]
+    job = {"parts": jobs, "ranks": parts[0].ranks, "shape": shape, "rank": rank}
+    (made,) = on_ranks("egmf_dist.scale.rehearsal", job, "the plan's rehearsal")
+    return [Rehearsal.from_json(one) for one in made]
 
 
-def main(given: str, made: str) -> int:
+def _rehearse(job: dict[str, Any]) -> list[dict[str, Any]]:
     """What the process of its own does."""
     from egmf_dist.scale.fake import one_of, without_numbers
-    from egmf_shards import ShardError
 
-    # DeepSpeed calls collectives that torch 2.13 has renamed, and says so at every call.
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    job = json.loads(Path(given).read_text(encoding="utf-8"))
     found = []
-    try:
-        with one_of(job["ranks"], job["rank"]):  # DeepSpeed keeps the first group for ever
-            for part in job["parts"]:
-                with read_subject(config_from_dict(part["config"]), job["shape"]) as subject:
-                    plays = Plays(subject, job["ranks"], job["rank"])
-                    with without_numbers(), Ledger() as ledger:
-                        found.append(take_steps(plays, ledger, partial(_model, subject, part["layers"])).to_json())
-                gc.collect()
-    except (EgmfError, ShardError) as error:
-        print(f"egmf: {error}", file=sys.stderr)
-        return 2
-    Path(made).write_text(json.dumps(found), encoding="utf-8")
-    return 0
+    with one_of(job["ranks"], job["rank"]):  # DeepSpeed keeps the first group for ever
+        for part in job["parts"]:
+            with read_subject(config_from_dict(part["config"]), job["shape"]) as subject:
+                plays = Plays(subject, job["ranks"], job["rank"])
+                make = partial(unread_model, subject, part["layers"])
+                with without_numbers(), Ledger() as ledger:
+                    found.append(take_steps(plays, ledger, make).to_json())
+            gc.collect()
+    return found
 
 
 class Plays:
@@ -234,12 +203,21 @@ class Plays:
         self.warm = WARM // self.few
         steps = [[b.to(torch.device("cpu")) for b in subject.batches(stream, step)] for step in range(self.warm + 1)]
         self.steps, whole = [batches[-self.few :] for batches in steps], steps[-1]
-        self.read = max(int(b.rows.read_N.numel()) for b in whole)
+        self.longest = subject.longest(stream).to(torch.device("cpu"))
+        self.read = max(int(b.rows.read_N.numel()) for b in (*whole, self.longest))
         self.sizes: dict[str, Any] = {
             "tokens": sum(int((b.rows.end_RC > 0).sum()) for b in whole),
             "columns": sum(int(b.rows.end_RC.numel()) for b in whole),
             "samples": sum(len(b.ids) for b in whole),
         }
+
+    def engine(self, make: Callable[[], Any]) -> Any:
+        """DeepSpeed's engine of the model that ``make`` gives, which is called where stage 3 partitions it."""
+        config = self.subject.config
+        settings = deepspeed_settings(config, self.few)
+        with partitioned_loading(config, settings):
+            model = make()
+        return initialise(model, torch.optim.AdamW(parameter_groups(model, config.training)), settings)
 
 
 def take_steps(plays: Plays, ledger: Ledger, make: Callable[[], Any]) -> Rehearsal:
@@ -251,10 +229,8 @@ def take_steps(plays: Plays, ledger: Ledger, make: Callable[[], Any]) -> Rehears
         make: the model, under stage 3 called where it is partitioned.
     """
     config, few = plays.subject.config, plays.few
-    settings = deepspeed_settings(config, few)
-    with partitioned_loading(config, settings):
-        model = make()
-    engine: Any = initialise(model, torch.optim.AdamW(parameter_groups(model, config.training)), settings)
+    engine = plays.engine(make)
+    model: Any = engine.module
     gathered = Gathered(model)
     for batches in plays.steps[:-1]:
         train_step(engine, batches, 1.0, torch.device("cpu"))
@@ -270,6 +246,9 @@ def take_steps(plays: Plays, ledger: Ledger, make: Callable[[], Any]) -> Rehears
     ledger.from_now()
     gathered.most = gathered.now
     train_step(engine, plays.steps[-1], 1.0, torch.device("cpu"))
+    engine.step, peak, most = take, ledger.peak, gathered.most
+    ledger.from_now()
+    train_step(engine, [plays.longest], 1.0, torch.device("cpu"))
     held = engine_bytes(engine)
     quantisable = sum(_quantisable(model.backbone))
     engine.destroy()
@@ -278,8 +257,9 @@ def take_steps(plays: Plays, ledger: Ledger, make: Callable[[], Any]) -> Rehears
         stage=config.training.zero_stage,
         micro_batches=plays.micro_batches,
         resident_bytes=resident,
-        peak_bytes=ledger.peak,
-        gathered_bytes=gathered.most,
+        peak_bytes=peak,
+        longest_peak_bytes=max(peak, ledger.peak),
+        gathered_bytes=most,
         logits_bytes=plays.read * plays.subject.capabilities.vocabulary * held.width,
         inner=marks[1] - marks[0] if few > 1 else Count(),
         last=marks[-1] - marks[-2],
@@ -291,8 +271,14 @@ def take_steps(plays: Plays, ledger: Ledger, make: Callable[[], Any]) -> Rehears
     )
 
 
-def _model(subject: Subject, layers: int | None) -> Any:
-    """The whole model on fake tensors, made as a run makes it but for the weights, which are not read."""
+def unread_model(subject: Subject, layers: int | None = None) -> Any:
+    """The whole model, made as a run makes it but for the LLM's weights, which are not read: random, or none on fake
+    tensors.
+
+    Args:
+        subject: whose.
+        layers: of the LLM's layers so many; None: all.
+    """
     from transformers import AutoModelForCausalLM
 
     from egmf_dist.build import build_egmf
@@ -353,4 +339,4 @@ class Gathered:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(as_rank(_rehearse))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
-from egmf_dist.bench.backbones import SHAPES, write_shape
+import numpy as np
+
+from egmf_dist.bench.backbones import SHAPES, SMALL, write_shape
 from egmf_dist.bench.dialogues import write_dialogues
 from egmf_dist.build import read_backbone
 from egmf_dist.config import Config
@@ -24,6 +27,18 @@ from egmf_shards import ShardSet, Stream
 
 GENERATED = 512
 """Utterances that are generated where a configuration's data is not here."""
+LOOKED_AT = 2048
+"""Samples that say how long one may be: half of them those with the most text, the others spread over the data."""
+MOST_RANKS = 256
+"""Of more ranks so many say who has most to do."""
+
+
+class Share(NamedTuple):
+    """A rank's part of a global batch."""
+
+    rank: int
+    load: float
+    """What its rows hold, of what a rank's hold on the average."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +59,17 @@ class Subject:
         Raises:
             EgmfError, ShardError: the global batch does not fit so many ranks.
         """
+        return next(self.streams(ranks, [rank]))
+
+    def streams(self, ranks: int, wanted: Iterable[int]) -> Iterator[Stream]:
+        """What each of the ``wanted`` ranks reads; see :meth:`stream`."""
         check_batch(self.config.training.global_batch, ranks)
-        stream, tokens = open_stream(self.config, self.shards, rank, ranks), self.config.training.micro_tokens
-        if not tokens:
-            return stream
-        cuts = micro_batches_of(stream, self.collator, tokens, reads_trees(self.config, self.capabilities))
-        return open_stream(self.config, self.shards, rank, ranks, cuts)
+        cuts = 0
+        if tokens := self.config.training.micro_tokens:
+            first = open_stream(self.config, self.shards, 0, ranks)  # every rank finds the same
+            cuts = micro_batches_of(first, self.collator, tokens, reads_trees(self.config, self.capabilities))
+        for rank in wanted:
+            yield open_stream(self.config, self.shards, rank, ranks, cuts)
 
     def batches(self, stream: Stream, step: int) -> list[RaggedBatch]:
         """A step's micro-batches of one rank.
@@ -57,10 +77,44 @@ class Subject:
         Raises:
             EgmfError: a sample cannot be read.
         """
-        made = Steps(stream, self.collator, self.config.training.micro_tokens > 0)[step * stream.global_batch]
+        made = self._steps(stream)[step * stream.global_batch]
         if made.error is not None:
             raise EgmfError(made.error)
         return made.batches
+
+    def longest(self, stream: Stream) -> RaggedBatch:
+        """A micro-batch of the stream's with the longest sample in the place of one of its own: once an epoch, a rank
+        has to hold it.
+
+        Raises:
+            ShardError: a sample cannot be read.
+        """
+        count = len(self.shards)
+        if count > LOOKED_AT:
+            spread = np.linspace(0, count - 1, LOOKED_AT // 2).astype(np.int64)
+            text = np.argsort(self.shards.column("text_chars"))[-LOOKED_AT // 2 :]
+            indices = np.unique(np.concatenate([spread, text]))
+        else:
+            indices = np.arange(count)
+        found = max(self.shards.read(indices, stream.tolerate).samples, key=self.collator.row_bytes)
+        most = max(stream.read(0, self._steps(stream).size), key=lambda batch: len(batch.samples))
+        return self.collator([found, *most.samples[1:]], [1.0] * len(most.samples))
+
+    def heaviest(self, ranks: int, step: int) -> Share:
+        """The rank whose part of a global batch holds the most: the others wait for it.
+
+        Raises:
+            EgmfError, ShardError: see :meth:`stream`; or a sample cannot be read.
+        """
+        loads = []
+        for stream in self.streams(ranks, range(min(ranks, MOST_RANKS))):
+            indices = [slot.index for part in stream.plan(step * stream.global_batch) for slot in part]
+            loads.append(sum(map(self.collator.row_bytes, self.shards.read(indices, stream.tolerate).samples)))
+        most = max(range(len(loads)), key=loads.__getitem__)
+        return Share(most, loads[most] * len(loads) / sum(loads))
+
+    def _steps(self, stream: Stream) -> Steps:
+        return Steps(stream, self.collator, self.config.training.micro_tokens > 0)
 
 
 @contextlib.contextmanager
@@ -69,7 +123,7 @@ def read_subject(config: Config, shape: str | None = None) -> Iterator[Subject]:
 
     Args:
         config: the settings.
-        shape: a published model's shape in place of ``backbone.path``, of :data:`egmf_dist.bench.backbones.SHAPES`.
+        shape: a shape in place of ``backbone.path``, of :data:`egmf_dist.bench.backbones.SHAPES` or ``SMALL``.
 
     Raises:
         EgmfError: the backbone cannot be read, the shape has no such name, or a setting does not fit.
@@ -79,11 +133,12 @@ def read_subject(config: Config, shape: str | None = None) -> Iterator[Subject]:
     said = []
     with tempfile.TemporaryDirectory(prefix="egmf-plan-") as made:
         if shape is not None:
-            if shape not in SHAPES:
+            known = {**SHAPES, **SMALL}
+            if shape not in known:
                 raise EgmfError(f"--shape is {shape!r}; it may be {', '.join(SHAPES)}")
             write_shape(Path(made, "backbone"), shape)
             config = replace(config, backbone=replace(config.backbone, path=str(Path(made, "backbone"))))
-            said.append(f"backbone: the shape of {SHAPES[shape][0]}, a token a word")
+            said.append(f"backbone: the shape of {known[shape][0]}, a token a word")
         missing = [f for f in config.data.shards if "://" not in f and not Path(f, "manifest.json").is_file()]
         if missing or not config.data.shards:
             folder = Path(made, "data")

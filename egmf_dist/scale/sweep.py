@@ -13,19 +13,27 @@ from egmf_dist.scale.timing import for_ranks, step_time
 MOST_RANKS = 1024
 
 
-def sweep(whole: Rehearsal, machines: Machines, loader: Loader | None) -> list[dict[str, Any]]:
+def sweep(whole: Rehearsal, machines: Machines, samples: float, loader: Loader) -> list[dict[str, Any]]:
     """A row for 1, 2, 4, ... hosts up to :data:`MOST_RANKS` ranks.
 
     ``efficiency`` is samples a second of a rank against those on one host; ``binds`` is compute, host, link, offload or
     loader. What a rank holds of sharded weights shrinks with the ranks and is not swept.
+
+    Args:
+        whole: a rank's step.
+        machines: where.
+        samples: of a rank's step, on the average.
+        loader: what reading costs.
     """
     rows: list[dict[str, Any]] = []
     hosts = 1
     while hosts * machines.ranks_per_host <= max(MOST_RANKS, machines.ranks_per_host):
         ranks = hosts * machines.ranks_per_host
-        time = step_time(for_ranks(whole.step, whole.ranks, ranks), machines.hardware, hosts, machines.ranks_per_host)
-        rate, binds = whole.samples * ranks / time.step, time.binds
-        if loader is not None and loader.binds(rate, hosts, machines.ranks_per_host):
+        count = for_ranks(whole.step, whole.ranks, ranks)
+        reading = loader.waits(whole.samples)
+        time = step_time(count, machines.hardware, hosts, machines.ranks_per_host, reading=reading)
+        rate, binds = samples * ranks / time.step, time.binds
+        if loader.binds(rate, hosts, machines.ranks_per_host):
             rate, binds = loader.most(hosts, machines.ranks_per_host), "loader"
         rows.append({"hosts": hosts, "ranks": ranks, "step_s": time.step, "samples_per_s": rate, "binds": binds})
         hosts *= 2

@@ -34,21 +34,31 @@ class StepTime(NamedTuple):
     """Messages between hosts."""
     offload: float
     """Waiting for what lies in the host's memory."""
+    reading: float
+    """The samples, where no loader process does."""
     step: float
 
     @property
     def binds(self) -> str:
-        """What the step waits for most: ``compute``, ``host``, ``link`` or ``offload``."""
+        """What the step waits for most: ``compute``, ``host``, ``link``, ``offload`` or ``reading``."""
         parts = {
             "compute": self.compute,
             "host": self.host,
             "link": self.inside + self.outside,
             "offload": self.offload,
+            "reading": self.reading,
         }
         return max(parts, key=lambda name: parts[name])
 
 
-def step_time(count: Count, hardware: Hardware, hosts: int, ranks_per_host: int, offloaded: float = 0.0) -> StepTime:
+def step_time(
+    count: Count,
+    hardware: Hardware,
+    hosts: int,
+    ranks_per_host: int,
+    offloaded: float = 0.0,
+    reading: float = 0.0,
+) -> StepTime:
     """Predict a step.
 
     Args:
@@ -57,17 +67,29 @@ def step_time(count: Count, hardware: Hardware, hosts: int, ranks_per_host: int,
         hosts: how many.
         ranks_per_host: ranks of each.
         offloaded: bytes that one rank moves to or from its host's memory.
+        reading: seconds that a rank itself reads and lays out samples.
     """
-    rate, moved = hardware.flops * hardware.reached[0], hardware.bandwidth * hardware.reached[1]
-    compute = sum(times * max(flops / rate, size / moved) for (flops, size), times in count.work.items())
+    compute = sum(times * hardware.seconds(flops, size) for (flops, size), times in count.work.items())
     host = hardware.call * sum(count.work.values())
     inside, outside = message_seconds(count.messages, hardware, hosts, ranks_per_host)
     offload = offloaded / hardware.host_bandwidth
+    sent, waits = inside + outside, offload + reading
     if hardware.serial:
-        return StepTime(compute, host, inside, outside, offload, compute + host + inside + outside + offload)
-    busy, sent = max(compute, host), inside + outside
+        return StepTime(compute, host, inside, outside, offload, reading, compute + host + sent + waits)
+    busy = max(compute, host)
     hidden = min(OVERLAPPED * sent, busy)
-    return StepTime(compute, host, inside, outside, offload, busy + sent - hidden + offload)
+    return StepTime(compute, host, inside, outside, offload, reading, busy + sent - hidden + waits)
+
+
+def slowed(time: StepTime, hardware: Hardware, slower: float, pieces: int = 1) -> StepTime:
+    """The same step where operators take ``slower`` times as long, and a micro-batch is cut into so many ``pieces``
+    that start as many operators each."""
+    compute, host = time.compute * slower, time.host * slower * pieces
+    if hardware.serial:
+        more = compute + host - time.compute - time.host
+    else:
+        more = max(compute, host) - max(time.compute, time.host)
+    return time._replace(compute=compute, host=host, step=time.step + more)
 
 
 def message_seconds(
@@ -83,12 +105,12 @@ def message_seconds(
             continue
         within = n <= ranks_per_host
         link = hardware.inside if within else hardware.outside
-        bandwidth = link.bandwidth
+        bandwidth, latency = link.of(kind)
         if not within:
             # As many rings as a host has adapters, each with its part of the message; none is faster than the host.
             bandwidth = min(bandwidth * (1 if link.shared else ranks_per_host), hardware.inside.bandwidth)
         passes = PASSES.get(kind, 1.0)
-        seconds = passes * (link.latency * math.log2(n) + size * (n - 1) / n / bandwidth)
+        seconds = passes * (latency * math.log2(n) + size * (n - 1) / n / bandwidth)
         if within:
             inside += times * seconds
         else:

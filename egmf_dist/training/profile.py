@@ -2,7 +2,7 @@
 
 Of a start ``training.profile_steps`` steps are timed, from the third on. Two more follow, whose seconds count for
 nothing: one in which every operator and message is counted (:mod:`egmf_dist.ledger`), one that torch's profiler
-records. What is wrapped for it is put back before the step after.
+records. What is wrapped for a step is put back when it is over: between two profiled steps, too, nothing is installed.
 
 A phase's seconds are its own: what runs inside of it under another name is that one's. So phases add up to the step,
 and ``host`` is what has no name. On a GPU the moments are CUDA events, which nobody waits for before the step is over.
@@ -14,6 +14,7 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -101,6 +102,30 @@ class Phases:
         return phase
 
 
+@dataclass
+class Timed:
+    """A step that was timed by phase."""
+
+    seconds: float = 0.0
+    """Of the whole step, by the host's clock."""
+    phases: dict[str, float] = field(default_factory=dict)
+    """Seconds of each of :data:`PHASES`."""
+
+
+@contextlib.contextmanager
+def timed(trainer: Trainer, phases: Phases) -> Iterator[Timed]:
+    """Inside, one step is timed by phase; what is given has its seconds when it is over."""
+    found = Timed()
+    with wrapped(trainer, phases):
+        begin = time.perf_counter()
+        phases.begin()
+        try:
+            yield found
+        finally:
+            found.phases = phases.end()
+            found.seconds = time.perf_counter() - begin
+
+
 class Profiler:
     """Profiles a trainer's steps as ``training.profile_steps`` says; every rank has one, rank 0's is written.
 
@@ -111,9 +136,7 @@ class Profiler:
         self.trainer, self.steps = trainer, trainer.config.training.profile_steps
         self._done = 0
         self._phases = Phases(trainer.device)
-        self._wrapped: contextlib.ExitStack | None = None
-        self._timed: list[dict[str, float]] = []
-        self._whole: list[float] = []
+        self._timed: list[Timed] = []
         self._counted: dict[str, Any] = {}
 
     def __enter__(self) -> Profiler:
@@ -122,8 +145,7 @@ class Profiler:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._wrapped is not None:
-            self._wrapped.close()
+        """Nothing is left to undo: each step puts back what it has wrapped."""
 
     def step(self) -> contextlib.AbstractContextManager[None]:
         """Around one step, reading included; the same context that does nothing where nothing is profiled."""
@@ -139,16 +161,9 @@ class Profiler:
 
     @contextlib.contextmanager
     def _time(self) -> Iterator[None]:
-        if self._wrapped is None:
-            self._wrapped = wrapped(self.trainer, self._phases)
-        begin = time.perf_counter()
-        self._phases.begin()
-        try:
+        with timed(self.trainer, self._phases) as found:
             yield
-        finally:
-            seconds = self._phases.end()
-            self._timed.append(seconds)
-            self._whole.append(time.perf_counter() - begin)
+        self._timed.append(found)
 
     @contextlib.contextmanager
     def _count(self) -> Iterator[None]:
@@ -165,12 +180,10 @@ class Profiler:
             timeline.append((phase, torch.cuda.memory_allocated() if cuda else ledger.alive))
 
         self._phases.at = at
-        self._phases.begin()
         try:
-            with ledger:
+            with timed(self.trainer, self._phases), ledger:
                 yield
         finally:
-            self._phases.end()
             self._phases.at = None
             self._counted = {
                 "messages": _messages(ledger.count),
@@ -181,8 +194,6 @@ class Profiler:
 
     @contextlib.contextmanager
     def _record(self) -> Iterator[None]:
-        assert self._wrapped is not None
-        self._wrapped.close()  # its own calls would be in the trace
         own = distributed.rank() == 0
         if not own:
             yield
@@ -204,7 +215,7 @@ class Profiler:
         folder.mkdir()
         recorded.export_chrome_trace(str(folder / TRACE))
         config = self.trainer.config
-        steps = len(self._whole)
+        steps = len(self._timed)
         write_json(
             folder / SUMMARY,
             {
@@ -213,8 +224,8 @@ class Profiler:
                 "ranks": distributed.world_size(),
                 "stage": config.training.zero_stage,
                 "device": self.trainer.device.type,
-                "step_s": sum(self._whole) / steps,
-                "phases": {name: sum(one[name] for one in self._timed) / steps for name in PHASES},
+                "step_s": sum(one.seconds for one in self._timed) / steps,
+                "phases": {name: sum(one.phases[name] for one in self._timed) / steps for name in PHASES},
                 "checkpointing": config.backbone.gradient_checkpointing,
                 "kernels": _kernels(recorded),
                 **self._counted,

@@ -219,6 +219,11 @@ VERBS = {
     "bench index": Verb(
         "egmf_launcher.verbs:bench_index", "what a folder's index costs each process: memory, seconds", "--samples 1e6"
     ),
+    "bench plan": Verb(
+        "egmf_launcher.bench_plan:bench_plan",
+        "how far a plan's seconds are off on this CPU, and what the profiler costs",
+        "--out runs/bench-plan",
+    ),
     "bench score": Verb(
         "egmf_launcher.bench_score:bench_score",
         "what scoring every legal answer costs beside generating one",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from json import dumps
 from pathlib import Path
+from typing import Any
 
 from egmf_dist.config import AllSettings
 from egmf_dist.errors import EgmfError
@@ -29,7 +30,7 @@ def plan(out: Path | None = None, json: bool = False, *, options: PlanOptions, s
     Everything is predicted; no weight is read and no GPU is touched.
 
     Args:
-        out: folder for summary.json and sweep.png; null: nothing is written
+        out: folder for summary.json, sweep.png and table.md; null: nothing is written
         json: print the summary as one JSON object
         options: where, and what else is asked.
         settings: of the training.
@@ -43,15 +44,20 @@ def plan(out: Path | None = None, json: bool = False, *, options: PlanOptions, s
     if not settings.name_data:
         raise EgmfError("egmf plan needs --config FILE or a recipe's name, such as --config demo")
     from egmf_dist.files import write_json
-    from egmf_dist.scale.plan import KIND, check_options, said
+    from egmf_dist.scale.plan import KIND, TABLE, check_options, plan_table, said
     from egmf_dist.scale.plan import plan as make_plan
     from egmf_dist.scale.sweep import draw
 
     check_options(options)
     if out is not None:
-        own_folder(out, [KIND], "egmf plan")
-    summary = make_plan(settings.config(), options)
+        own_folder(out, [KIND, TABLE], "egmf plan")
     console = new_console()
+    if options.table:
+        tabled = plan_table(
+            settings.config(), options, lambda line: None if json else console.print(line, markup=False)
+        )
+        return _show_table(tabled, out, json)
+    summary = make_plan(settings.config(), options)
     if json:
         print(dumps(summary, indent=2))
     else:
@@ -71,4 +77,22 @@ def plan(out: Path | None = None, json: bool = False, *, options: PlanOptions, s
         write_json(out / "summary.json", summary)
         if "sweep" in summary:
             draw(summary["sweep"], f"{summary['machines']['hardware']}, stage {summary['model']['stage']}", out)
+    return 0
+
+
+def _show_table(summary: dict[str, Any], out: Path | None, json: bool) -> int:
+    from egmf_dist.files import write_json, write_text
+    from egmf_dist.scale.table import markdown
+
+    console, machines = new_console(), summary["machines"]
+    if json:
+        print(dumps(summary, indent=2))
+    else:
+        for line in summary["said"]:
+            console.print(f"note: {line}", markup=False)
+        console.print(f"{machines['hardware']}: {machines['source']}", markup=False)
+        console.print(make_table("backbones over numbers of GPUs (predicted)", summary["rows"]))
+    if out is not None:
+        write_json(out / "summary.json", summary)
+        write_text(out / "table.md", markdown(summary["rows"]))
     return 0

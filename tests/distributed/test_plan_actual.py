@@ -7,13 +7,15 @@ four ranks, in fp32 and bf16, at DeepSpeed's own settings and with everything ga
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import replace
 
 import pytest
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, TrainingConfig
 from egmf_dist.errors import EgmfError
-from egmf_dist.scale.rehearsal import Part, rehearse
+from egmf_dist.scale.rehearsal import Part, deeper, depths, rehearse
 from egmf_shards import synthesize
 
 pytestmark = pytest.mark.distributed
@@ -70,8 +72,39 @@ def test_what_was_rehearsed_is_what_happens(config, run_ranks, ranks):
             assert sent[kind] == pytest.approx(size, rel=0.02), f"{name}: {kind}"
         assert sum(handed.values()) >= 8 * got["trained_numbers"], f"{name}: gradients there and weights back"
         assert planned.peak_bytes == pytest.approx(got["tracked_peak"], rel=0.1), name
+        longest = max(got["tracked_peak"], got["tracked_longest"])
+        assert planned.longest_peak_bytes == pytest.approx(longest, rel=0.1), f"{name}: with the longest sample"
         assert planned.gathered_bytes == got["gathered_bytes"], name
         assert (planned.tokens, planned.samples) == (got["tokens"], got["samples"]), name
+
+
+@pytest.mark.skipif(not ALL, reason="make plan-matrix")
+def test_what_follows_from_a_few_layers_is_what_all_of_them_come_to(config, random_backbone, run_ranks, tmp_path):
+    """Eight layers are trained; four and six are rehearsed."""
+    deep = tmp_path / "deep"
+    shutil.copytree(random_backbone, deep)
+    settings = AutoConfig.from_pretrained(deep, num_hidden_layers=8, layer_types=["full_attention"] * 8)
+    AutoModelForCausalLM.from_config(settings).save_pretrained(deep)
+    config = replace(config, backbone=replace(config.backbone, path=str(deep)))
+    wanted = {
+        f"stage {stage}": replace(
+            config, training=replace(config.training, zero_stage=stage, zero_options={**BUCKET, **options})
+        )
+        for stage, options in ((1, {}), (2, {}), (3, AGAIN))
+    }
+    actual = run_ranks("plan_actual.py", 2, wanted, timeout=1200)
+    for name, one in wanted.items():
+        few = depths(8, 10_000, one)
+        assert few == (4, 6)
+        planned, got = deeper(*rehearse([Part(one, 2, layers) for layers in few]), 8), actual[name]
+        for what in ("frozen_numbers", "trained_numbers", "frozen_bytes", "trained_bytes"):
+            assert getattr(planned, what) == got[what] > 0, f"{name}: {what}"
+        assert planned.optimizer_bytes == pytest.approx(got["optimizer_bytes"], rel=0.001), name
+        for kind, size in got["bytes_by_kind"].items():
+            assert planned.step.bytes_by_kind[kind] == pytest.approx(size, rel=0.02), f"{name}: {kind}"
+        assert planned.peak_bytes == pytest.approx(got["tracked_peak"], rel=0.1), name
+        longest = max(got["tracked_peak"], got["tracked_longest"])
+        assert planned.longest_peak_bytes == pytest.approx(longest, rel=0.1), name
 
 
 def test_a_rehearsal_says_what_it_cannot_read_in_one_line(config):

@@ -27,7 +27,10 @@ def test_phases_add_up_to_the_step(tmp_path, random_backbone, run_ranks):
         logging=LoggingConfig(to=[]),
     )  # fmt: skip
     run = Run(tmp_path / "run")
-    assert run_ranks("profile_run.py", 2, {"config": config, "run": run.folder}, timeout=900) == {"put back": True}
+    places = run_ranks("profile_run.py", 2, {"config": config, "run": run.folder}, timeout=900)
+    # Two steps before the timed three, a counted and a recorded one after them: outside of a step nothing is installed.
+    assert places["before"] == places["after"] == [False] * 7
+    assert places["in"] == [False, False, True, True, True, True, False]
     found = json.loads((run.profile / "summary.json").read_text())
     assert found["steps"] == 3
     assert sum(found["phases"].values()) == pytest.approx(found["step_s"], rel=0.05)

@@ -8,19 +8,23 @@ from dataclasses import replace
 import pytest
 import torch
 
-from egmf_dist.config import Config
+from egmf_dist.config import BackboneConfig, Config, DataConfig, ModelConfig, TrainingConfig
 from egmf_dist.config.check import check_config
 from egmf_dist.errors import EgmfError
 from egmf_dist.ledger import Count, Ledger
 from egmf_dist.scale.advice import Machines, Work, advise, judge
-from egmf_dist.scale.hardware import HARDWARE, find_hardware
+from egmf_dist.scale.hardware import HARDWARE, at, find_hardware, in_fp32
 from egmf_dist.scale.loader import Loader
 from egmf_dist.scale.memory import Sizes, Way
 from egmf_dist.scale.options import PlanOptions
 from egmf_dist.scale.plan import check_options
 from egmf_dist.scale.rehearsal import Rehearsal, deeper
+from egmf_dist.scale.subject import read_subject
 from egmf_dist.scale.sweep import draw, sweep
+from egmf_dist.scale.table import WORLDS, markdown, table
 from egmf_dist.scale.timing import for_ranks, message_seconds, step_time
+from egmf_shards import Sample, ShardWriter
+from egmf_shards.importers.meld import TASK
 
 LORA = {"trained": 200_000_000, "width": 2, "largest": 900_000_000, "activations": 8e9, "checkpointed": 1e9}
 QUICK = Loader(1e-4, 30e3, 1_000_000)
@@ -103,7 +107,7 @@ def rehearsed(layers: int) -> Rehearsal:
     """A message that grows with the layers in one buffer with one that does not, and one message a layer."""
     messages = Counter({("all-reduce", 1000 + 64 * layers, 8): 2, ("all-gather", 50, 8): 3 * layers})
     work = Counter({(500 + 10 * layers, 100): 1, (7, 8): 4 * layers})
-    numbers = [8, 1, 3, *[100 * layers] * 9]
+    numbers = [8, 1, 3, *[100 * layers] * 10]
     return Rehearsal(*numbers, 1000, 1000, 64, Count(messages, work), Count(messages, work), layers=layers)
 
 
@@ -125,16 +129,14 @@ def test_an_operator_takes_the_longer_of_products_and_bytes():
 
 def test_a_sweep_loses_efficiency_where_links_bind_and_says_what_binds(tmp_path):
     messages = Counter({("all-gather", 150_000_000_000, 8): 2})
-    rehearsal = Rehearsal(
-        8, 3, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1000, 1000, 64, Count(), Count(messages, work(1e15).count.work)
-    )
+    rehearsal = Rehearsal(8, 3, 1, *[0] * 10, 1000, 1000, 64, Count(), Count(messages, work(1e15).count.work))
     machines = Machines(find_hardware("h200", (None, "ethernet")), 1, 8)
-    rows = sweep(rehearsal, machines, QUICK)
+    rows = sweep(rehearsal, machines, 64, QUICK)
     assert [row["ranks"] for row in rows] == [8, 16, 32, 64, 128, 256, 512, 1024]
     assert rows[0]["efficiency"] == 1
     assert rows[-1]["efficiency"] < rows[1]["efficiency"] < 0.5
     assert {row["binds"] for row in rows} == {"compute", "link"}
-    assert {row["binds"] for row in sweep(rehearsal, machines, SLOW)} >= {"loader"}
+    assert {row["binds"] for row in sweep(rehearsal, machines, 64, SLOW)} >= {"loader"}
     assert draw(rows, "a title", tmp_path).stat().st_size > 10_000
 
 
@@ -205,3 +207,107 @@ def test_what_is_computed_again_counts_once_whichever_way_was_rehearsed():
     assert judge(Way(1, checkpointing=True), sizes, kept, EIGHT).time.compute == pytest.approx(
         1.5 * judge(Way(1), sizes, kept, EIGHT).time.compute
     )
+
+
+def test_who_reads_itself_waits_for_it():
+    inline = replace(QUICK, inline=True)
+    assert (QUICK.waits(64), inline.waits(64)) == (0.0, pytest.approx(64 * 1e-4))
+    hardware = replace(HARDWARE["h200"], call=0.0)
+    count = Count(work=Counter({(10**12, 0): 1}))
+    plain, waiting = (step_time(count, hardware, 1, 1, reading=s) for s in (0.0, 9.0))
+    assert waiting.step == pytest.approx(plain.step + 9.0)
+    assert (plain.binds, waiting.binds) == ("compute", "reading")
+    judged = judge(Way(1), base(1e9), replace(work(), reading=9.0), ONE)
+    assert judged.time.step == pytest.approx(judge(Way(1), base(1e9), work(), ONE).time.step + 9.0)
+
+
+def test_gathers_that_round_are_named_and_not_taken():
+    slow = Machines(find_hardware("h200", ("ethernet", None)), 1, 8)
+    advice = advise(base(72e9), work(), slow)
+    assert not advice.best.way.quantised_gathers
+    (line,) = (line for line in advice.words if "zero_quantized_nontrainable_weights" in line)
+    assert line.startswith("not taken, as it rounds the frozen weights")
+    fewer, more = (judge(replace(Way(3), quantised_gathers=r), base(72e9), work(), slow).sent for r in (True, False))
+    assert fewer["all-gather"] < 0.6 * more["all-gather"]
+    # Where the link does not bind nothing is gained, and nothing said.
+    assert not any("nontrainable" in line for line in advise(base(72e9), work(1e18), EIGHT).words)
+
+
+def test_products_in_fp32_take_the_rate_of_fp32():
+    for name in ("h100", "h200", "a100", "l40s", "4090"):
+        single = in_fp32(HARDWARE[name])
+        assert HARDWARE[name].flops / 20 < single.flops < HARDWARE[name].flops
+        assert single.seconds(1e12, 0) > HARDWARE[name].seconds(1e12, 0)
+    assert in_fp32(HARDWARE["cpu"]) == HARDWARE["cpu"]
+
+
+def test_a_rate_between_two_sizes_lies_between_their_rates():
+    curve = ((100.0, 10.0), (10_000.0, 1000.0))
+    assert [at(curve, size) for size in (1, 100, 1000, 10_000, 1e9)] == pytest.approx([10, 10, 100, 1000, 1000])
+
+
+def test_a_table_has_a_cell_for_every_size_and_number(monkeypatch):
+    def played(parts, shape):
+        layers = [part.layers for part in parts]
+        return [replace(rehearsed(n), quantisable_numbers=10**9 * n, frozen_numbers=10**9 * n) for n in layers]
+
+    monkeypatch.setattr("egmf_dist.scale.table.rehearse", played)
+    config = Config(training=replace(Config().training, global_batch=512))
+    said = []
+    rows = table(config, EIGHT, QUICK, said.append, ("qwen2.5-7b", "qwen2.5-72b"))
+    assert [row["GPUs"] for row in rows] == [*WORLDS, *WORLDS]
+    assert {row["figures"] for row in rows} == {"predicted"}
+    assert len(said) == 2
+    assert max(row["efficiency"] for row in rows) == 1
+    page = markdown(rows)
+    assert page.count("predicted: ") == 10
+    assert [line.count("|") for line in page.splitlines()] == [7, 7, 7, 7]
+    with pytest.raises(
+        EgmfError, match=r"training.global_batch is 20; --table needs as many samples on each of 8 ranks"
+    ):
+        table(replace(config, training=replace(config.training, global_batch=20)), EIGHT, QUICK, said.append)
+
+
+def test_a_size_that_fits_nowhere_says_what_it_would_need(monkeypatch):
+    huge = [replace(rehearsed(n), frozen_numbers=10**12 * n, quantisable_numbers=10**12 * n) for n in (2, 4)]
+    monkeypatch.setattr("egmf_dist.scale.table.rehearse", lambda parts, shape: huge * 2)
+    rows = table(Config(), replace(EIGHT, ranks_per_host=1), QUICK, lambda _: None, ("qwen2.5-72b",))
+    assert rows[0]["step_s"] is None
+    assert "nothing fits" in markdown(rows)
+
+
+@pytest.fixture
+def uneven(tmp_path, random_backbone):
+    """One utterance of 120 words among fifteen of a few."""
+    with ShardWriter(tmp_path / "data", "uneven", [TASK], {}) as writer:
+        for split, count in (("train", 16), ("valid", 2)):
+            for number in range(count):
+                words = 120 if (split, number) == ("train", 11) else 3 + number % 3
+                writer.write(
+                    Sample(
+                        id=f"{split}-{number}", text=" ".join(["glad"] * words), language="en", task=TASK.name,
+                        dataset="uneven", split=split, modalities=("text",), label=TASK.labels[0], speaker="A",
+                        dialogue=f"{split}-{number}", turn=0,
+                    )
+                )  # fmt: skip
+    return Config(
+        data=DataConfig(shards=[str(tmp_path / "data")], context_turns=0, max_text_tokens=128),
+        backbone=BackboneConfig(path=str(random_backbone), lora_rank=4),
+        model=ModelConfig(width=32, heads=2, pseudo_tokens=2),
+        training=TrainingConfig(global_batch=8, micro_batch=2, precision="fp32", zero_stage=1),
+    )
+
+
+def test_a_plan_holds_the_longest_sample_and_waits_for_the_heaviest_rank(uneven):
+    with read_subject(uneven) as subject:
+        stream = subject.stream(0, 4)
+        usual = [batch for step in range(2) for batch in subject.batches(stream, step)]
+        longest = subject.longest(stream)
+        assert "train-11" in longest.ids
+        assert len(longest.ids) == max(len(batch.ids) for batch in usual)
+        shares = [subject.heaviest(4, step) for step in range(2)]  # one epoch: one of them holds it
+        assert max(share.load for share in shares) > 1.5
+        for step, share in enumerate(shares):
+            own = [part for part in subject.stream(share.rank, 4).plan(8 * step) for part in part]
+            holds = any(subject.shards.key(slot.index) == "train-11" for slot in own)
+            assert holds == (share.load > 1.5)
