@@ -119,8 +119,7 @@ def wanted(rows: Sequence[Mapping[str, Any]]) -> set[str]:
 
 
 def _read(shards: ShardSet, ids: set[str]) -> dict[str, Sample]:
-    numbers = [i for i in range(len(shards)) if shards.key(i) in ids]
-    return {sample.id: sample for sample in shards.read(numbers).samples}
+    return {sample.id: sample for sample in shards.read(shards.find(ids)).samples}
 
 
 def feature_picture(frames: np.ndarray) -> bytes:

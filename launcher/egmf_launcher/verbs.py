@@ -178,20 +178,28 @@ def bench_data(
     return run_bench(out, samples=samples, quick=quick, peers=chosen, environments=environments)
 
 
-def bench_index(samples: float = 1e6) -> None:
-    """What the index of a folder costs each process that reads it: bytes, seconds to open.
+def bench_index(samples: Sequence[float] = ()) -> None:
+    """What the index of a folder costs each process that reads it: seconds to open, memory held and memory mapped.
 
     Args:
-        samples: of the folder, such as 1e7; the index is made in the system's folder for temporary files
+        samples: of the folder, such as 1e6 1e7 (none given: 1e6); each index is made in the system's folder for
+            temporary files
     """
-    from egmf_dist.bench.index import measure_index
+    from egmf_dist.bench.index import GLOBAL_BATCH, ORDERS, measure_index
 
-    found = measure_index(round(samples))
-    resident, private, size = (found[f"{name}_bytes"] / 2**20 for name in ("resident", "private", "file"))
-    print(
-        f"index of {found['samples']} samples: {size:.1f} MiB on the disk, opened in {found['open_s']:.2f} s, "
-        f"{resident:.1f} MiB resident, {private:.1f} MiB of them the process's own"
-    )
+    for number in samples or (1e6,):
+        found = measure_index(round(number))
+        print(f"index of {found['samples']} samples: {found['file_bytes'] / 2**20:.1f} MiB on the disk")
+        for order, turn in ((order, turn) for order in ORDERS for turn in ("first", "later")):
+            said = found[order][turn]
+            mib = {name: size / 2**20 for name, size in said.items() if name.endswith("_bytes")}
+            print(
+                f"  data.shuffle {order}, {turn} process: opened in {said['open_s']:.2f} s, "
+                f"held {mib['held_bytes']:.1f} MiB (at most {mib['peak_held_bytes']:.1f}), "
+                f"mapped {mib['mapped_bytes']:.1f}; after reading held {mib['read_held_bytes']:.1f}, "
+                f"mapped {mib['read_mapped_bytes']:.1f}; "
+                f"{1e3 * said['batch_s']:.2f} ms a global batch of {GLOBAL_BATCH}"
+            )
 
 
 def _local(folder: str, verb: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 import tracemalloc
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -11,6 +13,9 @@ import numpy as np
 import pytest
 
 from egmf_shards import Sample, ShardError, ShardWriter, Task, Turn
+from egmf_shards.format import arrays, index
+from egmf_shards.importers.foreign_tars import index_foreign
+from egmf_shards.order import dialogues
 
 MOOD = Task(
     name="mood",
@@ -103,3 +108,45 @@ def same(a: Sample, b: Sample) -> bool:
 def equal() -> Callable[[Sample, Sample], bool]:
     """``equal(a, b)``: see :func:`same`."""
     return same
+
+
+@pytest.fixture
+def index_cache(tmp_path, monkeypatch) -> Path:
+    """A user's cache folder of the test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "egmf" / "index"
+
+
+@pytest.fixture
+def keeping(index_cache, monkeypatch) -> None:
+    """What follows from indexes is kept however small and new they are, made in files, and put together in pieces."""
+    monkeypatch.setattr(index, "KEPT_FROM", 0)
+    monkeypatch.setattr(dialogues, "_KEPT_FROM", 0)
+    monkeypatch.setattr(arrays, "SETTLED", 0)
+    monkeypatch.setattr(arrays, "HELD", 0)
+    monkeypatch.setattr(arrays, "PIECE", 5)
+
+
+@pytest.fixture
+def folders(tmp_path, folder, sample) -> list[Path]:
+    """Two folders: one whose splits are neighbours in the index, and one whose splits lie in each other."""
+
+    def of(name: str, count: int) -> list:
+        numbers = range(count)
+        some = {i: {"dialogue": ""} if i % 7 == 3 else {"dialogue": f"d{i * 5 // 4 % 6}"} for i in numbers}
+        return [sample(i, id=f"{name}-{i}", **some[i]) for i in numbers]
+
+    whole, apart = folder("whole", of("w", 41)), folder("apart", of("a", 60))
+    members: dict[str, list[tuple[tarfile.TarInfo, bytes]]] = {}
+    for path in sorted(apart.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            for info in tar:
+                members.setdefault(info.name.partition(".")[0], []).append((info, tar.extractfile(info).read()))
+        path.unlink()
+    keys = sorted(members, key=lambda key: int(key.partition("-")[2]) * 37 % 61)
+    for number in range(3):
+        with tarfile.open(apart / f"part-{number}.tar", "w") as tar:
+            for info, data in (member for key in keys[number::3] for member in members[key]):
+                tar.addfile(info, io.BytesIO(data))
+    index_foreign(apart, force=True)
+    return [whole, apart]

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from indexes import held_index
 
 from egmf_shards import Sample, ShardError, ShardSet, Stream, StreamOptions
 from egmf_shards.format import codec
@@ -84,7 +85,7 @@ def poison(folder: Path, value: float) -> None:
 
 
 def other_index(folder: Path) -> None:
-    index = load_index(folder)
+    index = held_index(folder)
     index.member_offset[:] += 512
     index.member_size[:] = 0
     save_index(folder, index)
@@ -98,7 +99,7 @@ def other_version(folder: Path) -> None:
 
 def short_member(folder: Path) -> None:
     """An index from a program that counts a member's bytes wrongly, with a manifest that agrees."""
-    index = load_index(folder)
+    index = held_index(folder)
     index.member_size[np.flatnonzero(index.member_shard == index.shard_names.tolist().index(SHARD))[1]] -= 4
     save_index(folder, index)
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))

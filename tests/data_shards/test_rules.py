@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from indexes import held_index
 
 from egmf_shards import Sample, ShardError, ShardSet, ShardWriter, Task, Turn
 from egmf_shards.check.verify import verify
@@ -221,7 +222,7 @@ def test_one_bad_key_among_many_is_found(bad, place):
 
 def test_an_index_with_a_key_that_is_none_is_refused_as_verify_refuses_its_member(tmp_path):
     by_the_writer(tmp_path / "d", GOOD)
-    index = load_index(tmp_path / "d")
+    index = held_index(tmp_path / "d")
     index.key[0] = "."
     save_index(tmp_path / "d", index)
     with pytest.raises(ShardError, match=r"key '\.': an id may hold only letters"):

@@ -41,11 +41,12 @@ def partition_by_length(slots: Sequence[Slot], lengths: np.ndarray, rank: int, w
 
     Args:
         slots: the global batch.
-        lengths: int ``[samples]``, by sample number.
+        lengths: int ``[len(slots)]``, the slots'.
         rank: from 0.
         world: the number of ranks.
     """
-    longest_first = sorted(slots, key=lambda slot: (-int(lengths[slot.index]), slot.position))
+    order = sorted(range(len(slots)), key=lambda i: (-int(lengths[i]), slots[i].position))
+    longest_first = [slots[i] for i in order]
     rounds = [longest_first[i : i + world] for i in range(0, len(slots), world)]
     # Only whole rounds are reversed: in the last one the first ranks take what is left, as :func:`partition` does.
     ordered = [taken[::-1] if i % 2 and len(taken) == world else taken for i, taken in enumerate(rounds)]

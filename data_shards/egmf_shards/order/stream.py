@@ -108,7 +108,8 @@ class Stream:
 
         def order(first: int, n: int, name: str) -> Order:
             if options.dialogues:
-                return DialogueOrder(shards.dialogues[first : first + n], seed, name, options.mixed_epochs)
+                dialogues = shards.dialogues.between(first, first + n)
+                return DialogueOrder(dialogues, seed, name, options.mixed_epochs)
             return Order(n, seed, name, options.block, options.window)
 
         if options.weights:
@@ -118,7 +119,7 @@ class Stream:
         else:
             self.order = order(0, len(shards), shards.index_hash)
         self.global_batch, self.rank, self.world, self.tolerate = global_batch, rank, world, options.tolerate
-        self._lengths = _lengths(shards) if options.by_length else None
+        self._by_length = options.by_length
         self.micro_batches = -(-len(partition(global_batch, 0, world)) // micro_batch)
         """Micro-batches of one global batch: the same on every rank."""
 
@@ -134,11 +135,11 @@ class Stream:
         Only real entries: a list is empty where :meth:`read` puts a filler. A pure function of the arguments.
         """
         slots = self.global_slots(position)
-        if self._lengths is None:
+        if self._by_length:
+            slots = partition_by_length(slots, _lengths(self.shards, slots), self.rank, self.world)
+        else:
             own = partition(len(slots), self.rank, self.world)
             slots = slots[own.start : own.stop]
-        else:
-            slots = partition_by_length(slots, self._lengths, self.rank, self.world)
         cuts = [partition(len(slots), i, self.micro_batches) for i in range(self.micro_batches)]
         return [slots[cut.start : cut.stop] for cut in cuts]
 
@@ -181,6 +182,7 @@ def _cuts(sizes: Sequence[float], pieces: int) -> list[int]:
     return np.searchsorted(middle, np.sum(sizes) * np.arange(1, pieces) / pieces).tolist()
 
 
-def _lengths(shards: ShardSet) -> np.ndarray:
-    columns = (shards.column(name) for name in shards.columns)
-    return np.sum([column.astype(np.int64) for column in columns], axis=0)
+def _lengths(shards: ShardSet, slots: Sequence[Slot]) -> np.ndarray:
+    """int64 ``[len(slots)]``: what the index counts of each sample, all columns together."""
+    indices = np.array([slot.index for slot in slots])
+    return np.sum([shards.column(name)[indices].astype(np.int64) for name in shards.columns], axis=0)

@@ -18,9 +18,12 @@ import numpy as np
 from egmf_shards.accelerated import crc32
 from egmf_shards.errors import ShardError, UnreachableError
 from egmf_shards.format import codec, rules
+from egmf_shards.format.arrays import pieces
 from egmf_shards.format.index import Index, frames_column
+from egmf_shards.format.index_facts import ANY_WIDTH
 from egmf_shards.format.sample import SPLITS, Sample
 from egmf_shards.format.task import CLASSIFICATION, Task
+from egmf_shards.read.columns import FOLDER, KEY, TARGET, TASK, TEXT, Column, Columns, Found, Part
 from egmf_shards.storage.base import Storage
 
 _JSON = 0
@@ -65,16 +68,8 @@ class Packed:
     """Empty unless bad samples are tolerated."""
 
 
-def _numbers(index: Index, rows: np.ndarray, first: int) -> np.ndarray:
-    """The dialogues of some samples, counted from ``first``; -1 for none, -2 where the index does not know them."""
-    if index.dialogue is None:
-        return np.full(len(rows), -2, np.int32)
-    own = index.dialogue[rows]
-    return np.where(own < 0, -1, own + np.int32(first)).astype(np.int32)
-
-
 class Table:
-    """The rows of one split over several folders, side by side: where every member lies, and what is in it."""
+    """The samples of one split over several folders, side by side: where every member lies, and what is in it."""
 
     def __init__(
         self,
@@ -89,57 +84,39 @@ class Table:
         self.inputs = sorted({FeatureInput(*width) for own in dims for width in own.items() if width[1]})
         self._dims = {m: np.array([own.get(m, 0) for own in dims]) for m in sorted({m for own in dims for m in own})}
         self.shards = [(storage, name) for storage, index in parts for name in index.shard_names.tolist()]
-        self.counts: list[int] = []
         numbers = {name: number for number, name in enumerate(tasks)}
-        columns: dict[str, list[np.ndarray]] = {}
+        own_split, known = SPLITS.index(split), []
         shards = dialogues = 0
-        for (storage, index), own in zip(parts, dims, strict=True):
+        for folder, ((storage, index), own) in enumerate(zip(parts, dims, strict=True)):
             kinds = np.array([_JSON, *(self._kind(storage, index, m, own.get(m, 0)) for m in index.frames)], np.uint16)
-            rows = np.flatnonzero(index.split == SPLITS.index(split))
             codes = np.array([numbers[name] for name in index.task_names.tolist()], dtype=np.int32)
-            first, lengths = index.first_member[rows], np.diff(index.first_member)[rows]
-            ends = np.cumsum(lengths)
-            members = np.arange(int(lengths.sum())) + np.repeat(first - (ends - lengths), lengths)
-            part = {
-                "key": index.key[rows],
-                "task": codes[index.task[rows]],
-                "members": lengths,
-                "text_chars": index.text_chars[rows],
-                "target": index.target[rows],
-                "dialogue": _numbers(index, rows, dialogues),
-                "kind": kinds[index.member_kind[members]],
-                "shard": index.member_shard[members] + np.int32(shards),
-                "offset": index.member_offset[members],
-                "size": index.member_size[members],
-                "crc": index.member_crc[members],
-            }
-            none = np.zeros(len(rows), np.int32)
-            part |= {frames_column(m): index.frames[m][rows] if m in index.frames else none for m in self._dims}
-            self._check_sizes(storage, part, own)
-            for name, column in part.items():
-                columns.setdefault(name, []).append(column)
-            self.counts.append(len(rows))
+            frames = {frames_column(m): m for m in index.frames}
+            known.append(Part(index, own_split, codes, kinds, frames, folder, shards, dialogues))
+            _check_sizes(storage, known[-1], own)
             shards += len(index.shard_names)
-            dialogues = max(dialogues, int(part["dialogue"].max(initial=-1)) + 1)
-        joined = {name: parts[0] if len(parts) == 1 else np.concatenate(parts) for name, parts in columns.items()}
-        self.key, self.task, self.target = joined["key"], joined["task"], joined["target"]
-        self.dialogue = joined["dialogue"]
-        self.last = np.cumsum(joined["members"])
-        self.first = self.last - joined["members"]
-        self.kind, self.shard, self.offset = joined["kind"], joined["shard"], joined["offset"]
-        self.size, self.crc = joined["size"], joined["crc"]
-        self.columns = {name: joined[name] for name in ("text_chars", *map(frames_column, self._dims))}
-        self.folder = np.repeat(np.arange(len(parts), dtype=np.int32), self.counts)
-        # Samples that were found sound once. Their checksums say that the bytes are still the same, so what depends on
-        # the bytes alone (finite numbers, agreement with index and manifest) is not checked again.
-        self.proven = np.zeros(len(self.key), dtype=bool)
+            dialogues += int(index.facts.dialogues[own_split])
+        self.columns = Columns(known)
+        self.counts = self.columns.counts
+        self.lengths = (TEXT, *map(frames_column, self._dims))
+        """The columns of lengths."""
+        # A bit for each sample that was found sound once. Their checksums say that the bytes are still the same, so
+        # what depends on the bytes alone (finite numbers, agreement with index and manifest) is not checked again.
+        self._proven = np.zeros(-(-len(self) // 8), np.uint8)
 
     def __len__(self) -> int:
-        return len(self.first)
+        return len(self.columns)
+
+    def column(self, name: str) -> Column:
+        """One of the columns, over all samples."""
+        return Column(self.columns, name, 0, len(self))
+
+    def proven(self, at: np.ndarray) -> np.ndarray:
+        """bool ``[B]``: which samples were found sound once."""
+        return (self._proven[at >> 3] >> (at & 7).astype(np.uint8)) & 1 > 0
 
     def _kind(self, storage: Storage, index: Index, stream: str, dim: int) -> int:
         """The number of a folder's members of one stream among all folders' kinds."""
-        if not dim and not index.frames[stream].any():
+        if not dim and (index.facts.widest[:, list(index.frames).index(stream)] == ANY_WIDTH).all():
             return _JSON  # no member is of this kind
         if not dim:
             raise ShardError(
@@ -148,41 +125,23 @@ class Table:
             )
         return 1 + self.inputs.index(FeatureInput(stream, dim))
 
-    def _check_sizes(self, storage: Storage, part: Mapping[str, np.ndarray], dims: Mapping[str, int]) -> None:
-        """Refuse lengths that the members' bytes cannot hold: memory is asked for by them before a member is read."""
-        samples = np.repeat(np.arange(len(part["key"])), part["members"])
-        for stream, dim in dims.items():
-            if not dim:
-                continue
-            own = part["kind"] == 1 + self.inputs.index(FeatureInput(stream, dim))
-            sizes = np.zeros(len(part["key"]), np.int64)
-            sizes[samples[own]] = part["size"][own]
-            # The smallest float number has two bytes.
-            wrong = part[frames_column(stream)].astype(np.int64) * (2 * dim) > sizes
-            if wrong.any():
-                b = int(np.flatnonzero(wrong)[0])
-                frames = int(part[frames_column(stream)][b])
-                raise ShardError(
-                    f"{storage.location}: sample {str(part['key'][b])!r}: the index counts {frames} {stream} frames in "
-                    f"{int(sizes[b])} bytes: write the folder anew"
-                )
-
-    def _frames(self, own: FeatureInput, at: np.ndarray) -> np.ndarray:
-        """int32: the frames of one input that samples have."""
-        frames, widths = self.columns[frames_column(own.stream)][at], self._dims[own.stream]
+    def _frames(self, own: FeatureInput, found: Sequence[Found], count: int) -> np.ndarray:
+        """int32 ``[count]``: the frames of one input that samples have."""
+        frames, widths = self.columns.take(frames_column(own.stream), found, count), self._dims[own.stream]
         if np.all((widths == own.dim) | (widths == 0)):
             return frames
-        return np.where(widths[self.folder[at]] == own.dim, frames, np.int32(0))
+        return np.where(widths[self.columns.take(FOLDER, found, count)] == own.dim, frames, np.int32(0))
 
     def read(self, indices: Sequence[int] | np.ndarray, tolerate: bool = False) -> Packed:
         """See :meth:`egmf_shards.read.reader.ShardSet.read`."""
         at = np.asarray(indices, dtype=np.int64)
         if at.size and not 0 <= int(at.min()) <= int(at.max()) < len(self):
             raise IndexError(f"samples {int(at.min())} to {int(at.max())} of {len(self)}")
-        frames = {own: self._frames(own, at) for own in self.inputs}
+        found = self.columns.find(at)
+        frames = {own: self._frames(own, found, len(at)) for own in self.inputs}
         packed = {own: np.empty((int(frames[own].sum()), own.dim), np.float32) for own in self.inputs}
-        proven = self.proven[at]
-        reader = _BatchReader(self, at, frames, packed, proven.tolist())
+        proven = self.proven(at)
+        reader = _BatchReader(self, found, frames, packed, proven.tolist())
         samples: list[Sample] = []
         bad: list[BadSample] = []
         for b in range(len(at)):
@@ -204,26 +163,50 @@ class Table:
                 samples[b] = self.placeholder(int(at[b]))
         sound = np.ones(len(at), dtype=bool)
         sound[[known.place for known in bad]] = False
-        self.proven[at[sound]] = True
+        np.bitwise_or.at(self._proven, at[sound] >> 3, np.uint8(1) << (at[sound] & 7).astype(np.uint8))
         if bad:
             _close_gaps(samples, frames, packed)
         return Packed(samples, packed, frames, sorted(bad, key=lambda known: known.place))
 
     def placeholder(self, index: int) -> Sample:
         """What replaces a sample that cannot be read: its task, no modality, any legal target."""
-        task = list(self.tasks.values())[self.task[index]]
+        found = self.columns.find(np.array([index]))
+        key, number, folder = (self.columns.take(name, found, 1)[0] for name in (KEY, TASK, FOLDER))
+        task = list(self.tasks.values())[number]
         classes = task.kind == CLASSIFICATION
         return Sample(
-            id=str(self.key[index]),
+            id=str(key),
             text="",
             language=next((name for name in self.languages if name in task.languages), task.languages[0]),
             task=task.name,
-            dataset=self.datasets[int(self.folder[index])],
+            dataset=self.datasets[int(folder)],
             split=self.split,
             modalities=(),
             label=task.labels[0] if classes else None,
             value=None if classes else task.low,
         )
+
+
+def _check_sizes(storage: Storage, part: Part, dims: Mapping[str, int]) -> None:
+    """Refuse lengths that the members' bytes cannot hold: memory is asked for by them before a member is read."""
+    index = part.index
+    for number, stream in enumerate(index.frames):
+        dim = dims.get(stream, 0)
+        if dim <= index.facts.widest[part.split, number]:
+            continue
+        for piece in pieces(len(part)):
+            rows = np.asarray(part.rows(np.arange(piece.start, piece.stop)))
+            found = part.members(rows)
+            sizes = np.zeros(len(rows), np.int64)
+            own = found.kind == part.kinds[number + 1]
+            sizes[np.repeat(np.arange(len(rows)), found.counts)[own]] = found.size[own]
+            frames = index.frames[stream][rows].astype(np.int64)
+            # The smallest float number has two bytes.
+            for b in np.flatnonzero(frames * (2 * dim) > sizes)[:1].tolist():
+                raise ShardError(
+                    f"{storage.location}: sample {str(index.key[rows[b]])!r}: the index counts {frames[b]} {stream} "
+                    f"frames in {sizes[b]} bytes: write the folder anew"
+                )
 
 
 class _Where:
@@ -248,27 +231,24 @@ class _BatchReader:
     def __init__(
         self,
         table: Table,
-        at: np.ndarray,
+        found: Sequence[Found],
         frames: Mapping[FeatureInput, np.ndarray],
         packed: Mapping[FeatureInput, np.ndarray],
         proven: list[bool],
     ) -> None:
-        first, last = table.first[at], table.last[at]
-        counts = last - first
+        count = len(proven)
+        counts, kind, shard, offset, size, crc = table.columns.members(found, count)
         ends = np.cumsum(counts)
-        members = np.arange(int(ends[-1]) if len(ends) else 0) + np.repeat(first - (ends - counts), counts)
-        offsets = table.offset[members]
-        starts = offsets[ends - counts]
-        begins = offsets - np.repeat(starts, counts)
-        stops = begins + table.size[members]
+        starts = offset[ends - counts]
+        begins = offset - np.repeat(starts, counts)
+        stops = begins + size
         self.table, self.proven = table, proven
-        self.keys: list[str] = table.key[at].tolist()
+        self.keys: list[str] = table.columns.take(KEY, found, count).tolist()
         self.bounds = [0, *ends.tolist()]
-        self.shards = table.shard[members[ends - counts]].tolist()
+        self.shards = shard[ends - counts].tolist()
         self.starts, self.lengths = starts.tolist(), stops[ends - 1].tolist()
-        columns = (table.kind[members], begins, stops, table.crc[members])
-        self.members = list(zip(*(column.tolist() for column in columns), strict=True))
-        self.folders = table.folder[at].tolist()
+        self.members = list(zip(kind.tolist(), begins.tolist(), stops.tolist(), crc.tolist(), strict=True))
+        self.folders = table.columns.take(FOLDER, found, count).tolist()
         self.places = {
             kind: (
                 *own, frames[own].tolist(), (np.cumsum(frames[own]) - frames[own]).tolist(), packed[own],
@@ -276,7 +256,7 @@ class _BatchReader:
             )
             for kind, own in enumerate(table.inputs, 1)
         }  # fmt: skip
-        self.targets: list[int] = table.target[at].tolist()
+        self.targets: list[int] = table.columns.take(TARGET, found, count).tolist()
 
     def where(self, b: int) -> str:
         """Shard and key of sample ``b``, for messages."""

@@ -4,15 +4,15 @@ A sample is a slice of a memory-mapped tar, checked by CRC32: no order of readin
 to be split over ranks, and a flipped byte is an error that names the sample instead of a strange number in training.
 
 Invariants: samples of several folders are concatenated in the given order; ``index_hash`` changes whenever any byte
-of any sample, the split or the order of the folders changes; opening reads manifests and indexes only, shards are
-mapped when first needed (so a set may be pickled or forked cheaply).
+of any sample, the split or the order of the folders changes; opening reads manifests and maps indexes, of which nothing
+is held that grows with the samples; shards are mapped when first needed (so a set may be pickled or forked cheaply).
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from egmf_shards.format.index_checks import shard_faults, tasks_fault
 from egmf_shards.format.manifest import dims_of, read_manifest, tasks_of
 from egmf_shards.format.sample import SPLITS, Sample
 from egmf_shards.format.task import Task
+from egmf_shards.read.columns import DIALOGUE, KEY, TARGET, TASK, Column
 from egmf_shards.read.packed import Packed, Table
 from egmf_shards.storage.base import Storage, StorageOptions
 from egmf_shards.storage.opening import open_storage
@@ -48,7 +49,7 @@ class _Folder:
         fault = tasks_fault(self.index, self.tasks)
         if fault:
             raise ShardError(f"{storage.location}: {fault}")
-        if not np.any(self.index.split == SPLITS.index(split)):
+        if not self.index.facts.counts[SPLITS.index(split)]:
             raise ShardError(
                 f"{storage.location}: its split {split!r} is empty; it holds {', '.join(self.manifest['splits'])}"
             )
@@ -165,43 +166,54 @@ class ShardSet(Sequence[Sample]):
 
     def key(self, i: int) -> str:
         """The id of sample ``i``, without reading the shard."""
-        return str(self.table.key[i])
+        return str(self.table.column(KEY)[np.array([i])][0])
+
+    def find(self, ids: Collection[str]) -> list[int]:
+        """The numbers of the samples with these ids, ascending."""
+        numbers, first = [], 0
+        for keys in self.table.column(KEY).pieces():
+            numbers += [first + i for i, key in enumerate(keys.tolist()) if key in ids]
+            first += len(keys)
+        return numbers
 
     @property
     def task_numbers(self) -> np.ndarray:
-        """int32 ``[len(self)]``: which of :attr:`tasks`, in their order, each sample is of."""
-        return self.table.task
+        """int32 ``[len(self)]``: which of :attr:`tasks`, in their order, each sample is of; held by whoever asks."""
+        return np.asarray(self.table.column(TASK))
 
     @property
     def without_target(self) -> np.ndarray:
         """int64: the numbers of the samples that have no target."""
-        return np.flatnonzero(self.table.target == 0)
+        found, first = [np.zeros(0, np.int64)], 0
+        for target in self.table.column(TARGET).pieces():
+            found.append(first + np.flatnonzero(target == 0))
+            first += len(target)
+        return np.concatenate(found)
 
     @property
-    def dialogues(self) -> np.ndarray:
-        """int32 ``[len(self)]``: samples of one dialogue have the same number; -1 for those of none.
+    def dialogues(self) -> Column:
+        """int64 ``[len(self)]``: samples of one dialogue have the same number; -1 for those of none.
 
         Raises:
             ShardError: the index of a folder does not say it.
         """
-        unknown = np.flatnonzero(self.table.dialogue == -2)
-        if len(unknown):
-            folder = self.folders[self.table.folder[unknown[0]]]
-            raise ShardError(
-                f"{folder}: its index does not say which dialogue a sample is of; `egmf shards index` adds it"
-            )
-        return self.table.dialogue
+        for folder, part in zip(self.folders, self.table.columns.parts, strict=True):
+            if part.index.dialogue is None:
+                raise ShardError(
+                    f"{folder}: its index does not say which dialogue a sample is of; `egmf shards index` adds it"
+                )
+        return self.table.column(DIALOGUE)
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The index's columns of lengths: ``text_chars``, and ``audio_frames`` and the like for every stream."""
-        return tuple(self.table.columns)
+        return self.table.lengths
 
-    def column(self, name: str) -> np.ndarray:
+    def column(self, name: str) -> Column:
         """int32 ``[len(self)]``: one of :attr:`columns`."""
-        if name not in self.table.columns:
-            raise ShardError(f"the index has no column {name!r}; it has {', '.join(self.table.columns)}")
-        return self.table.columns[name]
+        if name not in self.columns:
+            raise ShardError(f"the index has no column {name!r}; it has {', '.join(self.columns)}")
+        return self.table.column(name)
 
 
 def _merge_tasks(folders: list[_Folder]) -> dict[str, Task]:

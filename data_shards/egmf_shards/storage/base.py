@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -56,6 +56,22 @@ class Storage(ABC):
             FileNotFoundError: there is none of that name.
             OSError: it cannot be read.
         """
+
+    def read_through(self, name: str) -> Iterator[bytes]:
+        """A whole file, a piece after the other, for one that memory should not hold.
+
+        Raises:
+            FileNotFoundError, OSError: as :meth:`read_file`.
+        """
+        yield self.read_file(name)
+
+    def version(self, name: str) -> str:
+        """What no other state of a file has, asked by whatever process; empty where nothing tells states apart.
+
+        Raises:
+            FileNotFoundError, OSError: as :meth:`size`.
+        """
+        return ""
 
     @abstractmethod
     def size(self, name: str) -> int:

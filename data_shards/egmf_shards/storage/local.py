@@ -8,7 +8,7 @@ import os
 import resource
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,11 @@ class LocalStorage(Storage):
 
     def read_file(self, name: str) -> bytes:
         return (self.path / name).read_bytes()
+
+    def read_through(self, name: str) -> Iterator[bytes]:
+        with (self.path / name).open("rb") as file:
+            while piece := file.read(1 << 20):
+                yield piece
 
     def size(self, name: str) -> int:
         return (self.path / name).stat().st_size

@@ -15,7 +15,7 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,7 +25,7 @@ from fsspec.asyn import sync
 from fsspec.config import conf
 
 from egmf_shards.errors import ShardError, UnreachableError
-from egmf_shards.messages import unbroken
+from egmf_shards.storage.answers import check_answer, raise_refusal, reason_of
 from egmf_shards.storage.base import EXAMPLE, HTTP, Storage, StorageOptions, protocol_of, without_password
 from egmf_shards.storage.chunk_cache import ChunkCache, default_folder
 
@@ -40,16 +40,17 @@ SLOWEST = 2**16
 """Bytes a second; a server that sends less is taken for hanging."""
 LONGEST_READ = 300.0
 """Seconds that one read may take, all tries and waits together; NCCL's collectives give up after 600."""
-LONGEST_REASON = 300
-"""Characters of a transport's own message that are repeated."""
 LARGEST_MANIFEST = 64 * 2**20
 """Bytes of a ``manifest.json`` that are read at most."""
 LARGEST_INDEX = 4 * 2**30
-"""Bytes of an ``index.npz`` that are read at most."""
+"""Bytes of an ``index.npz`` that are read into memory at most."""
+LARGEST_COPY = 16 * 2**30
+"""Bytes of a file that are read through at most: an index of some 120,000,000 samples."""
+READ_THROUGH = 64 * 2**20
+"""Bytes of one read of a file that is read through."""
 _LARGEST = {"manifest.json": LARGEST_MANIFEST, "index.npz": LARGEST_INDEX}
 # What tells one version of an object from another, by the names that the file systems give it.
 _VERSIONS = ("ETag", "etag", "Last-Modified", "LastModified", "last_modified", "updated", "mtime", "created")
-_REFUSED = {401: PermissionError, 403: PermissionError, 404: FileNotFoundError, 410: FileNotFoundError}
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ class _Object:
     size: int
     owner: str
     """Its folder in the cache."""
+    versioned: bool
+    """Whether the store tells its versions apart, by an ETag or a time of change."""
 
 
 class _Process:
@@ -123,10 +126,24 @@ class RemoteStorage(Storage):
         return True
 
     def read_file(self, name: str) -> bytes:
-        size, most = self.size(name), _LARGEST.get(name, LARGEST_INDEX)
+        size = self._allowed(name, _LARGEST.get(name, LARGEST_INDEX))
+        return self._bytes(name, f"its {size} bytes", 0, size)
+
+    def read_through(self, name: str) -> Iterator[bytes]:
+        size = self._allowed(name, LARGEST_COPY)
+        for begin in range(0, size, READ_THROUGH):
+            end = min(begin + READ_THROUGH, size)
+            yield self._bytes(name, f"bytes {begin} to {end - 1}", begin, end)
+
+    def version(self, name: str) -> str:
+        whole = self._object(name)
+        return whole.owner if whole.versioned else ""
+
+    def _allowed(self, name: str, most: int) -> int:
+        size = self.size(name)
         if size > most:
             raise ShardError(f"{self.where(name)}: {size} bytes; at most {most} are read")
-        return self._bytes(name, f"its {size} bytes", 0, size)
+        return size
 
     def size(self, name: str) -> int:
         return self._object(name).size
@@ -216,13 +233,13 @@ class RemoteStorage(Storage):
                 file_system, root = fsspec.core.url_to_fs(self.url, **settings)
         except ImportError as error:
             raise ShardError(
-                f"{self.location}: cannot be read ({_reason(error)}); "
+                f"{self.location}: cannot be read ({reason_of(error)}); "
                 "`pip install 'egmf-dist[remote]'` brings what http, https and s3 need"
             ) from error
         except OSError as error:
-            raise UnreachableError(f"{self.location}: cannot be reached ({_reason(error)})") from error
+            raise UnreachableError(f"{self.location}: cannot be reached ({reason_of(error)})") from error
         except Exception as error:  # each file system has its own for a URL that it does not understand
-            raise ShardError(f"{self.location}: cannot be read ({_reason(error)}); {EXAMPLE}") from error
+            raise ShardError(f"{self.location}: cannot be read ({reason_of(error)}); {EXAMPLE}") from error
         if hasattr(file_system, "retries"):
             file_system.retries = 1  # tries are counted, waited for and logged in one place: here
         return file_system, root.rstrip("/")
@@ -233,7 +250,7 @@ class RemoteStorage(Storage):
 
         async def check(response: Any) -> None:
             try:
-                _check_answer(response)
+                check_answer(response)
             except Exception:
                 response.close()
                 raise
@@ -258,7 +275,8 @@ class RemoteStorage(Storage):
             raise ShardError(f"{self.where(name)}: the server does not say how many bytes it has; ranges need that")
         version = next((str(info[key]) for key in _VERSIONS if info.get(key)), "")
         identity = "\n".join((self.url, name, str(info["size"]), version, str(self.options.chunk_bytes)))
-        self._objects[name] = _Object(int(info["size"]), hashlib.sha256(identity.encode()).hexdigest()[:32])
+        owner = hashlib.sha256(identity.encode()).hexdigest()[:32]
+        self._objects[name] = _Object(int(info["size"]), owner, bool(version))
 
     def _chunk(self, process: _Process, name: str, whole: _Object, number: int) -> memoryview:
         with process.lock:
@@ -309,21 +327,21 @@ class RemoteStorage(Storage):
                 return call(self._process(), LONGEST_READ - (time.monotonic() - begun))
             except Exception as error:  # each transport has its own
                 cause = self._cause(error)
-                _raise_refusal(cause)
+                raise_refusal(cause)
                 spent = time.monotonic() - begun
                 if not left or spent + wait >= LONGEST_READ:
                     raise UnreachableError(
                         f"{where}: cannot be read, tried {self.options.retries + 1 - left} times in {spent:.0f} s; "
-                        f"the last time: {_reason(cause)}"
+                        f"the last time: {reason_of(cause)}"
                     ) from error
-                _log.warning("%s: %s; trying again in %.1f s, %d tries left", where, _reason(cause), wait, left)
+                _log.warning("%s: %s; trying again in %.1f s, %d tries left", where, reason_of(cause), wait, left)
             time.sleep(wait)
             wait, left = min(2 * wait, LONGEST_WAIT), left - 1
 
     def _refused(self, name: str, error: OSError) -> ShardError:
         if isinstance(error, FileNotFoundError):
             return ShardError(f"{self.where(name)}: the shard is missing")
-        return UnreachableError(f"{self.where(name)}: access is denied ({_reason(error)}); check the credentials")
+        return UnreachableError(f"{self.where(name)}: access is denied ({reason_of(error)}); check the credentials")
 
     def _cause(self, error: Exception) -> BaseException:
         """fsspec reports every failure of an HTTP HEAD as a missing file, and other file systems some failures of the
@@ -343,48 +361,3 @@ def _call(process: _Process, method: str, *args: Any, timeout: float, **kwargs: 
         # fsspec takes 0 for no limit.
         return sync(process.file_system.loop, waiting, *args, timeout=max(timeout, 0.001), **kwargs)
     return getattr(process.file_system, method)(*args, **kwargs)
-
-
-def _check_answer(response: Any) -> None:
-    """Refuse an HTTP answer before its body is read, which may be a whole shard or endless.
-
-    Raises:
-        OSError: it is not the range that was asked for.
-        aiohttp.ClientResponseError: the server says that it failed.
-    """
-    wanted = response.request_info.headers.get("Range")
-    if wanted is None:  # the size was asked for; no body is read
-        return
-    response.raise_for_status()
-    first, _, last = wanted.removeprefix("bytes=").partition("-")
-    length, said = int(last) + 1 - int(first), response.headers.get("Content-Range")
-    coding = response.headers.get("Content-Encoding", "identity")
-    if response.status not in (200, 206):
-        raise OSError(f"the server answers with HTTP {response.status}")
-    if coding.lower() not in ("identity", ""):
-        raise OSError(f"the server sends its bytes encoded ({coding})")
-    if response.content_length is None or "Transfer-Encoding" in response.headers:
-        raise OSError("the server does not say how many bytes it sends (Content-Length)")
-    if response.status == 200 and response.content_length != length:
-        raise OSError("the server ignores ranges: it answers with the whole object (HTTP 200)")
-    if response.status == 206 and not (said or "").startswith(f"bytes {first}-{last}/"):
-        raise OSError(f"the server sends {said!r} instead of 'bytes {first}-{last}'")
-    if response.content_length != length:
-        raise OSError(f"the server sends {response.content_length} bytes instead of {length}")
-
-
-def _raise_refusal(error: BaseException) -> None:
-    """Raise what the store refuses for good: it lacks the object, or the credentials do not do."""
-    if isinstance(error, FileNotFoundError | PermissionError):
-        raise error
-    status = getattr(error, "status", None)
-    if status in _REFUSED:
-        raise _REFUSED[status](f"HTTP {status}") from error
-    if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):  # botocore's, not always installed
-        raise PermissionError(_reason(error)) from error
-
-
-def _reason(error: BaseException) -> str:
-    """An error's type and message without a password, no longer than a line should be: aiohttp quotes whole answers."""
-    text = without_password(unbroken(f"{type(error).__name__}: {error}").removesuffix(":"))
-    return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]}..."
