@@ -14,9 +14,9 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -47,7 +47,8 @@ CLOCKS: Mapping[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_ti
 _MICRO, _MICRO_BATCHES = 8, 2
 
 
-class Step(NamedTuple):
+@dataclass(frozen=True)
+class Step:
     """A small training's step, counted and timed."""
 
     count: Count

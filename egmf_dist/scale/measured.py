@@ -40,7 +40,7 @@ class Case(NamedTuple):
     layers: int
     like: str
     """Of :data:`egmf_dist.bench.backbones.SMALL`."""
-    stage: int
+    stage: Literal[1, 2, 3]
     ranks: int
     again: bool
     """Layers are computed again in the backward pass."""
