@@ -52,7 +52,7 @@ def test_the_engine_is_released_whatever_fails(tmp_path, monkeypatch, fails):
     stand_ins = {
         "open_split": anything, "open_stream": anything, "read_backbone": (anything, collator),
         "check_scoring": (SimpleNamespace(way="sequence"), "scoring"), "build_egmf": anything,
-        "check_selection": None, "backbone_identity": {}, "deepspeed_settings": {}, "initialise": engine,
+        "check_selection": None, "check_shared": {}, "deepspeed_settings": {}, "initialise": engine,
         "parameter_groups": [{"params": [torch.zeros(1)], "lr": 1.0}],
         "partitioned_loading": contextlib.nullcontext(), "load_checkpoint": None, "Records": records,
         "write_manifest": None, "start_record": {}, "load": iter([]), "BadSamples": None,
