@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from egmf_shards import ShardError, ShardSet, Stream, StreamOptions, verify
@@ -19,6 +19,7 @@ from egmf_shards.order.dialogues import DialogueOrder
 from egmf_shards.order.order import Order
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(-1, 12), min_size=1, max_size=60), st.integers(0, 5))
 def test_an_epoch_holds_each_sample_once_and_dialogues_in_one_piece(numbers, seed):
     dialogues = np.array(numbers, dtype=np.int32)
@@ -50,6 +51,7 @@ def test_the_order_of_dialogues_never_changes():
         DialogueOrder(dialogues[:0], 7, "data")
 
 
+@settings(deadline=None)
 @given(st.integers(0, 3), st.integers(0, 5))
 def test_first_epochs_may_mix_samples(mixed, seed):
     """As an order without dialogues does; what comes after them is what would have come without them."""
