@@ -32,7 +32,7 @@ from egmf_dist.report.facts import (
 from egmf_dist.report.gates import SIGNS, gate_tables, true_class
 from egmf_dist.report.missing import DISTURBED, robustness_figure
 from egmf_dist.report.read import RunResults
-from egmf_dist.report.samples import Found, disagreements, errors, feature_picture
+from egmf_dist.report.samples import Found, disagreements, errors, feature_picture, key_of
 from egmf_dist.style import new_figure, png
 
 TEMPLATE = "page.html.j2"
@@ -181,8 +181,8 @@ def _task(task: str, split: str, result: dict[str, Any], rows: list[dict[str, An
         "calibration": calibration_facts(result),
         "groups": groups,
         "gates": _gates(rows, labels),
-        "errors": [_sample(row, labels, found) for row in errors(rows)],
-        "disagreements": [_sample(row, labels, found) for row in disagreements(rows)],
+        "errors": [_sample(split, row, labels, found) for row in errors(rows)],
+        "disagreements": [_sample(split, row, labels, found) for row in disagreements(rows)],
     }
 
 
@@ -231,9 +231,9 @@ def _robustness(task: str, measured: dict[str, Any] | None) -> dict[str, Any] | 
     }
 
 
-def _sample(row: Mapping[str, Any], labels: Sequence[str], found: Found) -> dict[str, Any]:
-    """One sample as the page shows it."""
-    sample = found.samples.get(str(row.get("id", "")))
+def _sample(name: str, row: Mapping[str, Any], labels: Sequence[str], found: Found) -> dict[str, Any]:
+    """One sample of a split's predictions as the page shows it."""
+    sample = found.samples.get(key_of(name, row))
     text = row.get("text") or (sample.text if sample is not None else None)
     probabilities = row.get("probabilities") or []
     likeliest = []

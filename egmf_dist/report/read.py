@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,9 @@ def _manifest(run: Run) -> dict[str, Any]:
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
+    """A split's predictions; each with ``nth``, which of the task's samples of one id it is: folders may share ids."""
     rows = []
+    seen: Counter[tuple[str, str]] = Counter()
     # Not splitlines: it ends a line also at signs that a text may hold (U+2028, U+0085).
     for number, line in enumerate(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"), start=1):
         try:
@@ -134,5 +137,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
             raise EgmfError(f"{path}, line {number}: not JSON ({error}); evaluate that split again") from error
         if missing:
             raise EgmfError(f"{path}, line {number}: lacks {', '.join(sorted(missing))}; evaluate that split again")
-        rows.append(row)
+        key = str(row["task"]), str(row.get("id", ""))
+        rows.append(row | {"nth": seen[key]})
+        seen[key] += 1
     return rows

@@ -7,6 +7,7 @@ cannot be found again is left out without an error, since a report must outlive 
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,8 +35,8 @@ CLAMP = 3.0
 class Found:
     """What the run's shards still say."""
 
-    samples: dict[str, Sample] = field(default_factory=dict)
-    """By id those that the page shows."""
+    samples: dict[tuple[str, str, str, int], Sample] = field(default_factory=dict)
+    """Those that the page shows, by :func:`key_of`."""
     counts: dict[str, int] = field(default_factory=dict)
     """Samples of each split."""
     tasks: dict[str, str] = field(default_factory=dict)
@@ -98,11 +99,11 @@ def find_samples(folder: Path, run: RunResults) -> Found:
         for split in ("valid", "test"):
             if all(split in manifest["splits"] for manifest in train.manifests):
                 splits[split] = ShardSet.open(local, split)
-        samples: dict[str, Sample] = {}
+        samples: dict[tuple[str, str, str, int], Sample] = {}
         for name, rows in run.predictions.items():
             split = run.evaluations.get(name, {}).get("split", name.split("-without-")[0])
             if split in splits:
-                samples |= _read(splits[split], wanted(rows))
+                samples |= _read(splits[split], name, wanted(rows))
     except (ShardError, EgmfError, OSError, KeyError):
         return Found()
     counts = {split: len(shards) for split, shards in splits.items()}
@@ -118,8 +119,24 @@ def wanted(rows: Sequence[Mapping[str, Any]]) -> set[str]:
     return ids
 
 
-def _read(shards: ShardSet, ids: set[str]) -> dict[str, Sample]:
-    return {sample.id: sample for sample in shards.read(shards.find(ids)).samples}
+def key_of(name: str, row: Mapping[str, Any]) -> tuple[str, str, str, int]:
+    """What tells a prediction's sample from others: several folders, and several splits, may have one id.
+
+    Args:
+        name: of the predictions, such as the split's.
+        row: one of them.
+    """
+    return name, str(row["task"]), str(row.get("id", "")), int(row.get("nth", 0))
+
+
+def _read(shards: ShardSet, name: str, ids: set[str]) -> dict[tuple[str, str, str, int], Sample]:
+    seen: Counter[tuple[str, str]] = Counter()
+    found = {}
+    for sample in shards.read(shards.find(ids)).samples:  # in the order of the predictions
+        own = sample.task, sample.id
+        found[name, *own, seen[own]] = sample
+        seen[own] += 1
+    return found
 
 
 def feature_picture(frames: np.ndarray) -> bytes:

@@ -305,7 +305,7 @@ def test_text_and_features_come_from_the_shards_as_long_as_they_are_the_same(tmp
     identity = {"data": ShardSet.open([data], "train").index_hash}
     (folder / "manifest.json").write_text(json.dumps({"identity": identity}), encoding="utf-8")
     found = find_samples(folder, read_run(folder))
-    assert found.samples[sample.id].text == sample.text
+    assert found.samples["test", "emotion", sample.id, 0].text == sample.text
     assert found.counts["test"] == len(shards)
     page(folder)
     text = (folder / "page.html").read_text(encoding="utf-8")
@@ -315,6 +315,31 @@ def test_text_and_features_come_from_the_shards_as_long_as_they_are_the_same(tmp
     assert find_samples(folder, read_run(folder)).samples == {}
     page(folder)
     assert "text not at hand" in (folder / "page.html").read_text(encoding="utf-8")
+
+
+def test_of_an_id_in_two_folders_and_splits_each_is_shown_with_its_own(tmp_path: Path, quick: None) -> None:
+    data, folder = [tmp_path / "one", tmp_path / "two"], tmp_path / "run"
+    for number, place in enumerate(data):
+        synthesize(place, number, 40, 0.0, 0.01)
+    training(folder)
+    shards = ShardSet.open(data, "test")
+    samples = [s for s in shards if s.task == "emotion"]
+    twice = next(a for a in samples if sum(a.id == b.id for b in samples) == 2)
+    both = [s for s in samples if s.id == twice.id]
+    labels = shards.tasks["emotion"].labels
+    rows = [
+        {"id": s.id, "task": "emotion", "truth": s.label, "probabilities": [1.0]}
+        | {"predicted": next(label for label in labels if label != s.label)}
+        for s in both
+    ]
+    lines(folder / "evaluation" / "predictions-test.jsonl", rows)
+    settings = {"directory": str(tmp_path), "data": {"shards": [place.name for place in data]}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    identity = {"data": ShardSet.open(data, "train").index_hash}
+    (folder / "manifest.json").write_text(json.dumps({"identity": identity}), encoding="utf-8")
+    found = find_samples(folder, read_run(folder)).samples
+    assert [found["test", "emotion", twice.id, n].text for n in (0, 1)] == [s.text for s in both]
+    assert both[0].text != both[1].text
 
 
 def test_pictures_show_the_numbers() -> None:
