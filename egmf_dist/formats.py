@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from egmf_dist.errors import EgmfError
+from egmf_dist.errors import EgmfError, MachineError, is_machines
 from egmf_shards.messages import unbroken
 
 FORMAT = 3
@@ -24,6 +24,12 @@ TRAINED_FILE = "trained.safetensors"
 
 class DamagedError(EgmfError):
     """A file of a run cannot be read; another one may serve instead."""
+
+
+def unreadable(where: Path, error: BaseException) -> DamagedError | MachineError:
+    """What to raise where a run's file or folder cannot be read: it is damaged, unless its machine failed."""
+    said = f"{where} cannot be read ({unbroken(str(error))})"
+    return MachineError(said) if is_machines(error) else DamagedError(said)
 
 
 def stamped(data: Mapping[str, Any]) -> dict[str, Any]:

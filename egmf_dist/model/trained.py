@@ -12,9 +12,8 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from egmf_dist import distributed
-from egmf_dist.errors import EgmfError, MachineError, is_machines
-from egmf_dist.formats import TRAINED_FILE, DamagedError
-from egmf_shards.messages import unbroken
+from egmf_dist.errors import EgmfError
+from egmf_dist.formats import TRAINED_FILE, unreadable
 
 _GATHERED = 2**26
 """The most numbers that ZeRO-3 gathers on every device at once to save or to fill them: 128 MiB in bf16."""
@@ -116,8 +115,7 @@ def fill_parameters(
                         failed = error
     with distributed.failing_together():
         if failed is not None:
-            said = f"{where} cannot be read ({unbroken(str(failed))})"
-            raise MachineError(said) if is_machines(failed) else DamagedError(said) from failed
+            raise unreadable(where, failed) from failed
 
 
 def _check_fit(path: Path, shapes: Mapping[str, list[int]], own: Mapping[str, nn.Parameter]) -> None:

@@ -39,9 +39,15 @@ def _stays(record: Mapping[str, Any], resumed: Progress) -> bool:
     return step <= (resumed.validated if kind == "valid" and step == resumed.step else resumed.step) and kind != "end"
 
 
+def last_start_or_end(records: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The record that says how a run stands, empty where there is none: a tracker may still complain after the end, and
+    a watch of a rank after anything."""
+    return next((r for r in reversed(records) if r.get("kind") in ("start", "end")), {})
+
+
 def ended(records: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether training came to its end, or was told to stop, and did not begin again; warnings may come after."""
-    return next((r["kind"] == "end" for r in reversed(records) if r.get("kind") in ("start", "end")), False)
+    """Whether training came to its end, or was told to stop, and did not begin again."""
+    return last_start_or_end(records).get("kind") == "end"
 
 
 def _is_whole(path: Path, records: list[dict[str, Any]]) -> bool:

@@ -20,7 +20,7 @@ from egmf_dist.run.adapters import read_best
 from egmf_dist.run.checkpoints import find_checkpoint, read_record, steps_before_a_checkpoint, verify
 from egmf_dist.run.folder import Run, step_of
 from egmf_dist.run.lock import Seen, look
-from egmf_dist.run.records import TOLD_TO_STOP, read_records
+from egmf_dist.run.records import TOLD_TO_STOP, ended, last_start_or_end, read_records
 from egmf_shards.checksums import sha256
 
 RUNNING, STOPPING, STOPPED, FINISHED, DIED, NEW = "running", "stopping", "told to stop", "finished", "died", "not begun"
@@ -183,11 +183,9 @@ def _state(run: Run, seen: Seen | None, records: list[dict[str, Any]]) -> tuple[
     held = f"; {seen.who} held it and did not give it back ({seen.why})" if seen is not None else ""
     if not records:
         return (DIED, f"before its first record{held}") if held else (NEW, "it has no record yet")
-    # A tracker may still complain after the end, and a watch of a rank after anything.
-    last = next((r for r in reversed(records) if r.get("kind") in ("start", "end")), records[-1])
-    if last.get("kind") != "end":
+    if not ended(records):
         return DIED, f"its records stop without an end: it was killed, or met an error{held}"
-    reason = str(last.get("reason"))
+    reason = str(last_start_or_end(records).get("reason"))
     return (STOPPED if reason.startswith(TOLD_TO_STOP) else FINISHED), f"{reason}{held}"
 
 

@@ -25,11 +25,9 @@ from safetensors import SafetensorError, safe_open
 
 from egmf_dist import distributed
 from egmf_dist.engine import Engine
-from egmf_dist.errors import MachineError, is_machines
-from egmf_dist.formats import DamagedError
+from egmf_dist.formats import DamagedError, unreadable
 from egmf_dist.model.trained import fill_parameters, shape_of, trained_parameters
 from egmf_dist.run.checkpoints import MOMENTS, WEIGHT, State
-from egmf_shards.messages import unbroken
 
 COUNTERS = ("global_steps", "global_samples", "skipped_steps")
 """Of DeepSpeed's engine."""
@@ -139,8 +137,7 @@ def _readable(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        said = f"{folder} cannot be read ({unbroken(str(error))})"
-        raise MachineError(said) if is_machines(error) else DamagedError(said) from error
+        raise unreadable(folder, error) from error
 
 
 Index = Mapping[tuple[str, str], list[tuple[int, int, int]]]
@@ -164,8 +161,7 @@ def index_of(folder: Path, state: State) -> Index:
                     if kind != _RANDOM:
                         found[kind, name[0]].append((int(start), file.get_slice(key).get_shape()[0], rank))
         except (OSError, SafetensorError, ValueError, IndexError) as error:
-            said = f"{path} cannot be read ({unbroken(str(error))})"
-            raise MachineError(said) if is_machines(error) else DamagedError(said) from error
+            raise unreadable(path, error) from error
     index = {key: sorted(pieces) for key, pieces in found.items()}
     for name, shape in state.shapes.items():
         for kind in state.kinds:
